@@ -21,6 +21,7 @@ from backdoor_lab.tables.notes import (
     protocols,
     reading,
     seed_range,
+    versions_shown,
     where,
 )
 
@@ -73,11 +74,13 @@ def notes_of(
     if any(pair.base is None for pair in pairs):
         seeds = OUR_SEEDS * any(line.result.n > 1 and not line.lines for line in lines)
         report = [REPORT + seeds, comparison(ours, clean_images(cells)), CONVERGED]
-    return [
+    notes = [
         DIFFERENCE, *report, *_tests(lines), *_without(lines, values), *meeting,
         *_shared(facts, used, shown), *_differing(facts, pairs, shown), *_left(facts, sides),
         *protocols(facts, used, shown), *where(cells), reading(values),
     ]  # fmt: skip
+    named = [value for name in SECTIONS for value in facts.values(name, used)]
+    return [*notes, *versions_shown([*named, *notes])]
 
 
 def _tests(lines: Sequence[ComparisonRow]) -> list[str]:

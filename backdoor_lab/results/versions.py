@@ -60,6 +60,11 @@ def unversioned(label: str) -> str:
     return label[: found.start()] if found and found.end() == len(label) else label
 
 
+def unrecorded(cell: CellRecord) -> set[str]:
+    """Returns the components of a cell whose code has no recorded version."""
+    return set(_unrecorded(cell.config)) if cell.config is not None else set()
+
+
 def same_code(code: Any) -> list[str]:
     """Returns the components in ``config.code`` whose code was modified, sorted: for each, its
     name, and its version with a hash of the code."""
@@ -83,6 +88,13 @@ def _label(word: str, version: str | None, known: set[str]) -> str:
 def _versions(config: str) -> dict[str, str]:
     values = json.loads(config)
     return {name: _version(values, name, section) for name, section in SECTIONS.items()}
+
+
+@functools.lru_cache(4096)
+def _unrecorded(config: str) -> frozenset[str]:
+    code = json.loads(config).get("code")
+    sections = [each for each in code.values() if isinstance(each, dict)] if code else []
+    return frozenset(n for each in sections for n, mark in each.items() if _number(mark) == "0")
 
 
 def _version(config: Mapping[str, Any], name: str, section: str) -> str:

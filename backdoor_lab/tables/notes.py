@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -11,14 +12,16 @@ from backdoor_lab.results.facts import PROTOCOL, SEED, CellFields
 from backdoor_lab.results.metrics import MEASURE
 from backdoor_lab.results.records import CellRecord
 from backdoor_lab.results.values import each_once, words
+from backdoor_lab.results.versions import unrecorded
 from backdoor_lab.tables import reference
 from backdoor_lab.tables.layout import UNKNOWN, PivotSpec, TableGroup
 from backdoor_lab.tables.learned import CleanNetworks
-from backdoor_lab.tables.worth import cautions
+from backdoor_lab.tables.worth import Signs, cautions
 
 READING = (
     "Nat: accuracy on clean test images, ASR: share of triggered test images classified as the "
-    "target, both in %; 1 before the defense, 2 after it. #Pois: poisoned training images."
+    "target, both in %; 1 before the defense, 2 after it. #Pois: poisoned training images; "
+    "#Pois Left: those not removed by the defense."
 )
 INTERVAL = (
     "Mean ± 95 % interval over seeds (Student t, n-1 degrees of freedom); the interval is that of "
@@ -34,13 +37,18 @@ EVERY_CLASS = (
 )
 EMPTY = "Empty: the sweep has no such cell. Dash: the cell has no such figure."
 MODIFIED = "Code modified after its version was recorded: {}."
+UNRECORDED = "Code without a recorded version: {}."
+AT = "NAME@N: version N of a method's or a protocol's code in this package."
 VERSION = f"{PROTOCOL}version"
 _SHOWN, _LISTED, _FEW = 3, 12, 3
 
 
-def notes_of(group: TableGroup, spec: PivotSpec, several: bool, clean: CleanNetworks) -> list[str]:
+def notes_of(
+    group: TableGroup, spec: PivotSpec, several: bool, clean: CleanNetworks, signs: Signs
+) -> list[str]:
     """Returns the notes below one table, except notes on single values. `several`: values may be
-    means over several seeds; `clean`: the clean networks of the sweep."""
+    means over several seeds; `clean`: the clean networks of the sweep; `signs`: the footnote signs
+    in the table."""
     facts, cells = group.facts, group.cells
     if group.traits == UNKNOWN:
         return [
@@ -51,7 +59,7 @@ def notes_of(group: TableGroup, spec: PivotSpec, several: bool, clean: CleanNetw
     return [
         *protocols(facts, group.numbers, spec.axes), _what(group, spec), *more, *where(cells),
         READING if spec.report else reading(spec.values), *[INTERVAL] * several,
-        *[EMPTY] * (not spec.report), *cautions(cells, spec.values, clean),
+        *[EMPTY] * (not spec.report), *cautions(cells, spec.values, clean, signs),
     ]  # fmt: skip
 
 
@@ -174,9 +182,20 @@ def where(cells: Sequence[CellRecord]) -> list[str]:
     devices = _frequent(cell.run.get("device") for cell in cells)
     versions = _frequent(each_once(_versions, [cell.run.get("versions") for cell in cells]))
     lines = [f"Device: {devices}."] if devices else []
-    edited = sorted({name for cell in cells for name in cell.run.get("modified") or []})
     lines += [f"Versions: {versions}."] if versions else []
-    return lines + [MODIFIED.format(", ".join(edited))] * bool(edited)
+    new = {name for cell in cells for name in unrecorded(cell)}
+    edited = {name for cell in cells for name in cell.run.get("modified") or []} - new
+    named = ((MODIFIED, edited), (UNRECORDED, new))
+    return lines + [text.format(", ".join(sorted(names))) for text, names in named if names]
+
+
+def versions_shown(texts: Iterable[str]) -> list[str]:
+    """Returns a note on names with a version, if any of the texts of a table has one.
+
+    >>> versions_shown(["TPR@1%", "abl"]), len(versions_shown(["random@1 with spectral@2"]))
+    ([], 1)
+    """
+    return [AT] * any(re.search(r"\w@\d+(?![\d%])", text) for text in texts)
 
 
 def _versions(given: Any) -> str:

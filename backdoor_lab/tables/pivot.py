@@ -19,7 +19,7 @@ from backdoor_lab.tables.best import Winner, best, bold_note, by_seed
 from backdoor_lab.tables.estimates import Estimate, estimate, wilson_note
 from backdoor_lab.tables.layout import PivotSpec, TableGroup, split
 from backdoor_lab.tables.learned import CleanNetworks, not_converged, shows_attack, signs_of
-from backdoor_lab.tables.notes import clean_images, notes_of
+from backdoor_lab.tables.notes import clean_images, notes_of, versions_shown
 
 Key = tuple[str, ...]
 Places = dict[tuple[Key, Key], list[int]]
@@ -139,11 +139,20 @@ def _table(
         where: _cell(group, numbers, estimates.get(where, {}), marked, clean, spec)
         for where, numbers in places.items()
     }
-    rows, columns = (_along(group.facts, spec, cells, axis) for axis in (0, 1))
+    facts = group.facts
+    rows, columns = (_along(facts, spec, cells, axis) for axis in (0, 1))
     winners = best(cells, spec)
     several = any(each.asked > 1 for each in cells.values())
     figures = wilson_note(spec.values, [each.estimates for each in cells.values()])
-    notes = [*notes_of(group, spec, several, clean), *figures, *bold_note(cells, spec)]
+    signs = {
+        facts.cells[number].id: _visible(cells[where])
+        for where, numbers in places.items() for number in numbers
+    }  # fmt: skip
+    notes = notes_of(group, spec, several, clean, signs)
+    notes += versions_shown(
+        [group.title, *(text for key in rows + columns for text in key), *notes]
+    )
+    notes += [*figures, *bold_note(cells, spec)]
     return PivotTable(
         group.title, group.slug, spec, group.traits, rows, columns, cells, winners, notes,
         clean_images(group.cells),
@@ -162,6 +171,11 @@ def _cell(
         _reference(group.facts.of[numbers[0]]) if spec.report else None,
         {name: by_seed(cells, name) for name in spec.values} if len(cells) > 1 else {},
     )  # fmt: skip
+
+
+def _visible(cell: PivotCell) -> dict[str, str]:
+    """Returns the signs of the figures that the table shows."""
+    return {name: sign for name, sign in cell.signs.items() if name in cell.estimates}
 
 
 def _reference(shared: Mapping[str, Any]) -> dict[str, float] | None:

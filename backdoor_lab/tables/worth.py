@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from backdoor_lab.results.records import CellRecord
 from backdoor_lab.results.sweeps import CONTROLS
@@ -32,34 +32,42 @@ _CLEAN_RATE = (
     "the clean rate, which is the share of the same test images classified as the target without"
     " the trigger"
 )
+ONLY_WHOLE = f" Figures are marked {NO_ATTACK} only where none of their seeds shows an attack."
 _LISTED = 3
+Signs = Mapping[str, Mapping[str, str]]
+"""Maps a cell's id to the footnote signs of its figures in a table, by measure."""
 
 
 def cautions(
     cells: Sequence[CellRecord], values: Sequence[str] = ("asr1", "nat2", "asr2"),
-    clean: CleanNetworks | None = None,
+    clean: CleanNetworks | None = None, signs: Signs | None = None,
 ) -> list[str]:  # fmt: skip
     """Returns the warnings below a table of `cells` with the measures `values`. `clean`: the clean
-    networks to compare with, by default those among `cells`."""
+    networks to compare with, by default those among `cells`. `signs`: the footnote signs in the
+    table; a warning starts with its sign only if a figure of its cells has it."""
     done = [cell for cell in cells if cell.done and cell.choices]
     after = bool({"nat2", "asr2"} & set(values))
     clean = CleanNetworks.among(done) if clean is None else clean
+    signs = signs or {}
     return [
         *_own_rules(done), *_few(done), *_one_class(done, after),
-        *_not_converged(done, after, clean), *_no_attack(done, clean),
+        *_not_converged(done, after, clean, signs), *_no_attack(done, clean, signs),
         *[OWN_SEED] * (after and any(map(_retrained_on_all, done))),
     ]  # fmt: skip
 
 
-def _not_converged(cells: Sequence[CellRecord], after: bool, clean: CleanNetworks) -> list[str]:
+def _not_converged(
+    cells: Sequence[CellRecord], after: bool, clean: CleanNetworks, signs: Signs
+) -> list[str]:
     marked = not_converged(cells, clean)
     lines = []
     for number, when in (("1", "before"), *[("2", "after")] * after):
         some = [cell for cell in cells if f"nat{number}" in marked.get(cell.id, [])]
         if some:
+            sign = _sign(NOT_CONVERGED, f"nat{number}", some, signs)
             lowest = min(cell.numbers[f"train_accuracy{number}"] for cell in some)
             lines.append(
-                f"{NOT_CONVERGED} The network {when} the defense did not converge"
+                f"{sign}The network {when} the defense did not converge"
                 f" ({_where(cells, some, after=number)}): it classifies as few as {lowest:.1%} of"
                 f" its training images correctly, over {BEHIND:.0%} fewer than a clean network of"
                 " the same recipe or, if the sweep has none, than the best one of the same ratio."
@@ -113,7 +121,12 @@ def _one_class(cells: Sequence[CellRecord], after: bool) -> list[str]:
     return lines
 
 
-def _no_attack(cells: Sequence[CellRecord], clean: CleanNetworks) -> list[str]:
+def _sign(sign: str, name: str, cells: Iterable[CellRecord], signs: Signs) -> str:
+    """Returns the sign, and a space, if the figure `name` of one of the cells has it."""
+    return f"{sign} " * any(signs.get(cell.id, {}).get(name) == sign for cell in cells)
+
+
+def _no_attack(cells: Sequence[CellRecord], clean: CleanNetworks, signs: Signs) -> list[str]:
     none = without_attack(cells, clean)
     highest = {cell.id: 100 * (clean.expected(cell) or 0.0) for cell in none}
     lines = []
@@ -121,10 +134,12 @@ def _no_attack(cells: Sequence[CellRecord], clean: CleanNetworks) -> list[str]:
         some = [cell for cell in none if clean.has_asr(cell) == known]
         if some:
             most = max(highest[cell.id] for cell in some)
+            sign = max(_sign(NO_ATTACK, name, some, signs) for name in ("asr1", "asr2"))
+            unmarked = any(NO_ATTACK not in signs[c.id].values() for c in some if c.id in signs)
             lines.append(
-                f"{NO_ATTACK} ASR1 is no higher than {than} (up to {most:.2f} %), judged by its"
+                f"{sign}ASR1 is no higher than {than} (up to {most:.2f} %), judged by its"
                 f" 95 % Wilson interval, in {_where(cells, some)}: there is no measurable attack,"
-                " and ASR2 says nothing about a defense."
+                f" and ASR2 says nothing about a defense.{ONLY_WHOLE * unmarked}"
             )
     return lines
 

@@ -82,6 +82,8 @@ REWORDED = {
     "that of the first training":
     "even where nothing was removed, because retraining uses another seed (retrain_seed=same uses "
     "the seed of the first training",
+    r"(?<=2 after it\. )#Pois: poisoned training images":
+    "#Pois: poisoned training images; #Pois Left: those not removed by the defense",
 }  # fmt: skip
 """Notes as the file has them (patterns), and as they are worded today."""
 LEFT_OPEN = {1: "failed: out of memory", 4: "missing", 5: "diverged: loss is NaN"}

@@ -19,6 +19,7 @@ from backdoor_lab.results.records import parse
 from backdoor_lab.results.seal import sealed
 from backdoor_lab.results.sweeps import read_sweep
 from backdoor_lab.tables.layout import PivotSpec
+from backdoor_lab.tables.notes import AT
 from backdoor_lab.tables.pivot import pivot_cells
 from tests.helpers.cells import cell_of, configuration, started
 from tests.helpers.records import record, write_sweep
@@ -127,15 +128,39 @@ def test_tables_show_the_version_and_unversioned_records_count_as_version_1(tmp_
 
 def test_results_of_modified_code_get_their_own_table(tmp_path: Path) -> None:
     """The table has a note. Results of another recorded version have a table without one."""
-    marks: list[Any] = [1, 2, "1+0123456789abcdef"]
+    marks: list[Any] = [1, 2, "1+0123456789abcdef", "0+0123456789abcdef"]
     records = []
     for number, mark in enumerate(marks):
         each = record()
         each["id"], each["config"]["code"] = f"cell{number}", {"triggers": {"pixel": mark}}
-        each["run"]["modified"] = ["pixel"] if number == 2 else []
+        each["run"]["modified"] = ["pixel"] if "+" in str(mark) else []
         records.append(each)
     sweep = read_sweep(write_sweep(tmp_path / "sweep", records))
-    assert [cell.id for cell in sweep.cells] == ["cell0", "cell1", "cell2"]
+    assert [cell.id for cell in sweep.cells] == ["cell0", "cell1", "cell2", "cell3"]
     tables = SweepReport(sweep).tables
-    notes = [[n for n in table.notes if n.startswith("Code modified")] for table in tables]
-    assert sorted(notes) == [[], [], ["Code modified after its version was recorded: pixel."]]
+    notes = [[n for n in table.notes if n.startswith("Code ")] for table in tables]
+    assert sorted(notes) == [
+        [], [], ["Code modified after its version was recorded: pixel."],
+        ["Code without a recorded version: pixel."],
+    ]  # fmt: skip
+
+
+def test_a_table_that_shows_a_version_explains_it(tmp_path: Path) -> None:
+    """In tables of both layouts and in a comparison; not where no name has a version."""
+    records = [record(defense=defense) for defense in ("spectral", "random")]
+    for number, each in enumerate(records):
+        each["id"], each["config"]["code"] = f"cell{number}", {"defenses": {each_name(each): 2}}
+        each["protocol"] = None
+    sweep = read_sweep(write_sweep(tmp_path / "sweep", records))
+    report = SweepReport(sweep)
+    assert report.compared is not None
+    wide = pivot_cells(sweep.cells, PivotSpec(("defense",), ("target",), ("asr1",)))
+    for notes in (report.tables[0].notes, wide[0].notes, report.compared.notes):
+        assert [note for note in notes if note.startswith("NAME@N: version N")] == [AT]
+    (plain,) = SweepReport(read_sweep(write_sweep(tmp_path / "plain", [record()]))).tables
+    explained = any("@" in note.replace(AT, "") for note in plain.notes)
+    assert (AT in plain.notes) == explained
+
+
+def each_name(made: dict[str, Any]) -> str:
+    return str(made["choices"]["defense"])

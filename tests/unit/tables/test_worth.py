@@ -149,6 +149,41 @@ def test_an_asr_no_higher_than_that_of_a_clean_network_is_marked_in_every_table(
         assert of_network == (marked and clean is not None)
 
 
+@pytest.mark.parametrize("report", [True, False], ids=["report", "wide"])
+@pytest.mark.parametrize(
+    ("asr1", "marked", "unmarked"),
+    [((0.1, 0.1), True, False), ((0.9, 0.1), False, True), ((0.9, 0.9), None, None)],
+    ids=["no seed shows an attack", "one seed shows an attack", "every seed shows an attack"],
+)
+def test_the_note_on_a_missing_attack_has_a_sign_if_a_row_has_it(
+    tmp_path: Path, report: bool, asr1: tuple[float, ...], marked: bool | None,
+    unmarked: bool | None,
+) -> None:  # fmt: skip
+    made = [record(seed=seed, asr1=value, clean_rate1=0.1) for seed, value in enumerate(asr1)]
+    grid = whole(tmp_path / "s", made)[not report]
+    assert any("‡" in text for row in grid.rows for text in row) == bool(marked)
+    said = [note for note in grid.notes if "ASR1 is no higher than" in note]
+    only = "Figures are marked ‡ only where none of their seeds shows an attack."
+    assert [(note.startswith("‡ "), note.endswith(only)) for note in said] == (
+        [] if marked is None else [(marked, unmarked)]
+    )
+
+
+def test_a_note_has_no_sign_in_a_table_without_the_marked_measure(tmp_path: Path) -> None:
+    made = [*fitted("1", 0.90, 0.85, clean=0.95), record(target="cat", asr1=0.1, clean_rate1=0.1)]
+    cells = read_sweep(write_sweep(tmp_path / "s", made)).cells
+    for value, signs in (("nat1", {"†"}), ("asr1", {"‡"}), ("pois_left", set())):
+        (table,) = pivot_cells(cells, PivotSpec(("target",), ("ratio",), (value,)))
+        said = [note for note in table.notes if "did not converge" in note or "no higher" in note]
+        assert len(said) == 2
+        assert {note[0] for note in said if note[1] == " "} == signs, value
+
+
+def test_the_note_of_the_report_layout_defines_the_poison_that_is_left(tmp_path: Path) -> None:
+    (table,) = SweepReport(read_sweep(write_sweep(tmp_path / "s", [record()]))).tables
+    assert any("#Pois Left: those not removed by the defense." in each for each in table.notes)
+
+
 def test_a_clean_network_in_another_table_is_used_for_comparison(tmp_path: Path) -> None:
     """A network of another recipe, or one tested with another trigger, is not used."""
     made = [record(asr1=0.3, train_accuracy1=0.9)]
