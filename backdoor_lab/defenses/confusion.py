@@ -44,8 +44,8 @@ sum."""
 
 @dataclass(frozen=True)
 class Round:
-    """One round. After it the fraction `share` of the set is kept for the next one; None for the
-    last round. `epochs` of pretraining precede `steps` of confusion training."""
+    """One round: `epochs` of pretraining, then `steps` of confusion training. The fraction `share`
+    of the set is kept for the next round; None for the last round."""
 
     share: float | None
     steps: int
@@ -243,8 +243,8 @@ def class_weights(context: DefenseContext, among: Tensor) -> Tensor:
 
 
 def distilled(losses: Tensor, labels: Tensor, share: float, floor: int) -> Tensor:
-    """Returns the indices of the fraction `share` of images with the lowest `losses` (n,), and of
-    the lowest one in `floor` images of each class; ascending, at least one."""
+    """Returns the ascending indices of the images to keep: the fraction `share` of all images, at
+    least one image, and the fraction 1 / `floor` of each class, with the lowest `losses` (n,)."""
     order = losses.sort(stable=True).indices
     kept = torch.zeros(len(losses), dtype=torch.bool)
     kept[order[: max(1, int(share * len(losses)))]] = True

@@ -27,5 +27,5 @@ class EllipticEnvelope(Detector):
 
         try:
             return MinCovDet(random_state=seed).fit(points).dist_
-        except ValueError:  # raised for a half without covariance
+        except ValueError:  # raised if the covariance of the half is 0
             return MinCovDet(support_fraction=1.0, random_state=seed).fit(points).dist_

@@ -67,7 +67,7 @@ class MaskWeight:
     _downs: int = 0
 
     def update(self, success: float) -> None:
-        """Takes the success rate of one step."""
+        """Updates the weight, given the success rate of one step."""
         sure = success >= SURE
         self._waited = self._waited + 1 if sure and self.value == 0 else 0
         if self._waited >= PATIENCE:
@@ -82,15 +82,16 @@ class MaskWeight:
 
 @dataclass
 class Smallest:
-    """The trigger with the smallest mask among the successful steps, and for how many steps in
-    succession it has not become smaller."""
+    """The trigger with the smallest mask among the successful steps, and the number of steps since
+    it was found."""
 
     trigger: Reversed | None = None
     size: float = float("inf")
     unimproved: int = 0
 
     def update(self, trigger: Reversed, size: float, success: float) -> None:
-        """Takes the trigger after a step, with the step's mean mask size and success rate."""
+        """Updates the smallest trigger, given the trigger after a step and the step's mean mask
+        size and success rate."""
         improved = success >= SURE and size < self.size
         if improved:
             self.trigger, self.size = trigger, size

@@ -201,7 +201,7 @@ def drawn_half(values: Tensor, seed: int) -> Tensor:
     """Returns a random subset of the rows of `values` (n, d), each with probability 1/2, as bool
     (n,). Whether a row is in it does not depend on the order of the rows."""
     drawn = torch.rand(len(values), generator=torch.Generator().manual_seed(seed)) >= 0.5
-    # At least one row on either side.
+    # Each group needs at least one row.
     drawn[0] = drawn[0] ^ bool(drawn.all() or not drawn.any())
     chosen = torch.empty_like(drawn)
     chosen[row_order(values)] = drawn

@@ -11,7 +11,8 @@ HEADERS = ("method", "status", "equal to", "rows", "differ", "cost", "paper")
 
 
 def overview(methods: Iterable[Method]) -> str:
-    """A table of methods as text, one line each. The column ``cost`` is explained at `cost`."""
+    """A table of methods as text, one line each. The function `cost` explains the column
+    ``cost``."""
     return columns([HEADERS, *(_line(method) for method in methods)])
 
 

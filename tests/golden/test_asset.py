@@ -210,7 +210,7 @@ def test_adjusted_outlyingness_follows_its_definition(n: int, power: float) -> N
         assert found == pytest.approx(outlyingness_by_numpy(values))
 
 
-def test_the_medcouple_by_hand() -> None:
+def test_the_medcouple_matches_values_computed_by_hand() -> None:
     """The median of 0, 1, 2, 7 is m = 1.5. The medcouple of symmetric values is 0."""
     assert medcouple(torch.tensor([3.0, 1, 2, 4, 5]).double()) == 0
     # Pairs (0, 2), (0, 7), (1, 2), (1, 7): -1/2, 4/7, 0, 5/6.
@@ -242,7 +242,7 @@ class Pooled(nn.Module):
         return said
 
 
-def test_features_are_the_last_ones_before_pooling() -> None:
+def test_features_are_outputs_of_the_last_layer_before_pooling() -> None:
     network, images = Pooled(), noise(5, 1)
     expected = network.first(images.float()).flatten(1)
     assert torch.equal(before_pooling(network, images), expected)
@@ -268,7 +268,7 @@ def test_scores_are_losses_in_a_new_network_after_one_epoch() -> None:
     assert rating.flagged.tolist() == (losses >= bound)[4:].tolist()
 
 
-def test_batches_hold_each_image_once_per_epoch_and_different_clean_images() -> None:
+def test_batches_contain_each_image_once_per_epoch_and_different_clean_images() -> None:
     images, labels = noise(30, 3, 2), torch.arange(30) % CLASSES
     images[:, 0, 2, 3] = torch.arange(30)
     clean = images[:22]
@@ -282,6 +282,6 @@ def test_batches_hold_each_image_once_per_epoch_and_different_clean_images() -> 
     assert len({part[3] for part in parts}) == 8
 
 
-def test_defaults_are_the_authors() -> None:
+def test_defaults_are_those_of_the_authors() -> None:
     asset = ASSET()
     assert (asset.epochs, asset.batch_size, asset.lr) == (1, 512, 1e-4)

@@ -270,7 +270,9 @@ def test_kept_images_have_the_lowest_losses_of_the_set_or_of_their_class(floor: 
     assert len(distilled(torch.rand(9), torch.zeros(9).long(), 0.01, floor)) == 1
 
 
-def test_the_floor_is_halved_after_the_last_but_one_round(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_minimum_share_of_each_class_is_halved_after_the_last_but_one_round(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     floors: list[int] = []
 
     def noted(losses: Tensor, labels: Tensor, share: float, floor: int) -> Tensor:
@@ -291,7 +293,7 @@ def test_the_floor_is_halved_after_the_last_but_one_round(monkeypatch: pytest.Mo
     ("apart", "expected"),
     [((0, 0), []), ((1.2, 0), [0]), ((1.2, 1.2), [1]), ((0.7, 3), [1]), ((4, 3), [0, 1])],
 )
-def test_the_end_rule_follows_the_authors_code(
+def test_the_final_rule_follows_the_authors_code(
     apart: tuple[float, float], expected: list[int]
 ) -> None:
     """Fitted images are a quarter of each class; those of two classes are shifted."""
@@ -318,13 +320,13 @@ def test_a_class_with_fewer_than_two_images_of_a_kind_is_not_suspicious(count: i
     assert log_likelihood_ratio(values, torch.arange(10) < count) == 0
 
 
-def test_batches_hold_each_image_once_and_never_one_alone() -> None:
+def test_batches_contain_each_image_once_and_at_least_two_images() -> None:
     found = list(parts(9, 4, torch.Generator().manual_seed(0)))
     assert [len(part) for part in found] == [4, 4, 2]
     assert sorted(torch.cat(found).unique().tolist()) == list(range(9))
 
 
-def test_defaults_are_the_authors_but_steps_and_pretraining() -> None:
+def test_defaults_except_steps_and_pretraining_are_those_of_the_authors() -> None:
     found = ConfusionTraining()
     assert [each.share for each in found.rounds] == [1 / 2, 1 / 5, 1 / 25, 1 / 50, 1 / 100, None]
     assert [each.weight for each in found.rounds] == [20, 20, 20, 30, 30, 15]

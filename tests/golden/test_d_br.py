@@ -194,7 +194,9 @@ def test_consistency_is_the_mean_squared_change_under_a_rotation_and_a_shift() -
     np.testing.assert_allclose(sensitivity(Pixels(108), bare).numpy(), expected, rtol=1e-6)
 
 
-def test_the_smallest_fifth_is_clean_and_the_largest_twentieth_poison() -> None:
+def test_the_fifth_that_changes_least_is_clean_and_the_twentieth_that_changes_most_is_poison() -> (
+    None
+):
     """Sorted ascending, the thresholds are the values at int(0.2 n) and n - int(0.05 n); images
     whose change equals a threshold are selected too (calculate_gamma.py and
     separate_samples.py)."""

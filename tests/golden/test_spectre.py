@@ -173,7 +173,7 @@ def test_scores_of_a_given_rank_equal_the_formula(k: int, eps: int) -> None:
     assert found.scores.numpy() == pytest.approx(scores_of(values, k, eps), rel=1e-6)
 
 
-def test_a_budget_without_epsilon_gives_two_thirds_of_it() -> None:
+def test_epsilon_is_two_thirds_of_a_budget_given_as_a_number() -> None:
     """A budget of six removed examples corresponds to ε = 4, for which the filter removes eight."""
     values = crowded(220, 9, 10, 3.0)
     known = DefenderKnowledge(("only",), 0, None, seed=0)

@@ -101,7 +101,7 @@ def test_a_higher_percentile_gives_a_higher_threshold() -> None:
     assert 0 <= low < high
 
 
-def test_suspicious_scope_names_the_class_with_poison() -> None:
+def test_suspicious_scope_selects_the_class_with_poison() -> None:
     """The images above the threshold differ most from the other images in the class with poison.
     The difference is in units of the MAD over classes."""
     labels = torch.arange(400) % 8
@@ -116,7 +116,7 @@ def test_suspicious_scope_names_the_class_with_poison() -> None:
     assert found.notes["suspicion"]["f"] > found.notes["suspicion"]["a"]
 
 
-def test_the_layer_is_the_input_of_the_last_convolution_or_the_one_named() -> None:
+def test_the_layer_is_the_input_of_the_last_convolution_or_a_named_layer() -> None:
     """In this network both layers have equal values. A layer that does not exist is refused before
     any work."""
     images = planted(pictures(60, 1), slice(0, 5))

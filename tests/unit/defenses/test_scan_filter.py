@@ -195,7 +195,7 @@ def test_identical_rows_or_one_row_have_no_two_groups(rows: Tensor) -> None:
     assert two_groups(rows.double(), torch.arange(len(rows)) > 0) is None
 
 
-def test_scores_follow_shuffled_rows() -> None:
+def test_shuffled_rows_have_the_same_scores_in_shuffled_order() -> None:
     features, _ = poisoned(25, 4)
     order = torch.randperm(len(features.labels), generator=torch.Generator().manual_seed(1))
     plain = SCAn()(features, DefenderKnowledge(CLASSES, 2, 10, 0, draw(40, 2)))

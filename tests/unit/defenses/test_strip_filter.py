@@ -55,7 +55,7 @@ def test_a_constant_network_has_maximal_entropy() -> None:
     assert entropy(network, images, images, over, 1.0).tolist() == pytest.approx([3.0, 3.0])
 
 
-def test_overlays_are_drawn_for_each_image_anew() -> None:
+def test_overlays_are_drawn_separately_for_each_image() -> None:
     """Overlays are drawn with replacement from the whole pool. Equal images get equal overlays,
     whatever the state of other generators."""
     images = torch.randint(0, 256, (3, 1, 2, 3), dtype=torch.uint8)

@@ -45,7 +45,7 @@ def test_every_trigger_and_defense_is_in_the_table() -> None:
     assert len(EVERY) >= 40
 
 
-def test_the_statuses_follow_from_the_rows() -> None:
+def test_statuses_agree_with_the_rows() -> None:
     assert contradictions(EVERY.values()) == []
 
 
@@ -122,7 +122,7 @@ def test_a_consistent_status_is_accepted(right: Method) -> None:
         (method("same"), "must be one of"),
     ],
 )
-def test_a_contradictory_status_is_named(wrong: Method, said: str) -> None:
+def test_a_contradictory_status_is_reported(wrong: Method, said: str) -> None:
     lines = contradictions([wrong])
     assert any(said in line for line in lines)
     assert all(line.startswith("made: ") for line in lines)
@@ -135,7 +135,7 @@ def test_a_contradictory_status_is_named(wrong: Method, said: str) -> None:
      ({"a": 1}, {"a": 1}, True), ({"a": 1}, {"b": 1}, False), (1, "same", True),
      ([0, 1], (0, 1), True), ("ab", ["a", "b"], False)],
 )  # fmt: skip
-def test_values_are_compared_as_values(left: object, right: object, equal: bool) -> None:
+def test_values_are_equal_regardless_of_notation(left: object, right: object, equal: bool) -> None:
     assert same(left, right) is equal
 
 
@@ -292,7 +292,7 @@ def test_a_missing_field_or_a_file_that_is_not_a_table_is_refused(tmp_path: Path
             read(tmp_path, text)
 
 
-def test_a_preset_has_the_rows_of_its_base_with_its_own_in_their_place(tmp_path: Path) -> None:
+def test_rows_of_a_preset_replace_those_of_its_base(tmp_path: Path) -> None:
     rows = [{"option": "x", "ours": 1}, {"option": "y", "ours": 2}]
     own = {"base": "made", "status": "ours", "rows": [{"option": "x", "ours": 9}]}
     found = read(tmp_path, yaml.safe_dump({"made": {**ENTRY, "rows": rows}, "made_more": own}))

@@ -45,7 +45,7 @@ def test_quotations_are_compared_with_checkouts(
     assert "the repository has no such file" in capsys.readouterr().err
 
 
-def test_an_absent_repository_is_named(
+def test_a_repository_without_checkout_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(quoting(tmp_path, monkeypatch, "x", 1)) == 0
