@@ -105,7 +105,7 @@ def array(values: Tensor, *, exact: bool = False) -> Case:
 
 
 def differences(case: Case, now: Case, *, same_machine: bool) -> list[str]:
-    """Describes where a case differs from its snapshot; empty if it does not."""
+    """Describes where a case differs from its snapshot. Empty if there is no difference."""
     if case.keys() != now.keys():
         return [f"has {sorted(now)} in place of {sorted(case)}"]
     return [text for key in case for text in _differs(key, case[key], now[key], same_machine)]
@@ -198,7 +198,7 @@ def options(group: str, name: str) -> dict[str, Any]:
 
 
 def trigger_case(name: str) -> Case:
-    """The poisoned training set that a trigger makes from 64 images, and triggered test images."""
+    """The training set of 64 images after poisoning with a trigger, and triggered test images."""
     trigger = build("trigger", options("trigger", name), Trigger)
     train = LabeledImages(pictures(64, (3, 32, 32), 1), torch.arange(64) % 4, CLASSES, "snapshot")
     source = 2 if trigger.source_specific else None

@@ -54,8 +54,9 @@ def noise(n: int = 40) -> tuple[Tensor, Tensor]:
 
 
 class Layers:
-    """Cross-entropy of a linear layer, batch normalization by batch statistics, ReLU and another
-    linear layer on one batch, with scales (m + δ) γ and shifts (1 + ξ) β, and its gradients."""
+    """The cross-entropy on one batch, and its gradients, for a linear layer, batch normalization
+    with batch statistics, ReLU and another linear layer. The scales are (m + δ) γ and the shifts (1
+    + ξ) β."""
 
     def __init__(self, network: Small, images: Tensor, labels: Tensor) -> None:
         first, norm, _, last = network.body

@@ -64,7 +64,7 @@ CLASSES, PIXELS, LR = 3, 12, 1e-2
 
 
 class Adam:
-    """Kingma and Ba 2015, Algorithm 1, on a list of arrays."""
+    """Adam (Kingma and Ba 2015, Algorithm 1) for a list of arrays."""
 
     def __init__(self, lr: float) -> None:
         self.lr, self.t = lr, 0

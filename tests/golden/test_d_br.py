@@ -197,8 +197,8 @@ def test_consistency_is_the_mean_squared_change_under_a_rotation_and_a_shift() -
 def test_the_fifth_that_changes_least_is_clean_and_the_twentieth_that_changes_most_is_poison() -> (
     None
 ):
-    """Sorted ascending, the thresholds are the values at int(0.2 n) and n - int(0.05 n); images
-    whose change equals a threshold are selected too (calculate_gamma.py and
+    """The thresholds are the values at int(0.2 n) and n - int(0.05 n) of the ascending changes;
+    images whose change equals a threshold are selected too (calculate_gamma.py and
     separate_samples.py)."""
     change = np.random.default_rng(4).permutation(np.arange(49.0))
     ordered = np.sort(change)

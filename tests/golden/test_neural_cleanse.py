@@ -169,7 +169,7 @@ def test_updates_of_mask_and_pattern_follow_the_code_of_the_authors(
 
 
 def test_initial_mask_and_pattern_are_uniform() -> None:
-    """Mask in 0..1, pattern in 0..255."""
+    """The mask is uniform in 0..1, the pattern in 0..255."""
     values = start((3, 40, 50), torch.Generator().manual_seed(0))
     drawn = torch.rand(
         4, 40, 50, generator=torch.Generator().manual_seed(0), dtype=torch.float64
@@ -199,8 +199,8 @@ class Scripted(nn.Module):
 @pytest.mark.parametrize(
     ("script", "passes"),
     [
-        ([True] * 9, 9 + 25),  # Raised at step 9, lowered at 14.
-        ([True] * 8, 100),  # Never raised.
+        ([True] * 9, 9 + 25),  # λ is raised at step 9 and lowered at step 14.
+        ([True] * 8, 100),  # λ is never raised.
         ([False] * 30 + [True] * 9, 39 + 25),
         ([True] * 9 + [False] * 24 + [True], 34 + 25),  # The mask has become smaller in between.
         ([], 100),

@@ -153,7 +153,7 @@ def one_class(values: Tensor, budget: int, *, center: bool = True, **options: An
 
 
 def test_scores_and_removal_match_values_computed_by_hand() -> None:
-    """Five points, written out.
+    """The example has five points.
 
     Points (1,1) (3,1) (5,1) (3,0) (3,2), mean (3,1). Centered: (-2,0) (0,0) (2,0) (0,-1) (0,1).
     Gram matrix diag(8, 2), so v = (1, 0); tau = 4, 0, 4, 0, 0; uncentered |x . v| = 1 3 5 3 3.
@@ -175,7 +175,7 @@ def test_scores_and_removal_match_values_computed_by_hand() -> None:
 
 
 def separation(share: float, sign: int, *, center: bool = True) -> float:
-    """AUROC of the filter's scores on planted poison."""
+    """The AUROC of the filter's scores on planted poison."""
     values, is_poison = planted(share, sign)
     found = auroc(spectral(center=center).score_class(values, 0, UNTOLD).scores, is_poison)
     assert found is not None
@@ -215,10 +215,10 @@ def test_scores_are_at_chance_level_if_half_of_the_class_is_poison(sign: int) ->
 
 
 def expected_auroc(share: float, shift: float) -> float:
-    """Closed form for normal images of variance 1 along the poison's shift, if the filter's
-    direction is that shift: after centering, clean images are around -share * shift and poison
-    around (1 - share) * shift. Half the sum and half the difference of two such values are
-    independent, and their signs tell which value is farther from 0."""
+    """The AUROC in closed form, for normal images of variance 1 along the poison's shift, if the
+    filter's direction is that shift: after centering, clean images are around -share * shift and
+    poison around (1 - share) * shift. Half the sum and half the difference of a clean and a
+    poisoned value are independent, and their signs determine which value is farther from 0."""
 
     def above(x: float) -> float:
         return math.erfc(-x / 2) / 2  # of a normal value of mean x and variance 2, above 0
@@ -370,7 +370,8 @@ def test_a_removal_budget_of_an_unknown_form_is_refused(text: str) -> None:
 
 
 def test_budgets_are_rounded_and_limited_correctly() -> None:
-    """A budget is rounded half up, max_removed down; a budget in ε needs a known ε."""
+    """A budget is rounded half up, and max_removed is rounded down. A budget that is a multiple of
+    ε needs a known ε."""
     sizes = [
         RemovalBudget(text, cap).size(70, 50)
         for text, cap in [("1.5eps", None), ("15%", None), ("p85", None), ("9", None),
@@ -395,7 +396,8 @@ def test_percentile_budgets_agree_with_numpy(percentile: str) -> None:
 
 
 def test_modified_z_scores_above_three_and_a_half_are_outliers() -> None:
-    """Only values above the median count: with median 10 and MAD 1, 20 has z = 6.745."""
+    """Only values above the median are outliers. With median 10 and MAD 1, the value 20 has z =
+    6.745."""
     values = {0: 9.0, 1: 10.0, 2: 11.0, 3: 20.0, 4: 10.0, 5: 9.0, 6: 11.0, 7: 0.0}
     assert outliers(values) == [3]
     assert outliers(dict.fromkeys(range(5), 2.0)) == []

@@ -136,8 +136,8 @@ def _grid(grid: TextTable) -> dict[str, Any]:
 
 
 def renamed(text: str) -> str:
-    """A text of the file with the names that protocol keys and one choice have since 0.2.0, and
-    with the present wording of notes."""
+    """A text of the file after applying the renaming of protocol keys and of one choice in 0.2.0,
+    and the present wording of notes."""
     for old, new in REWORDED.items():
         text = re.sub(old, new, text)
     keys = "|".join(sorted(RENAMED, key=len, reverse=True))
@@ -249,7 +249,7 @@ def differing(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def csv_differences(before: str, now: str) -> Iterator[str]:
-    """What a CSV text has lost: a column, the column order, a line, a value."""
+    """Lists what a CSV text has lost: columns, their order, lines or values."""
     first, second = (list(csv.reader(io.StringIO(text))) for text in (before, now))
     if len(set(second[0])) < len(second[0]):
         yield f"columns twice in {second[0]}"

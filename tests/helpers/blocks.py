@@ -21,8 +21,8 @@ class Block:
 
     @property
     def file(self) -> str | None:
-        """The path in the first line of the block, if the block is a file that the reader is to
-        write."""
+        """The path in the first line of the block, if the block is a file that the reader is told
+        to write."""
         found = FILE.match(self.text)
         return found[1] if found and self.language in ("python", "yaml") else None
 

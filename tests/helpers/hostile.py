@@ -20,7 +20,7 @@ NAMES = [
     # LaTeX
     "{\\input{x}}", "[1em]", "a_b^c~d#e%f&g", "\\\\*", "^^41", "--- `` ''", "\\end{table}",
     "?` !` << >> ,,",
-    # Terminals, line breaks, and directions of text.
+    # Terminal escapes, line breaks, and changes of text direction.
     "line\nbreak\r\nanother", "\x1b[31mred\x1b]0;title\x07", "\x00\x01\x7f\x9b31m", "tab\tbed",
     "\u202eevil\u2066\u200b\ufeff", "[bold]rich[/bold] [link=http://x]y[/link]", "%s %(x)s {0}",
     "\x0b\x0c\x85",

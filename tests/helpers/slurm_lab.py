@@ -54,7 +54,7 @@ SACCT = '#!/bin/sh\necho "JobID|State|NodeList"; exec squeue -h -t all -o "%i|%T
 
 
 def missing() -> list[str]:
-    """The programs that are required and not installed."""
+    """The required programs that are not installed."""
     return [name for name in NEEDED if shutil.which(name) is None]
 
 

@@ -31,7 +31,7 @@ class TwoLayers:
 
     @classmethod
     def of(cls, network: Small, *, smooth: bool = False) -> TwoLayers:
-        """The values of a `Small` network's first and last layer."""
+        """Copies the weights of the first and last layer of `network`."""
         layers = network.body[0], network.body[-1]  # type: ignore[index]
         values = [
             each.detach().double().numpy().copy()
@@ -47,7 +47,7 @@ class TwoLayers:
         return np.where(inner > 0, inner, negative)
 
     def logits(self, x: np.ndarray) -> np.ndarray:
-        """Logits (n, classes) of the rows x (n, pixels)."""
+        """The logits (n, classes) of the rows x (n, pixels)."""
         return np.asarray(self.features(x) @ self.w2.T + self.b2)
 
     def back(self, x: np.ndarray, slope: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:

@@ -182,9 +182,9 @@ def largest_of(monkeypatch: pytest.MonkeyPatch, work: Callable[[], object]) -> i
 def test_memory_for_50_000_images_of_width_64_stays_below_1_gb(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """256 channels at 64 positions: a group holds 64 images' maps (8 MiB) and six arrays of
-    C^2 numbers for at most `rows_at_once` images (256 MiB); the clean side holds eight such arrays
-    for 30 images (120 MiB) and sixteen bounds (4 MiB)."""
+    """The maps have 256 channels at 64 positions. A group needs the maps of 64 images (8 MiB) and
+    six arrays of C^2 numbers for at most `rows_at_once` images (256 MiB). The clean images need
+    eight such arrays for 30 images (120 MiB) and sixteen arrays of bounds (4 MiB)."""
     channels, positions = 256, 64
     rows, cells = rows_at_once(channels), channels**2
     comparing = 8 * (gram_ranges.TEMPORARIES * rows * cells + beatrix.CHUNK * channels * positions)
@@ -209,7 +209,7 @@ def test_bad_options_are_refused_by_name(name: str, value: Any) -> None:
 
 
 def test_clean_images_belong_to_the_class_that_the_network_assigns() -> None:
-    """Wrong labels change nothing, unless the network assigns hardly any image to a class."""
+    """Wrong labels change nothing, unless the network assigns fewer than two images to a class."""
     labels = torch.arange(40) % 2
     images, aside = pictures(40, 1), pictures(40, 2)
     aside[:, 0, 0, 0] = (70 + labels).byte()

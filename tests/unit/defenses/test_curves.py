@@ -21,7 +21,8 @@ NAN = float("nan")
 
 
 def ranking(kinds: int, n: int = 400) -> tuple[Tensor, Tensor]:
-    """Scores with `kinds` distinct values, higher for the fifth that is positive."""
+    """Scores with `kinds` distinct values. A fifth of the examples is positive and has higher
+    scores on average."""
     rng = np.random.default_rng(kinds)
     positive = rng.random(n) < 0.2
     scores = np.floor(rng.beta(2 + 2 * positive, 3) * kinds)
