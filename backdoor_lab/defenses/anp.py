@@ -22,10 +22,10 @@ class ANP(ModelRepair):
     """Prunes channels whose mask shrinks during training under adversarial perturbation.
 
     Wu, Wang, "Adversarial Neuron Pruning Purifies Backdoored Deep Models", NeurIPS 2021, section 4.
-    A channel is the scale γ and shift β of a batch normalization. Each step perturbs γ by a factor
-    δ and β by a factor 1 + ξ: δ and ξ are drawn uniformly from ±`eps` and then changed by one
-    signed step of size eps that increases the loss, so that they lie within ±2 eps. Then the masks
-    m, which stay in 0..1, are changed to decrease
+    A channel is the scale γ and shift β of a batch normalization. Each channel has a mask m. Each
+    step perturbs the scale to (m + δ) γ and the shift to (1 + ξ) β: δ and ξ are drawn uniformly
+    from ±`eps` and then changed by one signed step of size eps that increases the loss, so that
+    they lie within ±2 eps. Then the masks m, which stay in 0..1, are changed to decrease
 
         `alpha` · L(m γ, β) + (1 - alpha) · L((m + δ) γ, (1 + ξ) β)
 

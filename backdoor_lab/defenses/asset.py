@@ -43,8 +43,8 @@ class ASSET(ModelBasedFilter):
     increases the loss on some images of the batch: a small network, trained anew for each batch,
     learns to distinguish the batch from the clean images by features of the attacked model, and the
     images for which its outputs are outliers are unlearned. The first step cancels the second for
-    clean images, but not for poison. Score: the loss of an image. ``removal_budget=auto`` removes
-    the images whose loss reaches `threshold`, at most half of a class.
+    clean images, but not for poison. The score of an image is its loss. ``removal_budget=auto``
+    removes the images whose loss reaches `threshold`, at most half of a class.
 
     The authors' code uses 1,000 clean images; here `protocol.clean_holdout` sets their number.
     """
@@ -74,7 +74,7 @@ class ASSET(ModelBasedFilter):
 
     def batches(self, context: DefenseContext) -> Iterator[Part]:
         """Yields each training image once per epoch, in random order and without augmentation. Each
-        batch has as many clean images, all different if there are enough."""
+        batch has as many clean images as training images, all different if there are enough."""
         clean, number = clean_of(context), 0
         order = context.generator(streams.OFFSET, streams.ORDER)
         generator = context.generator(streams.OFFSET)
@@ -195,9 +195,9 @@ def medcouple(x: Tensor) -> float:
 def threshold(losses: Tensor) -> float:
     """Returns the loss from which images are removed, given those of the training set float64 (n,).
 
-    With the mean m and the standard deviation s of the losses up to the median, and the density
-    p = 1e-6, it is m + s sqrt(-2 ln(p) s sqrt(2 pi)), as in the authors' code. (The normal density
-    is p at m + s sqrt(-2 ln(p s sqrt(2 pi))).)
+    With the mean m and the standard deviation s of the losses up to the median, and the density p =
+    1e-6, this threshold is m + s sqrt(-2 ln(p) s sqrt(2 pi)), as in the authors' code. (The normal
+    density is p at m + s sqrt(-2 ln(p s sqrt(2 pi))).)
     """
     lower = losses.sort().values
     lower = lower[lower <= lower[(len(lower) - 1) // 2]]

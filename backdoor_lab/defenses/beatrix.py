@@ -42,17 +42,17 @@ class Beatrix(ModelBasedFilter):
     ± `width` · MAD over `clean_per_class` held-out images of the class. The score of an image is
     the distance of its entries to their ranges (`Ranges.deviations`), for orders 1 to `orders`.
 
-    `layer`: ``last_stage_input``, the input of a ResNet's layer4; or a layer as `protocol.layer`.
-    ``removal_budget=auto`` removes the images that deviate more than `percentile` % of the clean
-    images do. For this, each fifth of the clean images is compared with the ranges of the other
-    four fifths. A class is suspicious if its anomaly index exceeds `class_threshold`. The index is
-    computed from a kernel two-sample statistic, which compares the mean features of the class's
-    images above the threshold for removal with those of its images below it.
+    `layer` is ``last_stage_input``, the input of a ResNet's layer4, or another layer, named as in
+    `protocol.layer`. ``removal_budget=auto`` removes the images that deviate more than `percentile`
+    % of the clean images do. For this, each fifth of the clean images is compared with the ranges
+    of the other four fifths. A class is suspicious if its anomaly index exceeds `class_threshold`.
+    The index is computed from a kernel two-sample statistic, which compares the mean features of
+    the class's images above the threshold for removal with those of its images below it.
 
     Features are computed and compared in groups of images, so that memory does not grow with the
-    number of images: see `gram_ranges.rows_at_once`. As in the authors' code, the clean images of
-    a class are those that the network assigns to it; if these are fewer than two, those with its
-    label.
+    number of images: see `gram_ranges.rows_at_once`. As in the authors' code, the clean images of a
+    class are those that the network assigns to it; if it assigns fewer than two, the images with
+    the label of the class are used.
     """
 
     needs_clean = True

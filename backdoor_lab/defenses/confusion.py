@@ -62,13 +62,13 @@ class ConfusionTraining(ModelBasedFilter):
     model on a part of the set, then a copy of it on batches of that part together with held-out
     clean images under wrong labels (see `confuse`). This destroys the link between images and
     classes but not between a trigger and its target, which no wrong label contradicts. The images
-    with the lowest loss are the part of the next round: the fraction `shares` of the set, but at
+    with the lowest loss form the part for the next round: the fraction `shares` of the set, but at
     least 1/50 of each class. `steps`, `weight`, `lr` and `pretrain_epochs` are one value for all
     rounds or a list with one value per round; there is one more round than `shares` has entries.
 
-    Score: log-probability of the label minus that of the likeliest other class, so that images
-    that the last model fits have the highest scores. ``removal_budget=auto`` removes the fitted
-    images of suspicious classes (see `suspects`), at most half of a class.
+    The score is the log-probability of the label minus that of the likeliest other class, so that
+    images that the last model fits have the highest scores. ``removal_budget=auto`` removes the
+    fitted images of suspicious classes (see `suspects`), at most half of a class.
 
     The base model of the first round is a new one, or a copy of the attacked model if
     `pretrain_epochs` is 0 for it. By default it is 0, and there are fewer steps and epochs than in

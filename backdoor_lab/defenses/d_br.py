@@ -30,11 +30,12 @@ class DBR(ModelRepair):
     `first_epochs` without augmentation, so that it learns little but the trigger, and fine-tuned
     for `tuning_epochs` with the intra-class loss (`center_similarity`); its learning rate starts at
     `first_lr` and falls as a cosine over 100 epochs. The feature consistency of a training image x
-    is the mean of (f(x) - f(t(x)))², with f the input of the last linear layer and t a random
-    rotation by up to 180° and shift by up to a fifth. The fraction `clean_ratio` of images with the
-    smallest change is taken as clean, the fraction `poison_ratio` with the largest as poison. For
-    `epochs` passes with learning rate `lr`, the attacked model then alternately unlearns the poison
-    and relearns the clean images, with the recipe's augmentation.
+    is the mean of (f(x) - f(t(x)))², where f is the input of the last linear layer and t is a
+    random rotation by up to 180° and a random shift by up to a fifth of the image size. The
+    fraction `clean_ratio` of images with the smallest change is taken as clean, the fraction
+    `poison_ratio` with the largest as poison. For `epochs` passes with learning rate `lr`, the
+    attacked model then alternately unlearns the poison and relearns the clean images, with the
+    recipe's augmentation.
 
     All numbers are those of the authors' code, including batch size 128, momentum 0.9 and weight
     decay 5e-4, whatever the recipe. The code keeps the model with the best accuracy minus ASR on

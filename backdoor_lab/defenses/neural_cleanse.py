@@ -116,7 +116,7 @@ class NeuralCleanse(ModelRepair):
     true label. If no class is suspicious, the model is unchanged.
 
     All numbers are the authors' except the length of the search, `steps` times `batches_per_step`:
-    1,000 batches per class. Theirs is up to 31,000 batches (1,000 steps of 31;
+    1,000 batches per class. The authors use up to 31,000 batches (1,000 steps of 31;
     `defense=neural_cleanse_authors`). The paper unlearns for one epoch on a tenth of the training
     set: with fewer held-out images, raise `epochs`. The paper does not give `lr`.
 
