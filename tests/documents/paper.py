@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
 from backdoor_lab.tables import reference
-from tests.documents.cells import DIGITS, Cell, cells, figure, listed, mean, sorted_by
+from tests.documents.cells import DIGITS, SHARES, Cell, cells, figure, listed, mean, sorted_by
 from tests.documents.markers import markdown, table
 
 CLASSES = 10
@@ -23,17 +25,18 @@ def the_twelve(sweep: str, **wanted: object) -> list[Cell]:
     return found
 
 
-def beside_report(found: list[Cell], *more: str) -> str:
+def beside_report(found: list[Cell], *more: str, digits: int | None = None) -> str:
     """A table with a line for each cell, and the report's figures in brackets. For the columns
-    `more`, the report has no figures."""
+    `more`, the report has no figures. Shares have `digits` decimals if given."""
+    short = dict.fromkeys(SHARES, digits)
     columns = sorted((*REFERENCE, *more), key=list(DIGITS).index)
     rows = []
     for cell in found:
         known = reference.lookup(cell["Trigger"], cell["Target"], float(cell["Ratio"][:-1]) / 100)
         assert known is not None
-        said = {c: f" ({figure(known[name], c)})" for c, name in REFERENCE.items()}
-        rows.append([*(cell[name] for name in ATTACK),
-                     *(figure(cell[c], c) + said.get(c, "") for c in columns)])  # fmt: skip
+        said = {c: f" ({figure(known[name], c, short.get(c))})" for c, name in REFERENCE.items()}
+        figures = [figure(cell[c], c, short.get(c)) + said.get(c, "") for c in columns]
+        rows.append([*(cell[name] for name in ATTACK), *figures])
     return markdown([*ATTACK, *columns], rows)
 
 
@@ -42,9 +45,14 @@ def _airbench() -> str:
     return beside_report(the_twelve("paper/report_airbench", defense="spectral"), "#Pois", "AUROC")
 
 
-@table("report_airbench_in_short")
+@table("in_short")
 def _airbench_in_short() -> str:
-    return beside_report(the_twelve("paper/report_airbench", defense="spectral"))
+    """The same with one column for the attack, and with one decimal."""
+    text = beside_report(the_twelve("paper/report_airbench", defense="spectral"), digits=1)
+    text = re.sub(r"(?m)^\| (\w+) \| (\w+) \| (\S+)", r"| \1 \2 \3", text)
+    return text.replace("| Trigger Target Ratio |", "| Attack |").replace(
+        "| --- | --- | ---", "| ---"
+    )
 
 
 @table("report_resnet18")

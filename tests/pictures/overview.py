@@ -61,7 +61,9 @@ def _figure(shown: Cell, scores: Histogram) -> Figure:
     left, middle, right = found.subplots(1, 3, gridspec_kw={"width_ratios": (0.85, 1.25, 1.0)})
     _image(left, shown)
     draw_scores(middle, scores)
-    middle.set_title("2. Every training image gets a score;\nthose above the threshold are removed")
+    middle.set_title(
+        "2. Every image of this label gets a score;\nthose above the threshold are removed"
+    )
     _table(right, shown)
     return found
 

@@ -160,6 +160,8 @@ def test_every_block_of_a_document_runs_and_prints_the_shown_lines(
         ran += 1
     for path in written:
         path.unlink()
+    # A block may list the written files there.
+    shutil.copy(ROOT / "backdoor_lab/identity.json", copy / "backdoor_lab/identity.json")
     assert ran
 
 

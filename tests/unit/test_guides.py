@@ -98,7 +98,7 @@ def test_the_findings_in_readme_match_the_records() -> None:
         for r in records("paper/readings_group13_literal")
         if (r["choices"]["defense"], r["choices"]["ratio"]) == ("spectral", 0.1)
     }
-    assert f"AUROC {literal['pattern']:.2f} and {literal['pixel']:.2f}" in said
+    assert f"AUROC {literal['pattern']:.2f} and {literal['pixel']:.2f}; bird, 3 epochs" in said
     left = {
         (r["choices"]["target"], r["config"]["protocol"]["layer"]): r["counts"]["pois_left"]
         for folder in ("layers", "layers_horse")
@@ -109,7 +109,7 @@ def test_the_findings_in_readme_match_the_records() -> None:
     near, last = (
         f"{left['bird', layer]} and {left['horse', layer]}" for layer in ("layer4.0", "penultimate")
     )
-    assert f"{near} images left, not {last} (pattern)" in said
+    assert f"{near} images left, not {last} (pattern; bird, horse)" in said
     mixed = {
         (recipe, trigger): sum(counts) / len(counts)
         for recipe in ("demo", "demo_mixup")
@@ -122,8 +122,24 @@ def test_the_findings_in_readme_match_the_records() -> None:
     }  # fmt: skip
     assert (
         f"{mixed['demo_mixup', 'pixel']:.0f} and {mixed['demo_mixup', 'pattern']:.0f} of 100 images"
-        f" left, not {mixed['demo', 'pixel']:.0f} and {mixed['demo', 'pattern']:.0f}" in said
+        f" left, not {mixed['demo', 'pixel']:.0f} and {mixed['demo', 'pattern']:.0f}"
+        " (pixel, pattern; synthetic images)" in said
     )
+    assert "With a ResNet18 of width 16, at 10 %:" in said
+    assert {
+        (r["choices"]["model"], r["choices"]["ratio"])
+        for sweep in (
+            "paper/readings_group13_literal",
+            "paper/layers_horse",
+            "defenses/augmentation",
+        )
+        for r in records(sweep)
+    } == {("resnet18-w16", 0.1)}
+    assert {r["config"]["recipe"]["epochs"] for r in records("paper/readings_group13_literal")} == {
+        3
+    }
+    poisoned = {r["choices"]["ratio"]: r["counts"]["n_poisoned"] for r in cells}
+    assert f"#Pois {poisoned[0.05]} at 5 %, {poisoned[0.1]} at 10 %" in said
     learned = [r for r in cells if r["choices"]["trigger"] == "pixel" and r["asr1"] > 0.5]
     assert (len(learned), len(cells) - len(pattern)) == (2, 6)
     assert "The pixel is learned in two of six cells" in said

@@ -15,6 +15,7 @@ import pytest
 from tests.helpers.cells import TINY, environment
 
 ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text()
 OTHERS = {
     "backdoor_lab/defenses/plain.py": '''
         """A filter without a word on the protocol."""
@@ -97,9 +98,8 @@ OTHERS = {
 
 def recipes() -> dict[str, str]:
     """The files shown in README's instructions, by the path in their first line."""
-    readme = (ROOT / "README.md").read_text()
     blocks = re.findall(
-        r"```(?:python|yaml)\n# ((?:backdoor_lab|conf)/\S+)\n(.*?)```", readme, re.S
+        r"```(?:python|yaml)\n# ((?:backdoor_lab|conf)/\S+)\n(.*?)```", README, re.S
     )
     return dict(blocks)
 
@@ -145,6 +145,9 @@ def test_the_readme_components_run_and_follow_the_protocol(copy: Path, tmp_path:
         "protocol.removal_budget='2'", "protocol.max_removed='1'",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    # Followed by the names: README has those of its own command.
+    (warning,) = re.findall(r"`code not in identity.json: distance, stripe(.*?)`", README, re.S)
+    assert re.search(rf"code not in identity.json: .*{re.escape(warning)}\n", done.stdout)
     found = records(tmp_path)
     asked = {"filter_scope": "all", "removal_budget": "2", "max_removed": "1"}
     assert set(found) == {"distance", "plain", "bright", "nothing"}
