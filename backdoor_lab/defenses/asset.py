@@ -13,7 +13,7 @@ from backdoor_lab.defenses.context import DefenseContext
 from backdoor_lab.defenses.networks import ModelBasedFilter, SampleScores, clean_of, losses_at
 from backdoor_lab.defenses.options import DEFAULTS, FilterOptions
 from backdoor_lab.numerics.descent import descend
-from backdoor_lab.numerics.layers import PENULTIMATE, FeatureHook
+from backdoor_lab.numerics.layers import before_pooling
 
 OUTLYING = 2.0
 """Adjusted outlyingness above which an image is unlearned."""
@@ -111,24 +111,6 @@ def offset(network: nn.Module, attacked: nn.Module, parts: Iterable[Part], lr: f
                 loss = -F.cross_entropy(network(images[marked]), labels[marked])
                 descend(unlearning, loss, "a loss of images that are unlearned")
     network.eval()
-
-
-def before_pooling(network: nn.Module, images: Tensor) -> Tensor:
-    """Returns the flattened output (n, d) of the last layer, other than pooling, whose output has
-    spatial dimensions. If there is no such layer, returns the inputs of the last linear layer."""
-    found: list[Tensor] = []
-
-    def catch(module: nn.Module, _: object, output: object) -> None:
-        pools = "Pool" in type(module).__name__
-        if isinstance(output, torch.Tensor) and output.ndim > 2 and not pools:
-            found[:] = [output]
-
-    hooks = [module.register_forward_hook(catch) for module in network.modules()]
-    with torch.no_grad(), FeatureHook(network, PENULTIMATE) as tap:
-        network(images)
-    for hook in hooks:
-        hook.remove()
-    return found[0].flatten(1) if found else tap.values
 
 
 def new_mlp(features: Tensor, seed: int) -> nn.Module:

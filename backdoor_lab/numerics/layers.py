@@ -88,6 +88,24 @@ def layer_of(net: nn.Module, layer: str, key: str = "protocol.layer") -> tuple[n
     return known[name], layer.endswith(INPUT)
 
 
+def before_pooling(network: nn.Module, images: Tensor) -> Tensor:
+    """Returns the flattened output (n, d) of the last layer, other than pooling, whose output has
+    spatial dimensions. If there is no such layer, returns the inputs of the last linear layer."""
+    found: list[Tensor] = []
+
+    def catch(module: nn.Module, _: object, output: object) -> None:
+        pools = "Pool" in type(module).__name__
+        if isinstance(output, torch.Tensor) and output.ndim > 2 and not pools:
+            found[:] = [output]
+
+    hooks = [module.register_forward_hook(catch) for module in network.modules()]
+    with torch.no_grad(), FeatureHook(network, PENULTIMATE) as tap:
+        network(images)
+    for hook in hooks:
+        hook.remove()
+    return found[0].flatten(1) if found else tap.values
+
+
 def last_stage(net: nn.Module) -> nn.Module | None:
     """Returns the last of several consecutive parts of `net` that contain convolutions: ``layer4``
     of a ResNet, the last block of a DenseNet, the last convolution of a VGG. None if there are no

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from backdoor_lab.defenses.asset import (
     ASSET,
     Part,
-    before_pooling,
     distinguished,
     medcouple,
     new_mlp,
@@ -23,6 +22,7 @@ from backdoor_lab.defenses.asset import (
     outlyingness,
     threshold,
 )
+from backdoor_lab.numerics.layers import before_pooling
 from tests.helpers.contexts import context
 from tests.helpers.mutations import Mutation
 from tests.helpers.two_layers import Precise, TwoLayers, precise, softmax
@@ -56,7 +56,7 @@ MUTATIONS = [
     Mutation(FILE, "attacked.train()", "attacked.eval()", "running statistics"),
     Mutation(FILE, "DENSITY = 1e-6", "DENSITY = 1e-3", "the notebook's default, not its value"),
     Mutation(FILE, "lower = lower[lower <=", "lower = lower[lower >=", "the upper half is fitted"),
-    Mutation(FILE, "and not pools", "", "features after pooling"),
+    Mutation("numerics/layers.py", "and not pools", "", "features after pooling"),
     Mutation(FILE, "network = context.fresh(0)", "network = context.network()",
              "starts from the attacked network"),
 ]  # fmt: skip

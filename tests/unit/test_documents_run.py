@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from tests.documents.project import documents
@@ -154,6 +155,8 @@ def test_every_block_of_a_document_runs_and_prints_the_shown_lines(
             assert prints(said, block.text), f"line {block.line}: the output is\n{said}"
         elif block.language in ("bash", "python"):
             said = run(copy, shown_by(block))
+        elif block.language == "yaml":
+            assert yaml.safe_load(block.text), f"line {block.line}: empty"
         else:
             assert block.language == "bibtex"
             continue

@@ -144,5 +144,5 @@ def test_bad_options_are_refused() -> None:
         Narcissus(eps=16 / 255)
     with pytest.raises(ConfigError, match=r"raise `trigger\.steps` or `trigger\.lr`"):
         Narcissus(steps=1, lr=0.1).prepare(workshop(net))
-    with pytest.raises(ConfigError, match="3 channels of 10x8 pixels.*3 channels of 8x10"):
+    with pytest.raises(ConfigError, match="10x8 pixels with 3.*8x10 pixels with 3"):
         prepared(net, steps=3)(noise(1).mT)

@@ -181,7 +181,7 @@ WRONG = {
     "trigger=adaptive_patch trigger.patches=[{at:[0,0]}]": [
         "`trigger.patches[0].at` is now `trigger.patches[0].position`",
     ],
-    "protocol.apply_trigger=after": ["'after' is not known", "after_augmentation"],
+    "protocol.apply_trigger=after": ["'after' is now 'after_augmentation'"],
     "trigger.colour=3": ["has no key 'colour'", "Did you mean 'trigger.color'?"],
     "trigger=warp trigger.color=3": ["`trigger=warp` has no key 'color'", "pixel"],
     "defense.k=3": ["`defense=spectral` has no key 'k'", "Its keys: ", "name, rank, rounds"],

@@ -53,7 +53,7 @@ def test_a_pixel_value_other_than_0_to_255_is_refused_with_its_index(
 @given(hnp.arrays(st.sampled_from([np.int16, np.int64, np.uint16]), SHAPE))
 def test_integer_pixels_are_kept_exactly_or_refused(images: np.ndarray) -> None:
     if ((images < 0) | (images > 255)).any():
-        with pytest.raises(DataError, match=r"whole numbers 0..255"):
+        with pytest.raises(DataError, match=r"whole numbers from 0 to 255"):
             byte_images(images, "here")
     else:
         np.testing.assert_array_equal(byte_images(images, "here"), images)
@@ -110,8 +110,8 @@ def test_valid_data_becomes_contiguous_with_int64_labels() -> None:
         (arrays(split(classes=1), split(classes=1), "a"), "at least 2 classes"),
         (arrays(split(shape=(2, 4, 4))), "C = 1 or 3"),
         (arrays(split(shape=(3, 0, 4))), "no empty axis"),
-        (arrays(split(shape=(3, 4, 5))), "one shape"),
-        (arrays(split(shape=(1, 4, 4))), "one shape"),
+        (arrays(split(shape=(3, 4, 5))), "the same shape"),
+        (arrays(split(shape=(1, 4, 4))), "the same shape"),
         (arrays(split(per_class=0)), "no empty axis"),
         (arrays(Split(split().images, np.array([0, 1]))), "4 images but 2 labels"),
         (arrays(Split(split().images / 2, split().labels)), "must be uint8"),

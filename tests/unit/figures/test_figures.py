@@ -518,7 +518,7 @@ def test_without_a_store_the_figures_that_need_only_records_are_still_drawn(
     names = {path.stem for path in (folder / "figures").glob("*.png")}
     assert names == {"pipeline", "ratio_pixel", "cost"}
     told = capsys.readouterr().out
-    assert "the store does not exist" in told
+    assert "no store was found" in told
     assert "2 of 2 cells have no figures" in told
 
 

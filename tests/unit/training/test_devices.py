@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from omegaconf import OmegaConf
+from omegaconf import ListConfig, OmegaConf
 from pytorch_lightning.accelerators import CPUAccelerator
 from pytorch_lightning.strategies import SingleDeviceStrategy
 from torch import Tensor
@@ -292,6 +292,8 @@ def cells() -> Iterator[list[str]]:
         kind: Any = locate(options._target_)
         if issubclass(kind, (ModelBasedFilter, ModelRepair)):
             short = [f"defense.{key}={value}" for key, value in SHORT.items() if key in options]
+            short += [f"defense.{key}={value[0]}" for key, value in options.items()
+                      if isinstance(value, ListConfig) and key not in SHORT]  # fmt: skip
             retrain = f"retrain={str(issubclass(kind, ModelRepair)).lower()}"
             yield [f"defense={path.stem}", "protocol.clean_holdout=20", retrain, *short]
     yield ["defense=spectral"]
