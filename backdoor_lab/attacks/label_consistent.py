@@ -37,7 +37,7 @@ class LabelConsistent(Trigger):
     and right corners take precedence.
 
     Differences: the paper's surrogate is trained adversarially; here it is trained normally, so
-    that the perturbations transfer less well to other models. The paper's alternative,
+    the perturbations transfer less well to other models. The paper's alternative,
     interpolation in the latent space of a GAN, is not available.
     """
 

@@ -57,8 +57,8 @@ def check_pixels(width: int, height: int, where: str) -> None:
 
 
 def memory_here() -> int:
-    """Returns the number of bytes available to this process: the least of RAM, control group and
-    `ulimit -v`."""
+    """Returns the number of bytes available to this process: the smallest of RAM, the limit of
+    the Linux control group, and `ulimit -v`."""
     found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     allowed, _ = resource.getrlimit(resource.RLIMIT_AS)
     found += [allowed] if allowed != resource.RLIM_INFINITY else []

@@ -65,8 +65,8 @@ class STRIP(ModelBasedFilter):
         return SampleScores(-found, found <= threshold, {"threshold_bits": threshold})
 
     def threshold(self, usual: Tensor) -> float:
-        """The entropy below which a share `false_positive_rate` of a normal distribution fitted to
-        the entropies `usual` (m,) lies."""
+        """The `false_positive_rate` quantile of a normal distribution fitted to the entropies
+        `usual` (m,). An image with a lower entropy is suspicious."""
         spread = usual.std(unbiased=False) * normal_quantile(self.false_positive_rate)
         return float(usual.mean() + spread)
 

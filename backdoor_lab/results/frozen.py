@@ -2,9 +2,9 @@
 
 - ``sweep.json``: the commands, machines (processor, instruction set, threads, number format),
   versions, requested cells, and the hash of ``records.jsonl``;
-- ``records.jsonl``: one sealed line per record, in the order of the sweep. The removal curve and
-  poison indices are replaced by their hashes, and a stage's library versions are omitted if equal
-  to the run's;
+- ``records.jsonl``: one line per record with its seal (a SHA-256 of the line), in the order of the
+  sweep. The removal curve and poison indices are replaced by their hashes, and a stage's library
+  versions are omitted if equal to the run's;
 - ``tables.md``: the tables, for reading.
 """
 

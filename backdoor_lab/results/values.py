@@ -61,8 +61,8 @@ def each_once(function: Callable[[Any], T], values: Sequence[Any]) -> list[T]:
 
 
 def sort_value(value: Any, counts: bool = False) -> tuple[bool, float] | None:
-    """Returns a sort key for a number; None if `value` is not a number. With `counts`, it is a
-    number of images, which comes after fractions."""
+    """Returns a sort key for a number; None if `value` is not a number. Set `counts`
+    if `value` is a number of images: these sort after fractions."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return (counts, value) if is_number else None
 

@@ -112,8 +112,8 @@ def test_a_preempted_job_resumes_and_completes(lab: Lab, tmp_path: Path) -> None
     complete(tmp_path, program, 1)
 
 
-def test_a_job_out_of_time_is_queued_again_and_resumes(lab: Lab, tmp_path: Path) -> None:
-    """The cell is signaled before the time limit, queued again, and resumes. The training waits
+def test_a_job_that_runs_out_of_time_is_queued_again_and_resumes(lab: Lab, tmp_path: Path) -> None:
+    """The cell is signaled before the time limit, queued again, and resumes. Training waits
     forever at step 60, after three epochs."""
     limits = ("hydra.launcher.timeout_min=1", "hydra.launcher.max_num_timeout=3")
     long = ("recipe.epochs=6", "dataset.per_class_train=60", "hydra.launcher.signal_delay_s=20")

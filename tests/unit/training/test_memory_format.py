@@ -212,7 +212,7 @@ def test_wide_networks_get_exactly_the_weights_of_channels_last_training(
 
 
 def test_the_two_memory_formats_give_different_weights() -> None:
-    """Otherwise the comparison of wide networks with channels-last training could not fail."""
+    """Otherwise the test that wide networks are trained channels-last could never fail."""
     asked = wide(toy_set(32), 16)
     one, other = (
         fit(asked, replace(CPU, channels_last=each)).net.state_dict() for each in (True, False)

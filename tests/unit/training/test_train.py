@@ -57,7 +57,7 @@ def test_training_reaches_a_high_accuracy_on_easy_images() -> None:
     assert float((predicted == asked.training.labels).double().mean()) > 0.9
 
 
-def test_running_a_training_twice_gives_the_same_weights() -> None:
+def test_training_twice_with_the_same_settings_gives_the_same_weights() -> None:
     augmentation = {"crop_padding": 1, "flip": True, "cutout": 2}
     torch.manual_seed(1)
     first = weights(job(**augmentation))
@@ -117,7 +117,7 @@ def test_resume_after_kill_gives_identical_weights(tmp_path: Path, until: int, s
     assert resumed.history == unbroken.history
 
 
-def test_a_training_killed_after_its_last_epoch_repeats_no_epoch(tmp_path: Path) -> None:
+def test_a_training_run_killed_after_its_last_epoch_repeats_no_epoch(tmp_path: Path) -> None:
     first = weights(job(), scratch=tmp_path)
     again = Epochs()
     assert weights(job(), scratch=tmp_path, callbacks=[again]) == first
