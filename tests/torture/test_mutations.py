@@ -70,7 +70,7 @@ def test_golden_tests_pass_in_a_copy_of_the_package_without_mutation(
 def test_a_golden_test_fails_for_a_wrong_formula(
     copy: Path, module: Path, mutation: Mutation
 ) -> None:
-    """The test fails with an assertion error, not because the mutated code cannot be imported or run."""
+    """The test fails with an assertion error, not because the mutated code cannot run."""
     mutation.apply(copy / "backdoor_lab")
     code, failed = outcome(copy, module)
     assert code == 1, f"{mutation} survives"

@@ -31,8 +31,8 @@ def rates(total: int, **changes: Any) -> list[float]:
 
 @pytest.mark.parametrize(("device", "fused"), [("cpu", True), ("meta", None)])
 def test_sgd_is_fused_on_a_cpu(device: str, fused: bool | None) -> None:
-    """On other devices `fused` is None, so that torch chooses; with `fused=False` it would update one
-    tensor at a time."""
+    """On other devices `fused` is None, so that torch chooses; with `fused=False` it would
+    update one tensor at a time."""
     sgd, _ = optimizer_of(Recipe.of(BASE), nn.Linear(2, 2, device=device), 4)
     assert sgd.defaults["fused"] is fused
 
