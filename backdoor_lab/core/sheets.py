@@ -57,7 +57,10 @@ def _cells(column: pd.Series[Any]) -> list[str]:
     """Returns the cells of a column in CSV. Most texts repeat, so each distinct value is escaped
     once."""
     if column.dtype.kind == "f":
-        return ["" if math.isnan(value) else repr(value) for value in column.tolist()]
+        numbers = column.tolist()
+        # 0.0 and -0.0 are one key but two texts.
+        known = {v: "" if math.isnan(v) else repr(v) for v in {*numbers}}
+        return [known[v] if v else repr(v) for v in numbers]
     values = column.astype(object).tolist()
     if column.hasnans:
         values = [None if empty else v for v, empty in zip(values, column.isna(), strict=True)]

@@ -96,7 +96,8 @@ def _column(name: str, values: list[Any]) -> Any:
     first = values[0] if values else None
     if values.count(first) == len(values):
         # Performance: most columns have the same value (or none) for all cells.
-        return pd.array([pd.NA if first is None else _text(first)] * len(values), dtype="string")
+        one = pd.array([pd.NA if first is None else _text(first)], dtype="string")
+        return one.repeat(len(values))
     return pd.array([pd.NA if value is None else _text(value) for value in values], dtype="string")
 
 

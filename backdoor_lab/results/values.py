@@ -45,6 +45,16 @@ def is_count(ratio: float, ratio_of: Any) -> bool:
 
 def by_key(mappings: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     """Returns for each key its values in all these mappings; None where a mapping lacks the key."""
+    keys = list(mappings[0]) if mappings else []
+    if all([*each] == keys for each in mappings):
+        # Performance: nearly always, all mappings have the same keys in the same order.
+        return dict(
+            zip(
+                keys,
+                map(list, zip(*(each.values() for each in mappings), strict=True)),
+                strict=True,
+            )
+        )
     sets = dict.fromkeys(map(tuple, mappings))
     keys = list(dict.fromkeys(key for each in sets for key in each))
     # Performance: all keys of one mapping at a time is several times faster than one key at a time.

@@ -91,3 +91,8 @@ def test_surrogate_pairs_are_decoded_to_characters() -> None:
     assert decode(json.dumps({"😀": ["😀", "é"]}).encode()) == {"😀": ["😀", "é"]}
     assert decode(b'{"\\ud83d\\ude00": 1}') == {"😀": 1}
     assert decode(b'{"\\uD800a": ["\\udc00"]}') == {"\\ud800a": ["\\udc00"]}
+
+
+def test_equal_numbers_with_different_texts_keep_their_texts() -> None:
+    frame = pd.DataFrame({"f": [0.0, -0.0, float("nan"), 1.5, 1.5, float("nan"), 1e-20]})
+    assert csv_of_frame(frame) == "f\n0.0\n-0.0\n\n1.5\n1.5\n\n1e-20\n"
