@@ -79,6 +79,17 @@ def _photographs() -> str:
     return markdown(["`defense=`", *(f"{trigger} {ratio}" for ratio, trigger in places)], rows)
 
 
+@table("defenses_published")
+def _published() -> str:
+    """One row per repair of the sweep, in the order of the sweep."""
+    columns = ("Nat1", "ASR1", "Nat2", "ASR2")
+    rows = [
+        [f"`{cell['Defense']}`", *(f"{cell[column]:.1f}" for column in columns)]
+        for cell in cells("defenses/published")
+    ]
+    return markdown(["`defense=`", *columns], rows)
+
+
 def _attacked(column: str, places: Sequence[tuple[str, str]]) -> list[str]:
     found = [
         the("defenses/photographs", trigger=trigger, ratio=ratio, defense="spectral")
