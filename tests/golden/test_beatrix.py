@@ -164,6 +164,11 @@ class Passing(nn.Module):
         return -(images[:, 0, 0, :1].float() - 100 - classes).abs()
 
 
+def test_by_default_the_features_are_the_input_of_the_last_stage() -> None:
+    """The authors' code hooks the input of layer4 of a ResNet."""
+    assert Beatrix().layer == "last_stage_input"
+
+
 def test_scores_and_the_choice_of_classes_equal_the_formulas() -> None:
     """Computes everything from the images to J*: the feature maps that enter the second
     convolution, thresholds from five clean images per class (with five, their order does not
