@@ -103,8 +103,8 @@ def offset(network: nn.Module, attacked: nn.Module, parts: Iterable[Part], lr: f
         for images, labels, clean, seed in parts:
             descend(flattening, network(clean).var(dim=1).mean(), "a variance of logits")
             inspected, known = before_pooling(attacked, images), before_pooling(attacked, clean)
-            told = distinguished(new_mlp(inspected, seed), inspected, known)
-            marked = (outlyingness(told) > OUTLYING).nonzero().flatten()
+            outputs = distinguished(new_mlp(inspected, seed), inspected, known)
+            marked = (outlyingness(outputs) > OUTLYING).nonzero().flatten()
             if len(marked):
                 # Batch normalization may refuse a single image.
                 marked = marked.repeat(2) if len(marked) == 1 else marked

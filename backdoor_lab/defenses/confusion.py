@@ -95,7 +95,7 @@ class ConfusionTraining(ModelBasedFilter):
             validation.number("defense.shares", each, low=1e-9, below=1 + 1e-9) for each in shares
         ]
         n = len(kept) + 1
-        told = zip(
+        values = zip(
             [*kept, None],
             [validation.whole("defense.steps", each, low=1) for each in _each("steps", steps, n)],
             [validation.number("defense.weight", x, low=1) for x in _each("weight", weight, n)],
@@ -106,7 +106,7 @@ class ConfusionTraining(ModelBasedFilter):
             ],
             strict=True,
         )
-        self.rounds = [Round(*values) for values in told]
+        self.rounds = [Round(*each) for each in values]
         self.batch_size = validation.whole("defense.batch_size", batch_size, low=2)
 
     def score_images(self, context: DefenseContext, where: Tensor) -> SampleScores:
@@ -202,7 +202,7 @@ def parts(n: int, batch: int, generator: torch.Generator) -> Iterator[Tensor]:
 
 def confuse(
     network: nn.Module,
-    told: Round,
+    round_: Round,
     clean: Iterator[Batch],
     inspected: Iterator[Batch],
     classes: int,
@@ -216,10 +216,10 @@ def confuse(
     (L_inspected + (weight - 1) · L_clean) / weight, where L_inspected is a mean weighted by the
     `weights` (classes,) of the labels; the other steps minimize L_clean.
     """
-    sgd = torch.optim.SGD(network.parameters(), lr=told.lr, momentum=MOMENTUM, weight_decay=DECAY)
+    sgd = torch.optim.SGD(network.parameters(), lr=round_.lr, momentum=MOMENTUM, weight_decay=DECAY)
     network.train()
     with torch.enable_grad():
-        for step in track(range(told.steps), "batch"):
+        for step in track(range(round_.steps), "batch"):
             images, predicted = next(clean)
             wrong = (predicted + 1 + step % (classes - 1)) % classes
             if step % BATCH_FACTOR == 0:
@@ -228,7 +228,7 @@ def confuse(
                 first, rest = outputs[: len(images)], outputs[len(images) :]
                 by = None if weights is None else weights.to(rest)
                 ours = F.cross_entropy(rest, labels, weight=by)
-                loss = (ours + (told.weight - 1) * F.cross_entropy(first, wrong)) / told.weight
+                loss = (ours + (round_.weight - 1) * F.cross_entropy(first, wrong)) / round_.weight
             else:
                 loss = F.cross_entropy(network(images), wrong)
             descend(sgd, loss, "a loss of confusion training")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -46,19 +46,13 @@ def is_count(ratio: float, ratio_of: Any) -> bool:
 def by_key(mappings: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     """Returns for each key its values in all these mappings; None where a mapping lacks the key."""
     keys = list(mappings[0]) if mappings else []
-    if all([*each] == keys for each in mappings):
-        # Performance: nearly always, all mappings have the same keys in the same order.
-        return dict(
-            zip(
-                keys,
-                map(list, zip(*(each.values() for each in mappings), strict=True)),
-                strict=True,
-            )
-        )
-    sets = dict.fromkeys(map(tuple, mappings))
-    keys = list(dict.fromkeys(key for each in sets for key in each))
-    # Performance: all keys of one mapping at a time is several times faster than one key at a time.
-    lines = [[*map(each.get, keys)] for each in mappings]
+    lines: list[Collection[Any]] = [each.values() for each in mappings]
+    # Performance: nearly always, all mappings have the same keys in the same order.
+    if not all([*each] == keys for each in mappings):
+        sets = dict.fromkeys(map(tuple, mappings))
+        keys = list(dict.fromkeys(key for each in sets for key in each))
+        # Performance: all keys of one mapping at a time is several times faster than one at a time.
+        lines = [[*map(each.get, keys)] for each in mappings]
     return dict(zip(keys, map(list, zip(*lines, strict=True)), strict=True))
 
 

@@ -40,7 +40,7 @@ MUTATIONS = [
     Mutation(FILE, "(predicted + 1 + step % (classes - 1))", "(predicted + 1)", "one shift"),
     Mutation(FILE, "(predicted + 1 + step % (classes - 1))", "(predicted + 1 + step % classes)",
              "every so often the label is right"),
-    Mutation(FILE, "(told.weight - 1) *", "(1 - told.weight) *", "the sign of the confusion"),
+    Mutation(FILE, "(round_.weight - 1) *", "(1 - round_.weight) *", "the sign of the confusion"),
     Mutation(FILE, ".rsqrt()", ".sqrt()", "rare classes count less"),
     Mutation(FILE, "None if each.share is None else class_weights", "class_weights",
              "classes are weighed in the last round"),
@@ -98,20 +98,20 @@ def slope_of(layers: TwoLayers, x: np.ndarray, labels: np.ndarray, by: np.ndarra
 
 
 def confuse_by_numpy(
-    layers: TwoLayers, told: Round, clean: tuple[np.ndarray, np.ndarray],
+    layers: TwoLayers, round_: Round, clean: tuple[np.ndarray, np.ndarray],
     inspected: tuple[np.ndarray, np.ndarray], frequencies: np.ndarray,
 ) -> None:  # fmt: skip
     """Confusion training in which every step uses the same batch of clean images with predicted
     labels and the same batch of training images."""
-    sgd = SGD(told.lr, 0.7)
-    for step, shift in enumerate(shifts(told.steps, CLASSES)):
+    sgd = SGD(round_.lr, 0.7)
+    for step, shift in enumerate(shifts(round_.steps, CLASSES)):
         x, wrong = clean[0], (clean[1] + shift) % CLASSES
         first = slope_of(layers, x, wrong, np.ones(len(x)))
         gradients = layers.back(x, first)[0]
         if step % 2 == 0:
             rest = slope_of(layers, *inspected, 1 / frequencies[inspected[1]])
             more = layers.back(inspected[0], rest)[0]
-            lam = told.weight
+            lam = round_.weight
             gradients = [(a * (lam - 1) + b) / lam for a, b in zip(gradients, more, strict=True)]
         sgd.step(layers.values(), gradients)
 
@@ -141,16 +141,16 @@ def test_updates_follow_the_authors_code(steps: int) -> None:
     """Updates with both kinds of images alternate with updates on clean images alone. Labels are
     shifted by 1, 2, 3, 1, 2."""
     network = precise(PIXELS, CLASSES, 1)
-    layers, told = TwoLayers.of(network), Round(0.5, steps, 5.0, 0.05, 0)
+    layers, round_ = TwoLayers.of(network), Round(0.5, steps, 5.0, 0.05, 0)
     labels = torch.tensor([0] * 9 + [1] * 4 + [2] * 2 + [3])
     predicted = torch.arange(10) % CLASSES
     given = context(noise(16, 2), labels)
     clean: Iterator[tuple[Tensor, Tensor]] = cycle([(noise(10, 3), predicted)])
     inspected: Iterator[tuple[Tensor, Tensor]] = cycle([(noise(16, 2), labels)])
     weights = class_weights(given, torch.arange(16))
-    confuse(network, told, clean, inspected, CLASSES, weights)
+    confuse(network, round_, clean, inspected, CLASSES, weights)
     confuse_by_numpy(
-        layers, told, (rows(noise(10, 3)), predicted.numpy()),
+        layers, round_, (rows(noise(10, 3)), predicted.numpy()),
         (rows(noise(16, 2)), labels.numpy()), frequencies_of(labels.numpy()),
     )  # fmt: skip
     close(network, layers)
