@@ -141,7 +141,8 @@ def _triggers(overrides: list[str]) -> tuple[list[str], list[str]]:
     named = [each.partition("=")[2] for each in overrides if each.startswith("trigger=")]
     names = [name for text in named for name in text.split(",")]
     if not names or names == ["all"]:
-        names = sorted(path.stem for path in Path(conf_dir()).glob("trigger/*.yaml"))
+        found = sorted(path.stem for path in Path(conf_dir()).glob("trigger/*.yaml"))
+        names = [name for name in found if not name.endswith("_authors")]
     return names, rest
 
 

@@ -71,4 +71,4 @@ def _text(node: ast.expr, texts: dict[str, str]) -> str:
 
 def golden_modules() -> list[Path]:
     """The golden test modules that name mutations."""
-    return [path for path in sorted(GOLDEN.glob("test_*.py")) if mutations_of(path)]
+    return [path for path in sorted(GOLDEN.rglob("test_*.py")) if mutations_of(path)]

@@ -34,7 +34,7 @@ def test_the_physical_experiment_covers_every_trigger_and_transformation(
 ) -> None:
     config = configuration(tmp_path, "experiment=physical")
     check_keys(config)
-    assert swept("physical") == {"trigger": "glob(*)"}
+    assert swept("physical") == {"trigger": "glob(*,exclude=*_authors)"}
     asked = config["measure"]["asr_under"]
     assert list(canonical_names(asked)) == sorted(asked, key=canonical_names(asked).index)
     kinds = {parse(name)[0] for name in asked}
@@ -84,7 +84,7 @@ def test_report_experiments_cover_all_twelve_cells_and_the_controls(
 def test_spectral_variants_are_selected_on_triggers_that_are_not_reported(tmp_path: Path) -> None:
     config = configuration(tmp_path, "experiment=spectral_variants")
     assert not config["retrain"]
-    assert swept("spectral_variants")["trigger"] == "glob(*,exclude=[pixel,pattern])"
+    assert swept("spectral_variants")["trigger"] == "glob(*,exclude=[pixel,pattern,*_authors])"
     reported = swept("report")["trigger"].split(",")
     assert reported == ["pixel", "pattern"]
 

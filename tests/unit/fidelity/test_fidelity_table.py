@@ -75,8 +75,8 @@ def test_every_mutation_can_be_applied(path: Path) -> None:
 
 def test_golden_tests_that_name_mutations_are_found() -> None:
     assert GOLDEN / "test_spectral.py" in golden_modules()
-    said = [p.name for p in GOLDEN.glob("test_*.py") if "\nMUTATIONS" in p.read_text()]
-    assert sorted(said) == [path.name for path in golden_modules()]
+    said = [path for path in GOLDEN.rglob("test_*.py") if "\nMUTATIONS" in path.read_text()]
+    assert sorted(said) == golden_modules()
 
 
 @pytest.mark.parametrize(

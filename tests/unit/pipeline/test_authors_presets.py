@@ -1,4 +1,4 @@
-"""Defenses with their authors' costly numbers compose, are estimated, and run when cut short."""
+"""Methods with their authors' numbers compose, are estimated, and run when cut short."""
 
 from __future__ import annotations
 
@@ -13,47 +13,55 @@ from tests.helpers.cells import CPU, cell_of, run_here
 from tests.helpers.project import CONF
 
 COSTLY = {
-    "abl_authors": {"epochs": 10},
-    "abl_unlearning_authors": {"epochs": 10, "training_epochs": 60},
-    "confusion_authors": {
+    "defense/abl_authors": {"epochs": 10},
+    "defense/abl_unlearning_authors": {"epochs": 10, "training_epochs": 60},
+    "defense/confusion_authors": {
         "steps": [6000, 6000, 6000, 6000, 2000, 2000],
         "pretrain_epochs": [100, 100, 40, 40, 40, 40],
     },
-    "neural_cleanse_authors": {"steps": 1000, "batches_per_step": 31},
-    "spectre_authors": {"layer": "layer3.1.relu:input"},
+    "defense/neural_cleanse_authors": {"steps": 1000, "batches_per_step": 31},
+    "defense/spectre_authors": {"layer": "layer3.1.relu:input"},
 }
-"""The keys in which a preset differs from the defense it is named for, with the authors' values."""
+"""The keys in which a preset differs from the method it is named for, with the authors' values."""
 SHORT = {
-    "abl_authors": ("defense.epochs=1",),
-    "abl_unlearning_authors": ("defense.epochs=1", "defense.training_epochs=1"),
-    "confusion_authors": ("defense.steps=2", "defense.pretrain_epochs=1"),
-    "neural_cleanse_authors": ("defense.steps=2",),
-    "spectre_authors": ("model.width=4",),
+    "defense/abl_authors": ("defense.epochs=1",),
+    "defense/abl_unlearning_authors": ("defense.epochs=1", "defense.training_epochs=1"),
+    "defense/confusion_authors": ("defense.steps=2", "defense.pretrain_epochs=1"),
+    "defense/neural_cleanse_authors": ("defense.steps=2",),
+    "defense/spectre_authors": ("model.width=4",),
 }
 
 
 def options(name: str) -> dict[str, Any]:
-    """The content of a defense's YAML file."""
-    return dict(OmegaConf.load(CONF / f"defense/{name}.yaml"))  # type: ignore[arg-type]
+    """The content of the YAML file conf/`name`.yaml."""
+    return dict(OmegaConf.load(CONF / f"{name}.yaml"))  # type: ignore[arg-type]
+
+
+def choice(name: str) -> str:
+    """A preset as on the command line."""
+    return name.replace("/", "=")
 
 
 def test_every_preset_with_the_numbers_of_the_authors_is_tested() -> None:
-    assert {path.stem for path in (CONF / "defense").glob("*_authors.yaml")} == set(COSTLY)
+    found = [
+        path for group in ("trigger", "defense") for path in (CONF / group).glob("*_authors.*")
+    ]
+    assert {f"{path.parent.name}/{path.stem}" for path in found} == set(COSTLY)
 
 
 @pytest.mark.parametrize("name", COSTLY)
-def test_a_preset_with_the_numbers_of_the_authors_differs_from_its_defense_only_in_costly_keys(
+def test_a_preset_with_the_numbers_of_the_authors_differs_from_its_method_only_in_these_keys(
     name: str,
 ) -> None:
     base = options(name.removesuffix("_authors"))
-    assert options(name) == base | COSTLY[name] | {"name": name}
+    assert options(name) == base | COSTLY[name] | {"name": name.partition("/")[2]}
 
 
 @pytest.mark.parametrize("name", COSTLY)
 def test_a_dry_run_estimates_a_preset_with_the_numbers_of_the_authors(
     name: str, tmp_path: Path
 ) -> None:
-    cell = cell_of(tmp_path, f"defense={name}", "protocol.clean_holdout=20")
+    cell = cell_of(tmp_path, choice(name), "protocol.clean_holdout=20")
     assert [each.id for each, _ in estimate([cell], set(), CPU).cells] == [cell.id]
 
 
@@ -61,7 +69,8 @@ def test_a_dry_run_estimates_a_preset_with_the_numbers_of_the_authors(
 def test_a_preset_with_the_numbers_of_the_authors_runs_with_smaller_numbers(
     name: str, tmp_path: Path
 ) -> None:
-    record = run_here(tmp_path / "store", tmp_path / "cell", f"defense={name}",
+    record = run_here(tmp_path / "store", tmp_path / "cell", choice(name),
                       "protocol.clean_holdout=20", *SHORT[name])  # fmt: skip
     assert record["status"] == "done"
-    assert record["config"]["defense"]["name"] == name
+    group, _, preset = name.partition("/")
+    assert record["config"][group]["name"] == preset
