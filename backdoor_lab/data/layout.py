@@ -13,6 +13,7 @@ from backdoor_lab.data.splits import ADVICE, HeldOut
 TRAIN = ("train",)
 TEST = ("test", "val", "valid")
 """The first of these folders that contains an image is the test split."""
+LISTED = 10
 
 Classes = dict[str, list[str]]
 """Maps each class to the paths of its images; both are sorted by name."""
@@ -30,7 +31,8 @@ class Survey:
 
 
 def survey(inside: Members, held_out: HeldOut) -> Survey:
-    """Assigns files to splits and classes. Raises DataError if the layout is not supported."""
+    """Assigns files to splits and classes. Raises DataError if the layout is not supported, or
+    without two classes that have images in every split."""
     listing, where = inside.listing(), str(inside.root)
     visible = {path for path in listing.files if not _hidden(path)}
     images = {path for path in visible if has_image_ending(path)}
@@ -43,6 +45,7 @@ def survey(inside: Members, held_out: HeldOut) -> Survey:
         for split, prefix in prefixes.items()
         if prefix is not None
     }
+    _check_classes(layout, prefixes, where)
     if "test" not in layout:
         layout = _divided(layout["train"], held_out)
     used = tuple(prefix for prefix in prefixes.values() if prefix is not None)
@@ -73,11 +76,35 @@ def _prefixes(images: set[str], held_out: HeldOut, where: str) -> dict[str, str 
     raise DataError(f"{where}: expected train/<class>/<image>, found {got}{hint}")
 
 
+def _check_classes(layout: Layout, prefixes: dict[str, str | None], where: str) -> None:
+    """Raises DataError unless there are at least two classes, each with images in every split."""
+    known = sorted({name for split in layout.values() for name in split})
+    shown = {split: prefixes[split] or "it" for split in layout}
+    everywhere = " and ".join(shown.values())
+    if len(known) < 2:
+        raise DataError(
+            f"{where}: at least two classes are needed, which are the folders in {everywhere};"
+            f" found {', '.join(known) or 'none'}"
+        )
+    said = []
+    for split, by_class in layout.items():
+        if empty := [name for name in known if not by_class.get(name)]:
+            more = f" and {len(empty) - LISTED} more" if len(empty) > LISTED else ""
+            said.append(
+                f"{len(empty)} of {len(known)} have none in {shown[split]}:"
+                f" {', '.join(empty[:LISTED])}{more}"
+            )
+    if said:
+        raise DataError(
+            f"{where}: every class needs images in {everywhere}; {'; '.join(said)}. Add images or"
+            " remove these classes"
+        )
+
+
 def _divided(classes: Classes, held_out: HeldOut) -> Layout:
     layout: Layout = {"train": {}, "test": {}}
     for name, paths in classes.items():
-        # A class without images is refused later, by `validate.checked`.
-        chosen = held_out.held_out(len(paths), name).tolist() if paths else []
+        chosen = held_out.held_out(len(paths), name).tolist()
         marked = list(zip(paths, chosen, strict=True))
         layout["train"][name] = [path for path, held in marked if not held]
         layout["test"][name] = [path for path, held in marked if held]

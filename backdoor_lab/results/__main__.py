@@ -77,15 +77,20 @@ def freeze(folder: Path, out: Path, *, keep_curve: bool = False) -> int:
     asked = [{"id": cell.id, "choices": cell.choices} for cell in sweep.cells]
     lines = frozen.lines_of(records)
     content = frozen.description(sweep.name, sweep.command, asked, records, lines)
-    tables = frozen.without_outside_paths("\n".join(map(markdown, report.shown)))
     out.mkdir(parents=True, exist_ok=True)
     for name, text in (
         (frozen.RECORDS, lines),
         (frozen.SWEEP, frozen.readable(content)),
-        (frozen.TABLES, f"# {sweep.name}\n\n{tables}"),
+        (frozen.TABLES, tables_text(report)),
     ):
         write_atomic(out / name, text.encode("utf-8", errors="backslashreplace"))
     return len(records)
+
+
+def tables_text(report: SweepReport) -> str:
+    """Returns the content of tables.md."""
+    tables = frozen.without_outside_paths("\n".join(map(markdown, report.shown)))
+    return f"# {report.sweep.name}\n\n{tables}"
 
 
 if __name__ == "__main__":

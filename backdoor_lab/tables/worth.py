@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from backdoor_lab.results.records import CellRecord
 from backdoor_lab.results.sweeps import CONTROLS
-from backdoor_lab.results.values import ratio_words, words
 from backdoor_lab.results.versions import versioned
 from backdoor_lab.tables.learned import (
     BEHIND,
@@ -17,6 +16,8 @@ from backdoor_lab.tables.learned import (
     not_converged,
     without_attack,
 )
+from backdoor_lab.tables.naming import named
+from backdoor_lab.tables.poor import poor_networks
 
 FEW = 30
 """With fewer images than this, a single image changes a rate by more than 3 percentage points."""
@@ -33,7 +34,6 @@ _CLEAN_RATE = (
     " the trigger"
 )
 ONLY_WHOLE = f" Figures are marked {NO_ATTACK} only where none of their seeds shows an attack."
-_LISTED = 3
 Signs = Mapping[str, Mapping[str, str]]
 """Maps a cell's id to the footnote signs of its figures in a table, by measure."""
 
@@ -50,7 +50,7 @@ def cautions(
     clean = CleanNetworks.among(done) if clean is None else clean
     signs = signs or {}
     return [
-        *_own_rules(done), *_few(done), *_one_class(done, after),
+        *_own_rules(done), *_few(done), *_one_class(done, after), *poor_networks(done, after),
         *_not_converged(done, after, clean, signs), *_no_attack(done, clean, signs),
         *[OWN_SEED] * (after and any(map(_retrained_on_all, done))),
     ]  # fmt: skip
@@ -68,7 +68,7 @@ def _not_converged(
             lowest = min(cell.numbers[f"train_accuracy{number}"] for cell in some)
             lines.append(
                 f"{sign}The network {when} the defense did not converge"
-                f" ({_where(cells, some, after=number)}): it classifies as few as {lowest:.1%} of"
+                f" ({named(cells, some, after=number)}): it classifies as few as {lowest:.1%} of"
                 f" its training images correctly, over {BEHIND:.0%} fewer than a clean network of"
                 " the same recipe or, if the sweep has none, than the best one of the same ratio."
                 " Train it longer before using its figures."
@@ -101,7 +101,7 @@ def _few(cells: Sequence[CellRecord]) -> list[str]:
             counts = sorted({int(cell.numbers[name]) for cell in few})
             lines.append(
                 f"Fewer than {FEW} images: {rate} is measured on {' or '.join(map(str, counts))}"
-                f" test images ({_where(cells, few)}); one image changes it by several percentage"
+                f" test images ({named(cells, few)}); one image changes it by several percentage"
                 " points."
             )
     return lines
@@ -115,7 +115,7 @@ def _one_class(cells: Sequence[CellRecord], after: bool) -> list[str]:
             names = dict.fromkeys(cell.top_class.get(f"top_class{number}", "?") for cell in one)
             lines.append(
                 f"The network {when} the defense predicts one class ({', '.join(names)}) for more"
-                f" than {MOSTLY:.0%} of the clean test images ({_where(cells, one, after=number)}):"
+                f" than {MOSTLY:.0%} of the clean test images ({named(cells, one, after=number)}):"
                 f" Nat{number} and ASR{number} are not meaningful."
             )
     return lines
@@ -138,7 +138,7 @@ def _no_attack(cells: Sequence[CellRecord], clean: CleanNetworks, signs: Signs) 
             unmarked = any(NO_ATTACK not in signs[c.id].values() for c in some if c.id in signs)
             lines.append(
                 f"{sign}ASR1 is no higher than {than} (up to {most:.2f} %), judged by its"
-                f" 95 % Wilson interval, in {_where(cells, some)}: there is no measurable attack,"
+                f" 95 % Wilson interval, in {named(cells, some)}: there is no measurable attack,"
                 f" and ASR2 says nothing about a defense.{ONLY_WHOLE * unmarked}"
             )
     return lines
@@ -153,21 +153,3 @@ def _retrained_on_all(cell: CellRecord) -> bool:
         and "retrain" in stages
         and '"retrain_seed": "same"' not in (cell.config or "")
     )
-
-
-def _where(cells: Sequence[CellRecord], some: Sequence[CellRecord], *, after: str = "1") -> str:
-    """Returns ``every cell``, or the names of the attacks of `some` cells (with their defenses if
-    `after` is "2")."""
-    if len(some) == len(cells) > 1:
-        return "every cell"
-    named = list(dict.fromkeys(_attack(cell, defended=after == "2") for cell in some))
-    more = [f"{len(named) - _LISTED} more"] if len(named) > _LISTED else []
-    return "; ".join([*named[:_LISTED], *more])
-
-
-def _attack(cell: CellRecord, *, defended: bool) -> str:
-    chosen = cell.choices
-    ratio = ratio_words(chosen["ratio"], (cell.protocol or {}).get("ratio_of"))
-    names = [versioned(cell, "trigger"), words(chosen["target"]), ratio]
-    names += [versioned(cell, "defense")] * defended
-    return f"{' '.join(names)} seed {chosen['seed']}"

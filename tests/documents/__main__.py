@@ -1,4 +1,5 @@
-"""Writes the generated tables of all documents, and the outputs of the notebook.
+"""Writes the generated tables of all documents and committed sweeps, and the outputs of the
+notebook.
 
     python -m tests.documents [--check]
 
@@ -13,7 +14,7 @@ import sys
 
 from backdoor_lab.core.atomic_io import write_atomic
 from tests.documents import notebook
-from tests.documents.project import ROOT, changed
+from tests.documents.project import ROOT, changed, changed_tables, frozen_sweeps
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -21,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.documents", description=__doc__)
     parser.add_argument("--check", action="store_true")
     given = parser.parse_args(arguments)
-    found = changed()
+    found = changed() | changed_tables(frozen_sweeps())
     run = {path: notebook.executed(path) for path in notebook.NOTEBOOKS}
     found |= {path: text for path, text in run.items() if text != path.read_text(encoding="utf-8")}
     for path, text in found.items():

@@ -5,9 +5,12 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
+from backdoor_lab.compare.report import SweepReport
+from backdoor_lab.results.__main__ import tables_text
 from tests.documents.markers import TABLES, filled
 
 ROOT = Path(__file__).resolve().parents[2]
+SWEEPS = ROOT / "multirun_reports"
 FOLDERS = ("backdoor_lab", "conf", "multirun_reports", "tests")
 PRINTED = ("tables.md", "features.md")
 SUBJECTS = (
@@ -52,3 +55,16 @@ def changed() -> dict[Path, str]:
     texts = {path: path.read_text(encoding="utf-8") for path in documents()}
     new = {path: filled(text, TABLES) for path, text in texts.items()}
     return {path: text for path, text in new.items() if text != texts[path]}
+
+
+def frozen_sweeps() -> list[Path]:
+    """The folders of the committed sweeps; local ones are in the folder `runs`."""
+    found = sorted(path.parent for path in SWEEPS.rglob("records.jsonl"))
+    return [path for path in found if "runs" not in path.relative_to(SWEEPS).parts]
+
+
+def changed_tables(sweeps: list[Path]) -> dict[Path, str]:
+    """Every tables.md of the folders `sweeps` that differs from its records, with the text that it
+    should have."""
+    new = {path / "tables.md": tables_text(SweepReport.of(path)) for path in sweeps}
+    return {path: text for path, text in new.items() if text != path.read_text(encoding="utf-8")}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import re
+import shutil
 import struct
 from pathlib import Path
 from typing import Any
@@ -262,14 +264,58 @@ def test_a_bitmap_with_16_bits_per_pixel_is_decoded(tmp_path: Path) -> None:
     assert decode(data, "x", 3, None)[:, 0, 0].tolist() == [255, 0, 255]
 
 
-def test_empty_classes_are_refused_and_named_in_the_error(tmp_path: Path) -> None:
+def zipped(folder: Path) -> Path:
+    """A copy of a folder as an archive next to it."""
+    return Path(shutil.make_archive(str(folder), "zip", folder))
+
+
+@pytest.mark.parametrize("archive", [False, True], ids=["folder", "archive"])
+@pytest.mark.parametrize(
+    ("paths", "said"),
+    [
+        (["train/cat", "test/cat"],
+         "at least two classes are needed, which are the folders in train/ and test/; found cat"),
+        (["x/train/cat", "x/val/cat"], "which are the folders in x/train/ and x/val/; found cat"),
+        (["train/cat", "train/dog", "test/cat"], "1 of 2 have none in test/: dog. Add images or"),
+        (["train/cat", "test/cat", "test/dog"], "1 of 2 have none in train/: dog. Add images or"),
+        (["train/cat", "train/dog", "test/cat", "test/dogs"],
+         "every class needs images in train/ and test/; 1 of 3 have none in train/: dogs; 1 of 3"
+         " have none in test/: dog. Add images or remove these classes"),
+        ([*(f"train/c{n:02}" for n in range(13)), "test/c00"],
+         "12 of 13 have none in test/: c01, c02, c03, c04, c05, c06, c07, c08, c09, c10 and 2"),
+    ],
+    ids=["one class", "one class, enclosed", "not in test", "not in train", "spelled differently",
+         "many"],
+)  # fmt: skip
+def test_one_class_and_different_classes_in_train_and_test_are_refused_before_decoding(
+    tmp_path: Path, paths: list[str], said: str, archive: bool
+) -> None:
+    for path in paths:
+        (tmp_path / "set" / path).mkdir(parents=True)
+        picture(1).save(tmp_path / "set" / path / "0.png")
+    root = zipped(tmp_path / "set") if archive else tmp_path / "set"
+    for use in (ImageFolder.known_classes, ImageFolder.read):
+        with pytest.raises(DataError, match=re.escape(said)) as found:
+            use(ImageFolder(root=str(root)))
+        assert str(found.value).startswith(f"{root}: ")
+
+
+def test_one_class_in_train_without_test_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "train" / "cat").mkdir(parents=True)
+    for number in range(3):
+        picture(1).save(tmp_path / "train" / "cat" / f"{number}.png")
+    with pytest.raises(DataError, match=r"are the folders in train/; found cat$"):
+        ImageFolder(root=str(tmp_path), test_share=0.5).known_classes()
+
+
+def test_empty_class_folders_are_refused_and_named_in_the_error(tmp_path: Path) -> None:
     root = filled(tmp_path)
     (root / "train" / "bird").mkdir()
-    with pytest.raises(DataError, match=r"train: every class needs images; 1 of 3.*bird"):
-        checked(ImageFolder(root=str(root)).read(), "here")
+    with pytest.raises(DataError, match=r"1 of 3 have none in train/: bird; 1 of 3.* test/: bird"):
+        ImageFolder(root=str(root)).known_classes()
     picture(1).save(root / "train" / "bird" / "0.png")
-    with pytest.raises(DataError, match=r"test: every class needs images; 1 of 3.*bird"):
-        checked(ImageFolder(root=str(root)).read(), "here")
+    with pytest.raises(DataError, match=r"train/ and test/; 1 of 3 have none in test/: bird"):
+        ImageFolder(root=str(root)).known_classes()
 
 
 def test_an_archive_member_with_a_backslash_in_its_name_is_refused(tmp_path: Path) -> None:

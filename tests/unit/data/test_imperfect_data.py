@@ -260,7 +260,7 @@ def test_an_empty_class_folder_is_refused_even_with_a_cached_data_set(
     if cached:
         open_dataset(ImageFolder(root=str(root)), store)
     (root / "train/empty").mkdir()
-    with pytest.raises(DataError, match="1 of 3 have none: empty"):
+    with pytest.raises(DataError, match="1 of 3 have none in train/: empty"):
         open_dataset(ImageFolder(root=str(root)), store)
 
 

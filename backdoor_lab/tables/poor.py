@@ -1,0 +1,104 @@
+"""Notes on networks that classify clean images too poorly for their other figures to say much."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+
+from backdoor_lab.analysis.intervals import wilson
+from backdoor_lab.results.records import CellRecord
+from backdoor_lab.tables.naming import named
+
+NEAR = 0.1
+"""Nat is near chance if the lower end of its interval is less than this fraction of the way from
+chance to 100 %."""
+OVERFITTED = 0.3
+"""A network is reported if its training accuracy is this much above its Nat."""
+DAMAGED = 0.1
+"""A network is reported if Nat2 is this much below Nat1."""
+SCATTERED = 0.2
+"""Networks are reported if their Nat differs by more than this between seeds."""
+_BEFORE = (
+    "Neither the attack nor the defense can be judged by such a network: use more training images,"
+    " more epochs, augmentation or a smaller network."
+)
+_AFTER = "A low ASR2 of such a network does not mean that the defense removed the backdoor."
+Reason = tuple[str, list[CellRecord]]
+
+
+def poor_networks(cells: Sequence[CellRecord], after: bool) -> list[str]:
+    """Returns a note on the networks before the defense that classify clean images poorly and, if
+    `after`, one on those after it. `cells` are completed cells."""
+    lines = []
+    for number, when in (("1", "before"), *[("2", "after")] * after):
+        reasons = [*_reasons(cells, number)]
+        found = {id(cell) for _, some in reasons for cell in some}
+        if found:
+            where = named(cells, [cell for cell in cells if id(cell) in found], after=number)
+            said = "; ".join(text for text, _ in reasons)
+            worth = _BEFORE if number == "1" else _AFTER
+            lines.append(f"The network {when} the defense is poor ({where}): {said}. {worth}")
+    return lines
+
+
+def _reasons(cells: Sequence[CellRecord], number: str) -> Iterator[Reason]:
+    """Yields why networks are poor, each with the cells to which it applies."""
+    nat = f"nat{number}"
+    known = [cell for cell in cells if nat in cell.numbers]
+    if low := [cell for cell in known if _is_near_chance(cell, nat)]:
+        worst = min(low, key=lambda cell: cell.numbers[nat])
+        said = f"near chance (always predicting the same class gives {chance(worst):.1%})"
+        yield f"Nat{number} is as low as {worst.numbers[nat]:.1%}, {said}", low
+    if over := [cell for cell in known if _gap(cell, number) > OVERFITTED]:
+        worst = max(over, key=lambda cell: _gap(cell, number))
+        fitted = f"{worst.numbers[f'train_accuracy{number}']:.1%} of the training images"
+        said = f"where {fitted} are classified correctly, so the network memorized them"
+        yield f"Nat{number} is as low as {worst.numbers[nat]:.1%} {said}", over
+    if number == "2" and (less := [cell for cell in known if _loss(cell) > DAMAGED]):
+        most = max(map(_loss, less))
+        yield f"Nat2 is up to {100 * most:.1f} percentage points below Nat1", less
+    if apart := [group for group in _by_seed(known) if _range(group, nat) > SCATTERED]:
+        most = max(_range(group, nat) for group in apart)
+        said = f"differs by up to {100 * most:.1f} percentage points between seeds"
+        yield f"Nat{number} {said}", [cell for group in apart for cell in group]
+
+
+def chance(cell: CellRecord) -> float | None:
+    """Returns the accuracy of always predicting one class: the target or, if the ASR is measured on
+    images of the source class only, the source. None if the record does not tell it."""
+    images, attacked = cell.numbers.get("n_test"), cell.numbers.get("n_asr")
+    asr_on = (cell.protocol or {}).get("asr_on")
+    if not images or attacked is None or not attacked <= images:
+        return None
+    return {"not_target": 1 - attacked / images, "source": attacked / images}.get(str(asr_on))
+
+
+def _is_near_chance(cell: CellRecord, nat: str) -> bool:
+    """Whether Nat is near chance. False if chance is unknown."""
+    least = chance(cell)
+    if least is None:
+        return False
+    low, _ = wilson(cell.numbers[nat], int(cell.numbers["n_test"]))
+    return low < least + NEAR * (1 - least)
+
+
+def _gap(cell: CellRecord, number: str) -> float:
+    return cell.numbers.get(f"train_accuracy{number}", 0.0) - cell.numbers[f"nat{number}"]
+
+
+def _loss(cell: CellRecord) -> float:
+    return cell.numbers.get("nat1", 0.0) - cell.numbers["nat2"]
+
+
+def _by_seed(cells: Iterable[CellRecord]) -> list[list[CellRecord]]:
+    """Returns the cells in groups that differ only in the seed."""
+    found: dict[object, list[CellRecord]] = defaultdict(list)
+    for cell in cells:
+        choices = tuple(item for item in cell.choices.items() if item[0] != "seed")
+        found[choices, cell.config].append(cell)
+    return [*found.values()]
+
+
+def _range(cells: Sequence[CellRecord], nat: str) -> float:
+    values = [cell.numbers[nat] for cell in cells]
+    return max(values) - min(values)

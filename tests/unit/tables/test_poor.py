@@ -1,0 +1,107 @@
+"""Notes on networks that classify clean images too poorly, computed from the records."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backdoor_lab.compare.report import SweepReport
+from backdoor_lab.results.sweeps import read_sweep
+from backdoor_lab.tables.layout import PivotSpec
+from backdoor_lab.tables.pivot import pivot_cells
+from tests.helpers.records import PROTOCOL, failed, record, write_sweep
+
+COUNTS = record()["counts"]
+CELL = "pixel bird 5% seed 0"
+DEFENDED = "pixel bird 5% spectral seed 0"
+BEFORE = (
+    "Neither the attack nor the defense can be judged by such a network: use more training images,"
+    " more epochs, augmentation or a smaller network."
+)
+AFTER = "A low ASR2 of such a network does not mean that the defense removed the backdoor."
+
+
+def measured_on(n_test: int, n_asr: int, asr_on: str = "not_target", **said: Any) -> dict[str, Any]:
+    counts = {**COUNTS, "n_test": n_test, "n_asr": n_asr}
+    return record(counts=counts, protocol={**PROTOCOL, "asr_on": asr_on}, **said)
+
+
+def poor(folder: Path, made: list[dict[str, Any]]) -> list[str]:
+    """The notes on poor networks, which are the same below the default tables and other ones."""
+    sweep = read_sweep(write_sweep(folder, made))
+    tables = [*SweepReport(sweep).tables]
+    tables += pivot_cells(sweep.cells, PivotSpec(("defense",), ("trigger",), ("nat1", "asr2")))
+    found = [[note for note in table.notes if " is poor (" in note] for table in tables]
+    assert len(found) == 2
+    assert found[0] == found[1]
+    return found[0]
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (measured_on(60, 40, nat1=0.45, train_accuracy1=1.0),
+         "Nat1 is as low as 45.0%, near chance (always predicting the same class gives 33.3%); Nat1"
+         " is as low as 45.0% where 100.0% of the training images are classified correctly, so the"
+         " network memorized them."),
+        (record(nat1=0.6, train_accuracy1=0.95),
+         "Nat1 is as low as 60.0% where 95.0% of the training images are classified correctly, so"
+         " the network memorized them."),
+        (measured_on(1000, 500, "source", nat1=0.53),
+         "Nat1 is as low as 53.0%, near chance (always predicting the same class gives 50.0%)."),
+        (record(nat1=0.9, nat2=0.7), "Nat2 is up to 20.0 percentage points below Nat1."),
+        (record(nat1=0.95, nat2=0.15),
+         "Nat2 is as low as 15.0%, near chance (always predicting the same class gives 10.0%); Nat2"
+         " is up to 80.0 percentage points below Nat1."),
+    ],
+    ids=["a memorized folder of images", "memorized", "chance on the source class",
+         "worse after the defense", "near chance after the defense"],
+)  # fmt: skip
+def test_a_poor_network_is_noted_below_every_table(
+    tmp_path: Path, made: dict[str, Any], said: str
+) -> None:
+    when, where, worth = (
+        ("before", CELL, BEFORE) if said.startswith("Nat1") else ("after", DEFENDED, AFTER)
+    )
+    assert poor(tmp_path / "s", [made]) == [
+        f"The network {when} the defense is poor ({where}): {said} {worth}"
+    ]
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        record(), failed(measured_on(60, 40)), measured_on(1000, 900, nat1=0.25, nat2=0.22),
+        measured_on(1000, 1000, "all", nat1=0.05, nat2=0.05),
+        record(nat1=0.85, nat2=0.85, train_accuracy1=1.0, train_accuracy2=1.0),
+        record(nat1=0.9, nat2=0.81), record(nat1=0.9, nat2=None, asr2=None),
+    ],
+    ids=["a good network", "a failed cell", "above chance", "chance unknown", "a usual gap",
+         "slightly worse after the defense", "not retrained"],
+)  # fmt: skip
+def test_other_networks_are_not_noted(tmp_path: Path, made: dict[str, Any]) -> None:
+    assert poor(tmp_path / "s", [made]) == []
+
+
+@pytest.mark.parametrize(("other", "noted"), [(0.69, True), (0.71, False)])
+def test_networks_that_differ_between_seeds_are_noted(
+    tmp_path: Path, other: float, noted: bool
+) -> None:
+    same = {"nat2": 0.8, "asr2": 0.0}
+    made = [record(nat1=0.9, **same), record(nat1=other, seed=1, **same)]
+    made.append(record(nat1=0.5, nat2=0.5, asr2=0.0, defense="none"))
+    found = [note for note in poor(tmp_path / "s", made) if "before" in note]
+    assert found == [
+        f"The network before the defense is poor ({CELL}; pixel bird 5% seed 1): Nat1 differs by up"
+        f" to 21.0 percentage points between seeds. {BEFORE}"
+    ] * noted  # fmt: skip
+
+
+def test_a_note_below_a_table_without_measures_after_the_defense_omits_the_network_after_it(
+    tmp_path: Path,
+) -> None:
+    sweep = read_sweep(write_sweep(tmp_path / "s", [record(nat1=0.9, nat2=0.2)]))
+    (table,) = pivot_cells(sweep.cells, PivotSpec(("defense",), ("trigger",), ("nat1", "asr1")))
+    assert not any(" is poor (" in note for note in table.notes)
