@@ -137,6 +137,11 @@ class Trigger(ABC):
         plain = (Trigger.apply_train, Trigger.apply_cover)
         return (kind.apply_train, kind.apply_cover) == plain
 
+    def cover_from(self, target: int, source: int | None, classes: int) -> tuple[int, ...]:
+        """Returns the classes that cover images are drawn from, for class numbers 0 to `classes` -
+        1. Empty, the default, means all except target and source."""
+        return ()
+
     def file_hash(self) -> str:
         """Returns a hash of the files given in `path_options`; an empty string if no file is
         given."""

@@ -36,7 +36,8 @@ class PoisonSpec:
     image as the class after its own, and a ratio of the target class then refers to the whole
     training set; ``clean`` poisons only target-class images and keeps their labels. `cover_rate` is
     the number of cover images per poisoned image: triggered images from outside the target and
-    source class that keep their labels. Raises ConfigError if the choices are invalid or contradict
+    source class that keep their labels. `cover_from` restricts them to these classes; if it is
+    empty, they come from all others. Raises ConfigError if the choices are invalid or contradict
     each other.
     """
 
@@ -50,6 +51,7 @@ class PoisonSpec:
     apply_trigger: str = "before_augmentation"
     label_mode: str = "all_to_one"
     cover_rate: float = 0.0
+    cover_from: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         validation.choice("protocol.ratio_of", self.ratio_of, RATIO_OF)
@@ -176,17 +178,25 @@ def cover_count(plan: PoisonSpec, per_class: Sequence[int]) -> int:
             f"`cover_rate`={plan.cover_rate:g} with {many(poisoned, 'poisoned image')} makes less"
             " than one cover image in total; give a larger rate, or 0 for no cover images"
         )
-    others = sum(n for label, n in enumerate(per_class) if label not in (plan.target, plan.source))
+    others = sum(per_class[label] for label in cover_classes(plan, len(per_class)))
     if plan.source is None and plan.label_mode == "all_to_one":
         # Poison and cover images come from the same classes but never from the same image.
         others -= poisoned
     if wanted and wanted > others:
+        where = "outside the target and source class"
+        if plan.cover_from:
+            where = f"in the {len(plan.cover_from)} classes that covers come from"
         raise ConfigError(
             f"`cover_rate`={plan.cover_rate:g} for each of {poisoned} poisoned images requires"
-            f" {wanted}"
-            f" images, but only {max(others, 0)} outside the target and source class are left"
+            f" {wanted} images, but only {max(others, 0)} {where} are left"
         )
     return wanted
+
+
+def cover_classes(plan: PoisonSpec, classes: int) -> list[int]:
+    """Returns which of the class numbers 0 to `classes` - 1 cover images are drawn from."""
+    others = [k for k in range(classes) if k not in (plan.target, plan.source)]
+    return [k for k in others if k in plan.cover_from] if plan.cover_from else others
 
 
 def eligible_count(plan: PoisonSpec, per_class: Sequence[int]) -> int:

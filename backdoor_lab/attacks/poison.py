@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 
 from backdoor_lab.attacks.base import AttackContext, Trigger
-from backdoor_lab.attacks.plan import PoisonSpec, count, cover_count, eligible
+from backdoor_lab.attacks.plan import PoisonSpec, count, cover_classes, cover_count, eligible
 from backdoor_lab.core import streams
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.lazy import Tensor, nn, torch
@@ -133,9 +133,7 @@ def _chosen(labels: Tensor, plan: PoisonSpec, seed: int, classes: int) -> tuple[
     wanted = cover_count(plan, sizes)
     if not wanted:
         return chosen, chosen[:0]
-    others = labels.ne(plan.target)
-    if plan.source is not None:
-        others &= labels.ne(plan.source)
+    others = torch.isin(labels, torch.tensor(cover_classes(plan, classes), dtype=labels.dtype))
     others[chosen] = False
     return chosen, _draw(others, wanted, seed, streams.COVERS)
 

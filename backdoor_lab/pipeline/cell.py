@@ -150,7 +150,8 @@ class Cell:
         """The specification of the attack, with classes as numbers."""
         words = {key: self.protocol[key] for key in PLANNED}
         source, target = self.pair
-        return PoisonSpec(target, source, self.ratio, **words)
+        covered = self.trigger.cover_from(target, source, len(self.classes))
+        return PoisonSpec(target, source, self.ratio, **words, cover_from=covered)
 
     @property
     def pair(self) -> tuple[int | None, int]:
@@ -161,8 +162,8 @@ class Cell:
     @property
     def attack(self) -> dict[str, Any]:
         """The stage inputs that determine the poison."""
-        plan = asdict(self.plan)
-        plan.pop("asr_on")
+        # The trigger's options and the classes determine `cover_from`.
+        plan = {k: v for k, v in asdict(self.plan).items() if k not in ("asr_on", "cover_from")}
         return {"trigger": self.trigger_identity, "plan": plan, "seed": self.seed} | self.surrogate
 
     @property
