@@ -6,11 +6,12 @@ from pathlib import PurePath
 
 LONGEST = 60
 LONGEST_OBJECT = 40
-"""Above it the text of an object is no better than pytest's own id."""
+"""The maximum length of an object's text in an id. With a longer text, pytest's own id is used."""
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
-    """Name and value of a parameter, such as ``rank=3`` or ``size=(4, 7)``; text stands alone."""
+    """Format a parameter as name and value, such as ``rank=3`` or ``size=(4, 7)``, and a text
+    without its name."""
     text = _text(val)
     if text is None or (isinstance(val, str) and len(text) <= LONGEST):
         return None

@@ -23,7 +23,7 @@ ON_REQUEST = ("demo",)
 
 
 def main(names: list[str]) -> int:
-    """Run the benchmarks. Returns 0, 1 if a target was missed, or 2 for an unknown name."""
+    """Run the benchmarks. Returns 1 if a target was missed, 2 for an unknown name, otherwise 0."""
     known = [*NAMES, *ON_REQUEST]
     unknown = sorted(set(names) - set(known))
     if unknown:

@@ -1,5 +1,5 @@
-"""Benchmarks of data: augmented batches against torchvision's transforms, opening a data set,
-memory."""
+"""Benchmarks of data handling: augmentation compared to torchvision's transforms, the opening of a
+data set, and memory."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def _open(folder: Path) -> Dataset:
 
 def _poisoned(folder: Path) -> dict[str, Any]:
     small = torch.zeros(200, 3, 32, 32, dtype=torch.uint8)
-    # Load libraries first that are loaded on first use, so that their memory does not count.
+    # Load lazily imported libraries first, so that their memory does not count.
     _epoch_of_poison(LabeledImages(small, torch.arange(200) % 10, tuple("abcdefghij")))
     before = memory(restart=True)
     train = _open(folder).train

@@ -13,7 +13,7 @@ from tests.bench.measuring import Figure, command, timed
 
 
 def run() -> list[Figure]:
-    """Measure the wall time of `make demo`, in total and by part, without the installation."""
+    """Measure the wall time of `make demo` without the installation, in total and for each part."""
     with tempfile.TemporaryDirectory() as folder:
         start = datetime.now(UTC)
         wall, _ = timed([*command("backdoor_lab"), "-m", "experiment=demo"], Path(folder))
@@ -46,12 +46,12 @@ def _ended(record: dict[str, Any]) -> float:
 
 
 def _training(found: list[dict[str, Any]]) -> float:
-    """The seconds of all trainings in these records."""
+    """The total seconds of training in these records."""
     return sum(r["run"]["seconds"]["train"] + r["run"]["seconds"]["retrain"] for r in found)
 
 
 def _images(found: list[dict[str, Any]]) -> int:
-    """The number of images in all trainings, each image counted once per epoch."""
+    """The number of images processed in all training runs. Each image counts once per epoch."""
     return sum(
         r["config"]["recipe"]["epochs"] * (2 * r["counts"]["n_train"] - r["counts"]["n_removed"])
         for r in found

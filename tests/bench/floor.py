@@ -22,7 +22,7 @@ TRAINER = {"accelerator": "cpu", "precision": "auto", "channels_last": True, "th
 
 
 def side_by_side(processes: int) -> float:
-    """The seconds of a step in each of `processes` processes that run at the same time, with one
+    """The mean seconds of a step in `processes` processes that run at the same time, with one
     thread each."""
     asked = command("tests.bench.floor")
     environment = surroundings(OMP_NUM_THREADS="1")
@@ -34,8 +34,8 @@ def side_by_side(processes: int) -> float:
 
 
 def _step() -> float:
-    """Measure steps for a while; return the mean of the middle part. At the beginning and the end,
-    not all processes are running."""
+    """Time steps for a while and return the mean of the middle part. In the first and the last
+    part, other processes may not be running."""
     torch.set_num_threads(1)
     machine = machine_of(TRAINER)
     torch.manual_seed(0)

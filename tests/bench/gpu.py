@@ -45,7 +45,7 @@ Way = Callable[[Classifier, torch.optim.Optimizer, ComputeDevice], Step]
 
 @dataclass(frozen=True)
 class Size:
-    """The size of all benchmarks: full, for which the targets are set, or tiny."""
+    """The size of the benchmarks: tiny, or full. The targets are set for the full size."""
 
     tiny: bool
     data: tuple[str, ...] = ()
@@ -62,7 +62,7 @@ class Size:
         return machine_of(trainer)
 
     def job(self, n: int, batch: int, epochs: int = 1) -> TrainingJob:
-        """A training on `n` random images with the settings of the recipe `fast`."""
+        """A training job on `n` random images with the settings of the recipe `fast`."""
         side, width = self.of(32, 8), self.of(64, 4)
         images = torch.randint(0, 256, (n, 3, side, side), dtype=torch.uint8)
         names = tuple("abcdefghij")
@@ -168,12 +168,13 @@ PARTS: dict[str, Callable[[Size], list[Figure]]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns 0, 1 if a target was missed, or 2 without a GPU or for an unknown part."""
+    """Run the benchmarks. Returns 1 if a target was missed, 2 without a GPU or for an unknown part,
+    otherwise 0."""
     given = _parser().parse_args(arguments)
     if not given.tiny and not torch.cuda.is_available():
         print("error: torch finds no GPU; --tiny runs the same code on a CPU", file=sys.stderr)
         return 2
-    # As in Lightning's trainer, since all batches have the same shape.
+    # All batches have the same shape. Lightning's trainer uses the same setting.
     torch.backends.cudnn.benchmark = not given.tiny
     size = Size(given.tiny, tuple(given.data))
     prefix = "gpu_tiny" if given.tiny else "gpu"
@@ -280,7 +281,7 @@ def _seconds(call: Callable[[], Any], device: torch.device) -> float:
 
 
 class _SecondEpoch(pl.Callback):
-    """Times the second epoch, since the first one searches for the fastest convolutions."""
+    """Times the second epoch. During the first one, cuDNN searches for the fastest convolutions."""
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self.began = time.perf_counter()
@@ -352,7 +353,7 @@ class _Reads(TorchDispatchMode):
 
 
 def _by_mask(name: str, args: Sequence[Any]) -> bool:
-    """Whether an index is a boolean mask: the number of its true values must be read first."""
+    """Whether an index is a boolean mask, for which torch must read the number of true values."""
     if name not in ("index", "index_put_", "_index_put_impl_"):
         return False
     return any(each is not None and each.dtype == torch.bool for each in args[1])

@@ -1,5 +1,5 @@
-"""How the time grows with the number of images, classes, features and cells, and with the image
-size: the exponents of power laws."""
+"""Benchmarks how the run time grows with the number of images, classes, features and cells, and
+with the image size: the exponents of power laws."""
 
 from __future__ import annotations
 

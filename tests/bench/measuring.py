@@ -22,7 +22,7 @@ REPORTS = ROOT / "multirun_reports" / "bench"
 KEPT = ROOT / "multirun_reports" / ".bench"
 """A folder for files to keep between runs, such as an environment with another package."""
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "numpy", "scipy", "pandas")
-# The smallest possible cell: its time is that of everything except the computations.
+# The smallest possible cell, whose time is almost only overhead.
 TINY = (
     "dataset=synthetic", "dataset.size=8", "dataset.per_class_train=20",
     "dataset.per_class_test=5", "model.width=4", "recipe=demo", "recipe.epochs=1", "ratio=0.3",
@@ -63,11 +63,9 @@ def brief(value: float) -> str:
 def by_turns(
     sides: Mapping[str, Callable[[], float | None]], rounds: int, *, warm: bool = True
 ) -> dict[str, list[float]]:
-    """Measure the seconds of every side, by turns in each round, so that all are disturbed alike.
-
-    A side may return its own seconds; otherwise, the whole call is timed. With `warm`, each side is
-    first called once without timing.
-    """
+    """Time every side once per round, so that disturbances affect all sides alike. A side may
+    return its own seconds; otherwise, the whole call is timed. With `warm`, each side is first
+    called once without timing."""
     for call in sides.values() if warm else ():
         call()
     found: dict[str, list[float]] = {name: [] for name in sides}
@@ -83,7 +81,7 @@ def by_turns(
 
 
 def ratio(found: dict[str, list[float]], slow: str, fast: str) -> float:
-    """How many times faster `fast` is than `slow`, by the shortest time of each."""
+    """How many times faster `fast` is than `slow`, comparing the shortest time of each."""
     return min(found[slow]) / min(found[fast])
 
 

@@ -26,8 +26,8 @@ NETWORKS = {
 
 
 def run() -> list[Figure]:
-    """Measure batches of 128 images of 32x32 with crop and flip, in float32 and bfloat16; the best
-    of three rounds counts. A multiplication and an addition are two operations."""
+    """Measure batches of 128 images of 32x32 with crop and flip, in float32 and bfloat16. Reports
+    the best of three rounds. A multiplication and an addition count as two operations."""
     figures = []
     for name, model in NETWORKS.items():
         job = _job(model)

@@ -126,7 +126,8 @@ def write_sweep(folder: Path, record: dict[str, Any], cells: int) -> None:
 
 
 def _varied(record: dict[str, Any], number: int) -> dict[str, Any]:
-    """Vary a record, as in a grid of 100 choices and 100 seeds with 500 poisoned images each."""
+    """Vary a record as if it came from a grid of 100 choices and 100 seeds, with 500 poisoned
+    images."""
     choices = {
         **record["choices"], "trigger": ("pixel", "pattern")[number % 2],
         "target": ("bird", "dog", "horse", "cat", "ship")[number // 2 % 5],

@@ -22,15 +22,14 @@ from tests.helpers.records import record, write_sweep
 CELLS, NETWORKS = 1000, 50
 IMAGES, CLASSES, POISONED, FEATURES, SIDE, EPOCHS = 5000, 10, 50, 64, 32, 100
 LARGEST, SLOWEST = 10.0, 1.0
-# Resolves in a separate task after the frame that follows the load event, when the page is painted.
+# Resolves in a task of its own after the first frame, when the page has been painted.
 PAINTED = """() => new Promise((done) =>
   requestAnimationFrame(() => setTimeout(() => done(performance.now()))))"""
 DEFENSES = ("spectral", "random", "oracle", "none", "spectre")
 
 
 def run() -> list[Figure]:
-    """Measure with images of random pixels, which cannot be compressed, in the shape of
-    CIFAR-10's."""
+    """Measure with random images of CIFAR-10's shape. Random pixels cannot be compressed."""
     with tempfile.TemporaryDirectory() as name:
         folder = sweep(Path(name))
         began = time.perf_counter()

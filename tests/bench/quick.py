@@ -21,8 +21,7 @@ SWEEP, OTHER = 2.5, 1.5
 
 
 def run() -> list[Figure]:
-    """Measure the seconds of every command, once in each of several rounds; the shortest time
-    counts."""
+    """Measure the seconds of every command in several rounds. Reports the shortest time of each."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         finished(folder, CELLS // 2, DEFENSES)

@@ -57,12 +57,9 @@ def _command(cells: int) -> list[str]:
 
 
 def finished(folder: Path, cells: int, *more: str) -> list[dict[str, Any]]:
-    """Make a sweep of `cells` completed cells with different seeds in `folder`. `more` are
-    overrides. Returns the records.
-
-    The sweep is stopped before its first cell, when it has listed all cells; then a record is
-    written for each.
-    """
+    """Make a sweep of `cells` completed cells with different seeds in `folder`, and return their
+    records. `more` are overrides. The sweep is stopped when it has listed its cells, before the
+    first one runs. Then a record is written for each cell."""
     code = (
         "import sys; sys.argv = ['x'] + sys.argv[1:];"
         "import backdoor_lab.run as run; from backdoor_lab.sweep.sweeper import ResumeSweeper;"

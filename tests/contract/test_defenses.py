@@ -1,4 +1,4 @@
-"""The contract of every defense: all tests run on each YAML in conf/defense."""
+"""The contract of every defense: each test runs on every YAML in conf/defense."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ KNOWN = DefenderKnowledge(CLASSES, target=1, epsilon=EPSILON, seed=5, clean=clea
 
 
 def config(name: str, **changes: Any) -> dict[str, Any]:
-    """The YAML under protocol=group13; `changes` as on the command line."""
+    """Compose the options of a YAML with protocol=group13. `changes` act like overrides."""
     whole = OmegaConf.create(
         {
             "source": None,
@@ -71,7 +71,7 @@ NAMES = [name for name in ALL if not isinstance(made(name), ModelRepair)]
 def judged(
     defense: Defense | OracleControl, features: Features, known: DefenderKnowledge = KNOWN
 ) -> FilterResult:
-    """The result, obtained as the filter stage does."""
+    """The result of a defense, computed as in the filter stage."""
     if isinstance(defense, OracleControl):
         return defense.judge(truth(len(features.labels)))
     context = given(features, known) if "context" in defense.requires() else None
@@ -113,7 +113,7 @@ def pictures(values: Tensor) -> Tensor:
 
 
 def given(features: Features, known: DefenderKnowledge) -> DefenseContext:
-    """The context of a defense that needs networks; its images show the features."""
+    """The context of a defense that needs networks. Its images contain the features as pixels."""
     assert known.clean is not None
     images, d = pictures(features.values), features.values.shape[1]
     return DefenseContext(
@@ -218,7 +218,7 @@ class Noted(list[Step]):
 
 
 def observed(name: str) -> tuple[FilterResult, Noted]:
-    """The result on all classes, and the steps reported on the way."""
+    """The result on all classes, and the progress steps that were reported meanwhile."""
     steps, noted = Steps(), Noted()
     steps.running = noted
     with observe(steps):
@@ -260,7 +260,7 @@ def test_shuffling_the_examples_shuffles_the_scores_in_the_same_way(name: str) -
         of_class = features.labels[order] == label
         scores = plain.scores[order][of_class].nan_to_num(-1)
         kept, before = shuffled.keep[of_class], plain.keep[order][of_class]
-        # Ties are broken at random by position; the removed scores agree.
+        # Ties are broken at random by position, so only the scores of kept examples must agree.
         assert torch.equal(scores[kept].sort().values, scores[before].sort().values)
         if len(scores.unique()) == len(scores):
             assert torch.equal(kept, before)
@@ -333,7 +333,7 @@ def test_float32_and_float64_give_the_same_result(name: str) -> None:
 @pytest.mark.parametrize("name", BLIND)
 @pytest.mark.parametrize("size", [0, 1, 2])
 @pytest.mark.parametrize("classes", ["target", "all"])
-def test_classes_of_at_most_two_examples_survive_a_relative_budget(
+def test_a_relative_budget_removes_nothing_from_classes_of_at_most_two_examples(
     name: str, size: int, classes: str
 ) -> None:
     labels = torch.cat([torch.zeros(20), torch.ones(size), torch.full((20,), 2)]).long()
@@ -431,7 +431,7 @@ def test_a_bad_filter_option_is_refused_by_every_defense(name: str, wrong: dict[
 
 
 def test_the_random_control_removes_as_many_images_per_class_as_the_filter() -> None:
-    """The removed examples differ from those that the filter removes and depend on the seed."""
+    """The control removes other examples than the filter does. Which ones depends on the seed."""
     features = planted()
     options = {"filter_scope": "all", "removal_budget": "20%"}
     by_filter = judged(made("spectral", **options), features)

@@ -1,4 +1,4 @@
-"""The contract of every model repair: all tests run on each of their YAML files."""
+"""The contract of every model repair: each test runs on the YAML of every repair."""
 
 from __future__ import annotations
 
@@ -167,8 +167,8 @@ def given_of(shown: Tensor, labels: Tensor) -> DefenseContext:
 
 
 def test_nan_weights_are_never_passed_on_as_a_repaired_network(name: str) -> None:
-    """A repair raises DivergedError, or returns non-finite weights, which the pipeline refuses;
-    abl_unlearning trains a new network and never uses the broken one."""
+    """A repair raises DivergedError or returns non-finite weights, which the pipeline refuses.
+    abl_unlearning instead trains a new network."""
     broken = hidden(12, 3, seed=5)
     with torch.no_grad():
         for value in broken.parameters():

@@ -1,4 +1,4 @@
-"""The contract of every trigger: all tests run on each YAML in conf/trigger."""
+"""The contract of every trigger: each test runs on every YAML in conf/trigger."""
 
 from __future__ import annotations
 
@@ -111,8 +111,8 @@ def test_the_parametrized_list_contains_the_known_triggers() -> None:
 def test_triggered_images_keep_their_shape_and_dtype(
     name: str, channels: int, size: tuple[int, int]
 ) -> None:
-    """This holds for any channel count and image size, odd sizes too, and for test images, poison
-    and covers."""
+    """This holds for test images, poison and covers, any number of channels, and odd image
+    sizes."""
     images = noise(3, channels, *size)
     if name in SCALED and size == (5, 64):
         with pytest.raises(ConfigError, match="rounding changes the area"):
@@ -215,7 +215,7 @@ def test_a_trigger_accepts_batches_of_zero_and_one_image(trigger: Trigger) -> No
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 2), (3, 3), (1, 32), (32, 1), (2, 3)], ids=str)
 @pytest.mark.parametrize("channels", [1, 3])
-def test_images_smaller_than_the_trigger_are_accepted_or_refused_with_their_size(
+def test_images_smaller_than_the_trigger_are_accepted_or_the_error_names_their_size(
     name: str, channels: int, size: tuple[int, int]
 ) -> None:
     images = noise(2, channels, *size)
@@ -322,8 +322,8 @@ BROKEN = {
 
 
 def test_a_new_trigger_needs_only_a_python_file_and_a_yaml_file(tmp_path: Path) -> None:
-    """In a copy of the project a correct trigger passes all tests above; triggers that modify their
-    input, return floats or are random fail the fitting test."""
+    """In a copy of the project, a correct trigger passes all tests above. Triggers that modify
+    their input, return floats or are random fail the corresponding tests."""
     copy = _copy_of_the_project(tmp_path)
     _add(copy, "stripe", STRIPE)
     for name, (method, _) in BROKEN.items():
@@ -354,9 +354,10 @@ def _add(copy: Path, name: str, source: str) -> None:
 
 
 def _run_there(copy: Path) -> dict[str, bool]:
-    """Which tests about a stripe passed, from a pytest process that sees only the copy."""
+    """Run pytest in a process that sees only the copy. Returns whether each test of a stripe
+    trigger passed."""
     report = copy / "report.xml"
-    # -k leaves out this very test.
+    # -k excludes the test that calls this function.
     options = ["-k", "strip", "-p", "no:cacheprovider", f"--junitxml={report}"]
     command = [sys.executable, "-m", "pytest", "tests/contract/test_triggers.py", *options]
     environment = os.environ | {"PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}

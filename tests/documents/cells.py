@@ -62,15 +62,16 @@ def _cell(record: dict[str, Any]) -> Cell:
 
 
 def sorted_by(found: Iterable[Cell], **orders: Sequence[Any]) -> list[Cell]:
-    """Sort cells. For each column, `orders` has its values in the wanted order; the first column
-    matters most. Cells that are equal in all of them keep their order."""
+    """Sort cells. For each column, `orders` lists its values in the wanted order; the first column
+    has priority. Cells that are equal in all of these columns keep their order."""
     return sorted(
         found, key=lambda c: [order.index(c[n.capitalize()]) for n, order in orders.items()]
     )
 
 
 def figure(value: float | None, column: str, digits: int | None = None) -> str:
-    """Format a number with the digits of its column; an empty text if there is no number."""
+    """Format a number with the usual number of decimals of its column, or with `digits` decimals.
+    None gives an empty string."""
     return "" if value is None else f"{value:.{DIGITS[column] if digits is None else digits}f}"
 
 
@@ -91,8 +92,8 @@ def interval(found: Sequence[Cell], column: str) -> str:
 
 
 def spread(found: Sequence[Cell], column: str, digits: int) -> str:
-    """Format the mean over seeds and, in brackets, the lowest and the highest value if they
-    differ."""
+    """Format the mean over seeds and, if values differ, the lowest and the highest in
+    parentheses."""
     assert len({cell["Seed"] for cell in found}) == len(found) > 1
     values = [cell[column] for cell in found]
     if values[0] is None:

@@ -109,7 +109,8 @@ def _variants(sweep: str, rank: int, power: int, rounds: int, **wanted: object) 
 
 @table("defenses_directions")
 def _directions() -> str:
-    """The mean number of poisoned images left over fourteen triggers. The lowest is bold."""
+    """The number of poisoned images left, averaged over fourteen triggers. The lowest mean is
+    bold."""
     sweep, ranks = "defenses/spectral_variants", (1, 4, 8, 16)
     settings = list(itertools.product((0, 2, 4, 8), (1, 4)))
     means = {

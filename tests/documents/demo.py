@@ -52,8 +52,8 @@ def _controls() -> str:
 
 @table("demo_pilots")
 def _pilots() -> str:
-    """For each setting: the number of trainings with an ASR1 of at least 95 %, and the poison that
-    the filter left in these."""
+    """For each setting, how many networks have an ASR1 of at least 95 %, and how many poisoned
+    images the filter left for these."""
     path = SWEEPS / "bench" / "demo_pilots.json"
     trainings = json.loads(path.read_text(encoding="utf-8"))["trainings"]
     found: dict[tuple[float, ...], list[dict[str, Any]]] = {}

@@ -67,8 +67,8 @@ def _directions() -> str:
 
 @table("layers_retrained")
 def _retrained() -> str:
-    """The results of retraining. A line names the sweep, the attack, the seed, the layer (any: both
-    layers give the same result) and the filter."""
+    """The results of retraining. Each line is selected by sweep, attack, seed, layer and filter.
+    With the layer "any", all layers must give the same result."""
     lines = [
         ("reproduction", "pattern", "horse", "10%", 0, "penultimate", "spectral"),
         ("horse", "pattern", "horse", "10%", 0, "layer4.0", "spectral"),

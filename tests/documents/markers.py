@@ -15,8 +15,8 @@ MARKER = re.compile(r"(?m)^<!-- (begin|end)\b.*-->$")
 
 
 def table(name: str) -> Callable[[Builder], Builder]:
-    """A decorator that registers a function without arguments that returns the table `name` as
-    Markdown."""
+    """A decorator that registers a function as the source of the table `name`. The function takes
+    no arguments and returns Markdown."""
 
     def register(builder: Builder) -> Builder:
         assert name not in TABLES, name
@@ -55,8 +55,8 @@ def names(text: str) -> list[str]:
 
 
 def markdown(head: Sequence[str], rows: Iterable[Row], *, right: str = "") -> str:
-    """Format a Markdown table. `right` has one letter per column, and `r` aligns the column to the
-    right. By default, columns are aligned to the right if all their entries start as numbers."""
+    """Format a Markdown table. `right` has one letter per column; `r` aligns the column to the
+    right. By default, a column is aligned to the right if all its entries start with a number."""
     lines = [[str(value) for value in row] for row in rows]
     assert lines, head
     assert {len(line) for line in lines} == {len(head)}, head

@@ -1,4 +1,5 @@
-"""The tables of all triggers and all defenses for the guides in their folders, from the code."""
+"""The tables of all triggers and all defenses, generated from the code for the guides in their
+folders."""
 
 from __future__ import annotations
 
@@ -77,8 +78,8 @@ def _trains(kind: type[Trigger]) -> str:
 
 
 def _seconds(name: str) -> str:
-    """The seconds that a trigger needs before the victim is trained: the sum of its stages, of
-    which the maximum over all records is taken."""
+    """The total seconds of a trigger's stages before the victim is trained, in the slowest
+    record."""
     stages = ("surrogate", "prepare", "poison")
     runs = [cell["record"]["run"]["seconds"] for cell in cells("attacks/embedded", trigger=name)]
     return _brief(max(sum(run.get(stage) or 0 for stage in stages) for run in runs))
@@ -123,7 +124,7 @@ def _sees(kind: type) -> str:
 
 
 def _clean(kind: type, said: dict[str, Any]) -> str:
-    """Whether the method requires clean images that are held out."""
+    """Whether the method requires held-out clean images."""
     if _kind(kind) == "control":
         return ""
     arguments = {k: v for k, v in said.items() if k not in ("_target_", "name", "like")}

@@ -1,4 +1,4 @@
-"""The tables of multirun_reports/paper that show the cells of the reproduced report."""
+"""The tables of multirun_reports/paper that show the cells of the published report."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ READ = ("Protocol", "Trigger", "Defense", "#Pois", "Nat1", "ASR1", "AUROC", "#Po
 
 
 def the_twelve(sweep: str, **wanted: object) -> list[Cell]:
-    """The cells of the reproduced report, in the order of its tables."""
+    """The twelve cells of the published report, in the order of its tables."""
     found = sorted_by(cells(sweep, **wanted), **CELLS)
     assert len({tuple(cell[name] for name in ATTACK) for cell in found}) == len(found) == 12
     return found
 
 
 def beside_report(found: list[Cell], *more: str, digits: int | None = None) -> str:
-    """A table with a line for each cell, and the report's figures in brackets. For the columns
-    `more`, the report has no figures. Shares have `digits` decimals if given."""
+    """A table with a line for each cell, and the report's figures in parentheses. The report has no
+    figures for the columns `more`. Shares have `digits` decimals if given."""
     short = dict.fromkeys(SHARES, digits)
     columns = sorted((*REFERENCE, *more), key=list(DIGITS).index)
     rows = []
@@ -47,7 +47,7 @@ def _airbench() -> str:
 
 @table("in_short")
 def _airbench_in_short() -> str:
-    """The same with one column for the attack, and with one decimal."""
+    """The cells of `report_airbench` with one column for the attack and one decimal."""
     text = beside_report(the_twelve("paper/report_airbench", defense="spectral"), digits=1)
     text = re.sub(r"(?m)^\| (\w+) \| (\w+) \| (\S+)", r"| \1 \2 \3", text)
     return text.replace("| Trigger Target Ratio |", "| Attack |").replace(
@@ -100,8 +100,8 @@ def _ratio_of_class() -> str:
 
 @table("readings")
 def _readings() -> str:
-    """Results under four readings of "10 %", and how many poisoned images random removal leaves on
-    average."""
+    """Results under four interpretations of "10 %", and how many poisoned images are left on
+    average if images are removed at random."""
     names = ("group13", "group13_literal", "madry2018", "backdoorbench")
     head = ["Protocol", "Trigger", "Target", "#Pois", "Removed", "ASR1", "AUROC", "#Pois Left",
             "`random` leaves", "ASR2"]  # fmt: skip
@@ -162,8 +162,7 @@ def _misses() -> str:
 
 @table("nearer")
 def _nearer() -> str:
-    """The number of poisoned images left of 500: one network per line, at three layers, for two
-    filters."""
+    """How many of 500 poisoned images two filters leave at three layers. One line per network."""
     networks = (
         ("readings_group13", "width 16, recipe `small`: 6 epochs", "pattern", "bird"),
         ("width", "width 64, the same recipe", "pattern", "bird"),

@@ -4,12 +4,12 @@
     python -m tests.golden.snapshots trigger/    # only for cases with this prefix
     python -m tests.golden.snapshots --write trigger/blended   # rewrites these cases
 
-Only a change that is meant to alter a result rewrites its case, in a commit that says so.
+Rewrite a case only for a change that is meant to alter its result, and say so in the commit.
 Integer arrays that do not depend on floating-point results are compared by hash on every machine.
-Others are compared by hash if the processor, the instruction set and the version of torch are
-those named in the file, and by value, within `TOLERANCE`, otherwise. A whole training at the demo's
-learning rate turns a difference in the last digit into another network, so its metrics are compared
-only on the machine named in the file.
+Other arrays are compared by hash if the processor, the instruction set and the version of torch are
+those named in the file. Otherwise, they are compared by value, within `TOLERANCE`. At the demo's
+learning rate, a difference in the last digit grows during training into a different network.
+Therefore the demo's metrics are compared only on the machine named in the file.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ TOLERANCE = 1e-3
 """Relative to the largest value in the sample, for floating-point results on another machine."""
 SAMPLE = 24
 CLASSES = ("a", "b", "c", "d")
-# Enough optimization steps to show a change, few enough for a test.
+# Enough optimization steps to reveal a change, but few enough for a test.
 BRIEF = {
     "steps": 2,
     "epochs": 1,
@@ -67,7 +67,7 @@ DEMO = (
 )  # fmt: skip
 
 EARLIER = {"spectral_uncentered": "spectral_uncentred"}
-"""Choices renamed since the file was written, and the name under which it has them."""
+"""Choices renamed since the file was written, each with its name in the file."""
 
 Case = dict[str, Any]
 
@@ -147,7 +147,7 @@ def pictures(n: int, shape: tuple[int, int, int], seed: int) -> Tensor:
 
 
 def normal(*shape: int, seed: int) -> Tensor:
-    """Standard normal numbers float64."""
+    """Standard normal numbers, float64."""
     return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape))
 
 

@@ -28,18 +28,23 @@ from tests.helpers.numpy_sgd import (
 ABL_FILE = "defenses/abl.py"
 REPAIR_FILE = "defenses/abl_unlearning.py"
 MUTATIONS = [
-    Mutation(ABL_FILE, "(mean.detach() - gamma).sign()", "(gamma - mean.detach()).sign()", "sign"),
-    Mutation(ABL_FILE, "nesterov=True", "nesterov=False", "update"),
+    Mutation(ABL_FILE, "(mean.detach() - gamma).sign()", "(gamma - mean.detach()).sign()",
+             "the sign of the loss is reversed"),
+    Mutation(ABL_FILE, "nesterov=True", "nesterov=False", "no Nesterov momentum"),
     Mutation(ABL_FILE, "passes.over(order,", "passes.over(in_random_order(order, draw),",
-             "fixed order"),
-    Mutation(ABL_FILE, "int(share * len(losses))", "round(share * len(losses))", "selection"),
+             "the order changes in every epoch"),
+    Mutation(ABL_FILE, "int(share * len(losses))", "round(share * len(losses))",
+             "the number of isolated images is rounded to the nearest"),
     Mutation(ABL_FILE, "losses.sort(stable=True)", "losses.sort(stable=True, descending=True)",
-             "selection"),
-    Mutation(REPAIR_FILE, "3 * number < 2 * epochs", "3 * number < epochs", "schedule"),
-    Mutation(REPAIR_FILE, "self.isolation.lr / 10", "self.isolation.lr", "schedule"),
+             "the highest losses are isolated"),
+    Mutation(REPAIR_FILE, "3 * number < 2 * epochs", "3 * number < epochs",
+             "the learning rate drops after a third of the epochs"),
+    Mutation(REPAIR_FILE, "self.isolation.lr / 10", "self.isolation.lr",
+             "the learning rate does not drop"),
     Mutation(REPAIR_FILE, "self.unlearning_lr, opposed", "self.unlearning_lr, F.cross_entropy",
-             "sign"),
-    Mutation(REPAIR_FILE, "unlearning_lr: float = 0.0005", "unlearning_lr: float = 0.005", "rate"),
+             "the loss of isolated images decreases"),
+    Mutation(REPAIR_FILE, "unlearning_lr: float = 0.0005", "unlearning_lr: float = 0.005",
+             "unlearning is ten times as fast"),
 ]  # fmt: skip
 BATCH, MOMENTUM, DECAY = 128, 0.9, 1e-4
 PIXELS, HIDDEN, CLASSES = 4, 5, 3
@@ -92,7 +97,7 @@ def test_isolation_updates_equal_those_of_the_published_loss(gamma: float, epoch
     np.testing.assert_allclose(found.numpy(), losses(forward(expected, IMAGES)[2], LABELS))
 
 
-def test_the_lowest_one_percent_is_isolated_rounded_down() -> None:
+def test_the_isolated_one_percent_has_the_lowest_losses_and_is_rounded_down() -> None:
     """Two of 260 images are isolated: int(0.01 · 260), as in the authors' code."""
     everything = torch.arange(len(LABELS))
     rating = ABL(epochs=2).score_images(given(), everything)

@@ -1,8 +1,8 @@
-"""Activation clustering equals the published steps, computed with NumPy over every partition.
+"""Activation clustering equals the published steps, computed with NumPy.
 
-Chen et al., SafeAI@AAAI 2019, and the authors' toolbox (ART). The best of two clusters is found
-among all partitions of a small class. Independent components are a rotation of the whitened
-components, which changes no distance, so that both have the same clusters. ART's
+Chen et al., SafeAI@AAAI 2019, and the authors' toolbox (ART). The classes are so small that all
+partitions into two clusters can be compared. Independent components are a rotation of the whitened
+components. A rotation preserves distances, so both have the same clusters. ART's
 `analyze_by_silhouette_score` was run once on two classes and made the same decisions as our rule.
 """
 
@@ -20,14 +20,19 @@ from tests.helpers.mutations import Mutation
 
 FILE = "defenses/activation_clustering.py"
 MUTATIONS = [
-    Mutation(FILE, "caught = caught and round", "caught = round", "no condition on the size"),
+    Mutation(FILE, "caught = caught and round", "caught = round",
+             "the size of the cluster is ignored"),
     Mutation(FILE, "round(share, 2) <", "share <", "the share is not rounded"),
     Mutation(FILE, "round(fit, 4) >", "round(fit, 4) <", "a low silhouette is suspicious"),
-    Mutation(FILE, "smaller = 0 if 2 *", "smaller = 1 if 2 *", "the other cluster"),
-    Mutation(FILE, "components / components.std(dim=0, correction=0)", "components", "not white"),
-    Mutation(FILE, "transform(points.numpy())", "transform(-points.numpy())", "sign of points"),
-    Mutation(FILE, "n_components: int = 10", "n_components: int = 2", "fewer components"),
-]
+    Mutation(FILE, "smaller = 0 if 2 *", "smaller = 1 if 2 *",
+             "the larger cluster counts as the smaller one"),
+    Mutation(FILE, "components / components.std(dim=0, correction=0)", "components",
+             "components are not whitened"),
+    Mutation(FILE, "transform(points.numpy())", "transform(-points.numpy())",
+             "points have the opposite sign"),
+    Mutation(FILE, "n_components: int = 10", "n_components: int = 2",
+             "two components instead of ten"),
+]  # fmt: skip
 
 KNOWN = DefenderKnowledge(("only",), 0, 3, seed=3)
 
@@ -46,8 +51,8 @@ def principal(values: np.ndarray, k: int, *, white: bool) -> np.ndarray:
 
 
 def best_partition(points: np.ndarray) -> np.ndarray:
-    """Membership in the smaller cluster, for the partition into two clusters with the least sum of
-    squares."""
+    """The partition into two clusters with the least sum of squares, as a mask of the smaller
+    cluster."""
     best, found = np.inf, np.zeros(len(points), dtype=bool)
     for word in itertools.product((False, True), repeat=len(points) - 1):
         member = np.array([False, *word])
@@ -69,7 +74,8 @@ def distance_gap(points: np.ndarray, member: np.ndarray) -> np.ndarray:
 
 
 def silhouette(points: np.ndarray, member: np.ndarray) -> float:
-    """Mean of (b - a) / max(a, b): mean distances to one's own and to the other cluster."""
+    """The mean of (b - a) / max(a, b), where a and b are an example's mean distances to its own
+    cluster and to the other one."""
     apart = np.linalg.norm(points[:, None] - points[None], axis=2)
     found = []
     for i in range(len(points)):
@@ -107,8 +113,8 @@ def two_groups(n: int, far: int, distance: float) -> np.ndarray:
      (23, 8, 0.35, 0.1), (400, 138, 0.35, 0.1), (400, 137, 0.34, 0.1)],
 )  # fmt: skip
 def test_both_rules_equal_the_formulas(n: int, far: int, size: float, fit: float) -> None:
-    """8 of 23 is 0.348, which rounds to 0.35 and so is not below the threshold; 138 of 400 is
-    0.345, for which the result of NumPy's rounding counts."""
+    """8 of 23 is 0.348, which rounds to 0.35 and is therefore not below the threshold. 138 of 400
+    is 0.345, which NumPy rounds to 0.34."""
     values = two_groups(n, far, 30)
     member = np.arange(n) < far
     share = np.round(far / n, 2)

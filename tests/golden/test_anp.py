@@ -1,4 +1,5 @@
-"""ANP's first two updates of the masks by NumPy, from the paper and the authors' code."""
+"""ANP's first two updates of the masks, compared with NumPy code written from the paper and the
+authors' code."""
 
 from __future__ import annotations
 
@@ -14,24 +15,27 @@ from tests.helpers.mutations import Mutation
 
 FILE = "defenses/anp.py"
 MUTATIONS = [
-    Mutation(FILE, "each.detach() + self.eps", "each.detach() - self.eps", "the noise descends"),
-    Mutation(FILE, "(bound * drawn)", "(0 * drawn)", "the noise starts at zero"),
+    Mutation(FILE, "each.detach() + self.eps", "each.detach() - self.eps",
+             "the perturbation decreases the loss"),
+    Mutation(FILE, "(bound * drawn)", "(0 * drawn)", "the perturbation starts at zero"),
     Mutation(
         FILE, "each.detach() + self.eps * slope.sign()",
         "(each.detach() + self.eps * slope.sign()).clamp(-self.eps, self.eps)",
-        "the noise is projected",
+        "the perturbation is projected",
     ),
     Mutation(
         FILE, "self.alpha * loss(batch, unperturbed) + (1 - self.alpha) * loss(batch, worst)",
         "(1 - self.alpha) * loss(batch, unperturbed) + self.alpha * loss(batch, worst)",
-        "the weights of the two losses are exchanged",
+        "the weights of the two losses are swapped",
     ),
     Mutation(FILE, "mask.clamp_(0, 1)", "mask.clamp_(0)", "masks are not clipped at 1"),
     Mutation(FILE, "momentum=0.9", "momentum=0.0", "no momentum"),
-    Mutation(FILE, "(1 + perturbation[len", "(1 - perturbation[len", "the sign of ξ"),
-    Mutation(FILE, "module.train()", "module.eval()", "running statistics"),
-    Mutation(FILE, "module.weight[mask <= self", "module.weight[mask > self", "keeps the others"),
-    Mutation(FILE, "module.weight[mask <= self", "module.weight[mask < self", "equal ones stay"),
+    Mutation(FILE, "(1 + perturbation[len", "(1 - perturbation[len", "ξ has the opposite sign"),
+    Mutation(FILE, "module.train()", "module.eval()", "running statistics are used"),
+    Mutation(FILE, "module.weight[mask <= self", "module.weight[mask > self",
+             "channels with high masks are pruned"),
+    Mutation(FILE, "module.weight[mask <= self", "module.weight[mask < self",
+             "masks equal to the threshold are kept"),
 ]  # fmt: skip
 WIDTH, EPS, ALPHA, LR = 12, 0.4, 0.2, 0.8
 
@@ -72,7 +76,8 @@ class Layers:
     def gradients(
         self, m: np.ndarray, delta: np.ndarray, xi: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The gradients with respect to m, which is also that with respect to δ, and to ξ."""
+        """The gradients with respect to m and to ξ. The gradient with respect to δ equals that with
+        respect to m."""
         inner = self.standard * (m + delta) * self.gamma + (1 + xi) * self.beta
         z = np.maximum(inner, 0) @ self.w2.T + self.b2
         e = np.exp(z - z.max(axis=1, keepdims=True))

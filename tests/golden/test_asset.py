@@ -1,5 +1,5 @@
-"""ASSET by NumPy, from the authors' notebook: both losses, Adam's updates, the network that
-distinguishes clean images, adjusted outlyingness and the threshold for the losses.
+"""ASSET, compared with NumPy code written from the authors' notebook: both losses, Adam's updates,
+the network that distinguishes clean images, adjusted outlyingness and the threshold for the losses.
 
 `outlyingness` and `threshold` also agreed with the authors' functions (`adjusted_outlyingness`,
 `get_t` of new_poi_util.py at c050590), which were run by hand on random arrays.
@@ -31,34 +31,38 @@ FILE = "defenses/asset.py"
 MUTATIONS = [
     Mutation(
         FILE, "network(clean).var(dim=1).mean()", "-network(clean).var(dim=1).mean()",
-        "the variance on clean images rises",
+        "the variance of clean logits increases",
     ),
     Mutation(
         FILE, "network(clean).var(dim=1).mean()", "network(clean).var(dim=0).mean()",
-        "the variance over images in place of classes",
+        "the variance is over images, not classes",
     ),
-    Mutation(FILE, "loss = -F.cross_entropy", "loss = F.cross_entropy", "outliers are learned"),
-    Mutation(FILE, "descend(unlearning, loss", "descend(flattening, loss", "one state of Adam"),
-    Mutation(FILE, "OUTLYING = 2.0", "OUTLYING = 1.0", "too many outliers"),
-    Mutation(FILE, "> OUTLYING", "<= OUTLYING", "the other images are unlearned"),
-    Mutation(FILE, "(-4, 3) if skewness", "(-3, 4) if skewness", "the skewness is mirrored"),
+    Mutation(FILE, "loss = -F.cross_entropy", "loss = F.cross_entropy",
+             "the loss of outliers decreases"),
+    Mutation(FILE, "descend(unlearning, loss", "descend(flattening, loss",
+             "both losses share the state of Adam"),
+    Mutation(FILE, "OUTLYING = 2.0", "OUTLYING = 1.0", "more images count as outliers"),
+    Mutation(FILE, "> OUTLYING", "<= OUTLYING", "images that are not outliers are unlearned"),
+    Mutation(FILE, "(-4, 3) if skewness", "(-3, 4) if skewness",
+             "the exponents of the whiskers are swapped"),
     Mutation(FILE, "reach = 1.5 *", "reach = 3 *", "whiskers are too long"),
     Mutation(
         FILE, "((inspected, 1.0), (clean, 0.0))", "((inspected, 0.0), (clean, 1.0))",
-        "clean images are to give 1",
+        "the targets 0 and 1 are swapped",
     ),
     Mutation(
         FILE, "((inspected, 1.0), (clean, 0.0))", "((clean, 0.0), (inspected, 1.0))",
-        "the order of the two steps",
+        "the order of the two steps is swapped",
     ),
     Mutation(FILE, "ITERATIONS = 100", "ITERATIONS = 50",
-             "half of the iterations"),
-    Mutation(FILE, "attacked.train()", "attacked.eval()", "running statistics"),
-    Mutation(FILE, "DENSITY = 1e-6", "DENSITY = 1e-3", "the notebook's default, not its value"),
+             "half as many iterations"),
+    Mutation(FILE, "attacked.train()", "attacked.eval()", "running statistics are used"),
+    Mutation(FILE, "DENSITY = 1e-6", "DENSITY = 1e-3",
+             "eps is the default of the notebook's function"),
     Mutation(FILE, "lower = lower[lower <=", "lower = lower[lower >=", "the upper half is fitted"),
-    Mutation("numerics/layers.py", "and not pools", "", "features after pooling"),
+    Mutation("numerics/layers.py", "and not pools", "", "features are taken after pooling"),
     Mutation(FILE, "network = context.fresh(0)", "network = context.network()",
-             "starts from the attacked network"),
+             "the new network starts with the attacked weights"),
 ]  # fmt: skip
 CLASSES, PIXELS, LR = 3, 12, 1e-2
 
@@ -122,9 +126,10 @@ def medcouple_by_numpy(x: np.ndarray) -> float:
 
 
 def outlyingness_by_numpy(x: np.ndarray) -> np.ndarray:
-    """The distance from the median (the smaller of two middle values), divided by the distance of
-    the adjusted whisker: 1.5 IQR e^(-4 MC) below and 1.5 IQR e^(3 MC) above for a positive
-    medcouple MC, else e^(-3 MC) and e^(4 MC)."""
+    """The distance of a value from the median (the smaller of two middle values), divided by the
+    distance of the adjusted whisker on that side. Whiskers are 1.5 IQR e^(-4 MC) below the
+    quartiles and 1.5 IQR e^(3 MC) above them for a positive medcouple MC, otherwise 1.5 IQR e^(-3
+    MC) and 1.5 IQR e^(4 MC)."""
     middle = np.sort(x)[(len(x) - 1) // 2]
     q1, q3 = np.percentile(x, [25, 75])
     mc = medcouple_by_numpy(x)
@@ -219,8 +224,8 @@ def test_the_medcouple_matches_values_computed_by_hand() -> None:
 
 @pytest.mark.parametrize("n", [50, 51])
 def test_the_threshold_follows_the_notebook(n: int) -> None:
-    """A normal distribution fitted to the lower half, as by scikit-learn with 1e-6 added to its
-    variance; eps is 1e-6."""
+    """A normal distribution is fitted to the lower half of the losses. As in scikit-learn, 1e-6 is
+    added to its variance; eps is 1e-6."""
     losses = np.random.default_rng(n).gamma(2, 1, n)
     half = np.sort(losses)[(n - 1) // 2]
     lower = losses[losses <= half]

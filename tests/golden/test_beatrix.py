@@ -26,22 +26,29 @@ RANGES = "numerics/gram_ranges.py"
 SAMPLES = "numerics/two_samples.py"
 FILTER = "defenses/beatrix.py"
 MUTATIONS = [
-    Mutation(RANGES, "gram.sign() * gram.abs()", "gram.abs()", "the root loses its sign"),
-    Mutation(RANGES, "power = maps**p", "power = maps", "every order has the first power"),
-    Mutation(RANGES, "** (1 / p)", "** (1 / 1)", "no root"),
-    Mutation(RANGES, "low.append(median - reach)", "low.append(median)", "no range below"),
-    Mutation(RANGES, "(low + ADDED).abs()", "(high + ADDED).abs()", "relative to the other bound"),
-    Mutation(RANGES, "** 2 / 2) / len(self.low)", "** 2 / 2)", "a sum over orders, not a mean"),
+    Mutation(RANGES, "gram.sign() * gram.abs()", "gram.abs()", "the root has no sign"),
+    Mutation(RANGES, "power = maps**p", "power = maps", "every order uses the first power"),
+    Mutation(RANGES, "** (1 / p)", "** (1 / 1)", "no root is taken"),
+    Mutation(RANGES, "low.append(median - reach)", "low.append(median)",
+             "the lower bound is the median"),
+    Mutation(RANGES, "(low + ADDED).abs()", "(high + ADDED).abs()",
+             "deviations are relative to the wrong bound"),
+    Mutation(RANGES, "** 2 / 2) / len(self.low)", "** 2 / 2)", "orders are summed, not averaged"),
     Mutation(RANGES, "of(clean[~inside]", "of(clean", "a fold is compared with itself"),
-    Mutation(RANGES, "int(len(ordered) * share)", "int(len(ordered) * share) - 1", "lower rank"),
-    Mutation(SAMPLES, "-2 * squares", "-4 * squares", "a kernel of another bandwidth"),
-    Mutation(SAMPLES, "(within - 2 * across)", "(within - across)", "cross term counted once"),
-    Mutation(SAMPLES, "quantile(0.5)).abs()", "quantile(0.5))", "a one-sided anomaly index"),
-    Mutation(FILTER, "layer: str = LAST_STAGE_INPUT", 'layer: str = "penultimate"', "layer"),
-    Mutation(FILTER, "(self.predicted, clean.labels)", "(clean.labels, clean.labels)", "class"),
-    Mutation(FILTER, "width: float = 10.0", "width: float = 5.0", "narrower ranges"),
-    Mutation(FILTER, "percentile: float = 95.0", "percentile: float = 60.0", "another percentile"),
-]
+    Mutation(RANGES, "int(len(ordered) * share)", "int(len(ordered) * share) - 1",
+             "the threshold is one rank too low"),
+    Mutation(SAMPLES, "-2 * squares", "-4 * squares", "the kernel bandwidth is wrong"),
+    Mutation(SAMPLES, "(within - 2 * across)", "(within - across)",
+             "the cross term is counted once"),
+    Mutation(SAMPLES, "quantile(0.5)).abs()", "quantile(0.5))", "the anomaly index is one-sided"),
+    Mutation(FILTER, "layer: str = LAST_STAGE_INPUT", 'layer: str = "penultimate"',
+             "the default layer is penultimate"),
+    Mutation(FILTER, "(self.predicted, clean.labels)", "(clean.labels, clean.labels)",
+             "clean images keep their labels"),
+    Mutation(FILTER, "width: float = 10.0", "width: float = 5.0", "ranges are half as wide"),
+    Mutation(FILTER, "percentile: float = 95.0", "percentile: float = 60.0",
+             "the percentile is lower"),
+]  # fmt: skip
 
 CHANNELS, SIDE = 4, 3
 
@@ -79,7 +86,8 @@ def deviations(clean: np.ndarray, maps: np.ndarray, orders: int, width: float) -
 
 
 def threshold(clean: np.ndarray, orders: int, width: float, share: float) -> float:
-    """The percentile of the deviations of the images in five folds of consecutive images."""
+    """The percentile of the deviations of all images in five folds. The folds are runs of
+    consecutive images, and each is compared with the other images."""
     size, found = len(clean) // 5, []
     for fold in range(5):
         inside = list(range(fold * size, (fold + 1) * size))
@@ -170,16 +178,16 @@ def test_by_default_the_features_are_the_input_of_the_last_stage() -> None:
 
 
 def test_scores_and_the_choice_of_classes_equal_the_formulas() -> None:
-    """Computes everything from the images to J*: the feature maps that enter the second
-    convolution, thresholds from five clean images per class (with five, their order does not
-    matter), and the statistic of mean features."""
+    """NumPy computes everything from the images to J*: the feature maps that enter the second
+    convolution, thresholds from five clean images per class, and the statistic of mean features.
+    With five images, their order does not matter."""
     rng, classes = np.random.default_rng(6), 4
     images = rng.integers(90, 160, (48, CHANNELS, SIDE, SIDE), dtype=np.uint8)
     clean = rng.integers(90, 160, (20, CHANNELS, SIDE, SIDE), dtype=np.uint8)
     labels, aside = np.arange(48) % classes, np.arange(20) % classes
     clean[:, 0, 0, 0] = 100 + aside
     wrong, aside = aside, aside.copy()
-    # The network decides, not the label.
+    # A clean image belongs to the class that the network predicts, whatever its label.
     wrong[:8] = (wrong[:8] + 1) % classes
     for y in range(classes):
         images[np.flatnonzero(labels == y)[: 2 + y], :, y % SIDE :] = 255

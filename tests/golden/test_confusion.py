@@ -1,5 +1,5 @@
-"""Confusion training by NumPy, from the authors' code: the loss, its updates, the shift of labels,
-the kept images, pretraining and the final rule.
+"""Confusion training, compared with NumPy code written from the authors' code: the loss, its
+updates, the shift of labels, the kept images, pretraining and the final rule.
 
 The final rule also agreed with the authors' function (`identify_poison_samples_simplified` of
 confusion_training.py at f2f02c2), which was run by hand on random features, with an exact principal
@@ -33,34 +33,40 @@ from tests.helpers.two_layers import Precise, TwoLayers, precise, softmax
 FILE = "defenses/confusion.py"
 RULE = "defenses/likelihood_ratio.py"
 MUTATIONS = [
-    Mutation(FILE, "MOMENTUM = 0.7", "MOMENTUM = 0.9", "momentum"),
-    Mutation(FILE, "DECAY = 1e-4", "DECAY = 0.0", "weight decay"),
-    Mutation(FILE, "step % BATCH_FACTOR == 0", "step % BATCH_FACTOR == 1", "the order of steps"),
-    Mutation(FILE, "BATCH_FACTOR = 2", "BATCH_FACTOR = 1", "training images in every step"),
-    Mutation(FILE, "(predicted + 1 + step % (classes - 1))", "(predicted + 1)", "one shift"),
+    Mutation(FILE, "MOMENTUM = 0.7", "MOMENTUM = 0.9", "the momentum is 0.9"),
+    Mutation(FILE, "DECAY = 1e-4", "DECAY = 0.0", "no weight decay"),
+    Mutation(FILE, "step % BATCH_FACTOR == 0", "step % BATCH_FACTOR == 1",
+             "the two kinds of steps are swapped"),
+    Mutation(FILE, "BATCH_FACTOR = 2", "BATCH_FACTOR = 1", "every step uses training images"),
+    Mutation(FILE, "(predicted + 1 + step % (classes - 1))", "(predicted + 1)",
+             "labels are always shifted by 1"),
     Mutation(FILE, "(predicted + 1 + step % (classes - 1))", "(predicted + 1 + step % classes)",
-             "every so often the label is right"),
-    Mutation(FILE, "(round_.weight - 1) *", "(1 - round_.weight) *", "the sign of the confusion"),
+             "a shift can restore the predicted label"),
+    Mutation(FILE, "(round_.weight - 1) *", "(1 - round_.weight) *",
+             "the confusion term has the opposite sign"),
     Mutation(FILE, ".rsqrt()", ".sqrt()", "rare classes count less"),
     Mutation(FILE, "None if each.share is None else class_weights", "class_weights",
-             "classes are weighed in the last round"),
-    Mutation(FILE, "copy.deepcopy(base)", "base", "the confused model is pretrained further"),
+             "classes are weighted in the last round"),
+    Mutation(FILE, "copy.deepcopy(base)", "base", "later rounds pretrain the confused model"),
     Mutation(FILE, "(clean.labels[theirs] + 1)", "(clean.labels[theirs] + 0)",
-             "pretraining on true labels"),
+             "pretraining uses the true labels"),
     Mutation(FILE, "losses.sort(stable=True)", "losses.sort(descending=True, stable=True)",
              "the highest losses are kept"),
     Mutation(FILE, "if number == len(self.rounds) - 2", "if number == len(self.rounds) - 1",
-             "the floor of the last but one round"),
+             "the last floor is used in the wrong round"),
     Mutation(FILE, "PRETRAINING = (0.01, 0.9, DECAY)", "PRETRAINING = (0.1, 0.9, DECAY)",
-             "the rate of pretraining"),
+             "the pretraining rate is 0.1"),
     Mutation(RULE, "LARGEST_RATIO if r == largest else RATIO",
-             "RATIO if r == largest else LARGEST_RATIO", "the two bounds are exchanged"),
-    Mutation(RULE, "LARGEST_RATIO = 1.5", "LARGEST_RATIO = 2.0", "one bound for all classes"),
+             "RATIO if r == largest else LARGEST_RATIO", "the two bounds are swapped"),
+    Mutation(RULE, "LARGEST_RATIO = 1.5", "LARGEST_RATIO = 2.0", "all classes have the same bound"),
     Mutation(RULE, "ADDED = 1e-3", "ADDED = 1.0", "covariances are too large"),
     Mutation(RULE, "ours.logpdf(points[own]) - others.logpdf(points[own])",
-             "others.logpdf(points[own]) - ours.logpdf(points[own])", "the sign of the ratio"),
-    Mutation(RULE, "values - values.mean(dim=0)", "values", "directions without centering"),
-    Mutation(RULE, "float(gain.sum()) / len(own)", "float(gain.mean())", "per fitted image"),
+             "others.logpdf(points[own]) - ours.logpdf(points[own])",
+             "the ratio has the opposite sign"),
+    Mutation(RULE, "values - values.mean(dim=0)", "values",
+             "directions are computed without centering"),
+    Mutation(RULE, "float(gain.sum()) / len(own)", "float(gain.mean())",
+             "the ratio is averaged over fitted images"),
 ]  # fmt: skip
 CLASSES, PIXELS = 4, 12
 
@@ -117,7 +123,7 @@ def confuse_by_numpy(
 
 
 def frequencies_of(labels: np.ndarray) -> np.ndarray:
-    """The square root of each class's frequency, to which 0.001 is added."""
+    """The square root of 0.001 plus each class's frequency."""
     counts = np.array([(labels == y).sum() for y in range(CLASSES)])
     return np.asarray(np.sqrt(counts / len(labels) + 0.001))
 
@@ -169,9 +175,9 @@ def pretrain_by_numpy(layers: TwoLayers, x: np.ndarray, labels: np.ndarray) -> N
 
 
 def ratio_by_numpy(values: np.ndarray, fitted: np.ndarray) -> float:
-    """The mean log-likelihood of separate normal distributions for fitted and other images, minus
-    that of the distribution of the others for all images. Computed on two principal components
-    whose signs make their means positive."""
+    """The mean log-likelihood ratio of two models: separate normal distributions for fitted and
+    other images, against the distribution of the other images for all. Computed on two principal
+    components whose signs make their means positive."""
     n = len(values)
     if not 2 <= fitted.sum() <= n - 2:
         return 0.0
@@ -188,7 +194,8 @@ def ratio_by_numpy(values: np.ndarray, fitted: np.ndarray) -> float:
 
 
 def suspects_by_numpy(ratios: dict[int, float]) -> list[int]:
-    """Classes with a ratio above 2, and the class with the largest ratio if it is above 1.5."""
+    """Classes whose log-likelihood ratio exceeds log 2, and the class with the largest one if it
+    exceeds log 1.5."""
     largest = max(ratios.values())
     return [y for y, ratio in ratios.items()
             if ratio > np.log(2) or (ratio == largest and ratio > np.log(1.5))]  # fmt: skip
@@ -236,13 +243,13 @@ def test_two_rounds_follow_the_authors_code() -> None:
     close(given.network(), TwoLayers.of(attacked))  # type: ignore[arg-type]
 
 
-def test_a_model_is_pretrained_from_scratch_if_the_first_round_has_epochs() -> None:
+def test_a_new_model_is_pretrained_if_the_first_round_has_pretraining_epochs() -> None:
     images, labels = noise(20, 4), torch.arange(20) % CLASSES
     new, attacked = precise(PIXELS, CLASSES, 8), precise(PIXELS, CLASSES, 5)
     given = context(images, labels, network=attacked, fresh=lambda _: new,
                     clean=(noise(8, 6), labels[:8]))  # fmt: skip
     layers = TwoLayers.of(new)
-    # The last round, which follows, has no pretraining.
+    # The round of `shares` has one epoch of pretraining, and the last round has none.
     defense = ConfusionTraining(
         shares=[1.0], steps=1, weight=20, lr=0, pretrain_epochs=[1, 0], batch_size=40
     )
@@ -270,7 +277,7 @@ def test_kept_images_have_the_lowest_losses_of_the_set_or_of_their_class(floor: 
     assert len(distilled(torch.rand(9), torch.zeros(9).long(), 0.01, floor)) == 1
 
 
-def test_the_minimum_share_of_each_class_is_halved_after_the_last_but_one_round(
+def test_the_minimum_share_of_each_class_is_halved_in_the_round_before_the_last(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     floors: list[int] = []
@@ -296,7 +303,8 @@ def test_the_minimum_share_of_each_class_is_halved_after_the_last_but_one_round(
 def test_the_final_rule_follows_the_authors_code(
     apart: tuple[float, float], expected: list[int]
 ) -> None:
-    """Fitted images are a quarter of each class; those of two classes are shifted."""
+    """About a quarter of each class is fitted. In up to two classes, the fitted images are
+    shifted."""
     rng = np.random.default_rng(3)
     labels = np.arange(800) % CLASSES
     fitted = rng.random(800) < 0.25
@@ -315,7 +323,9 @@ def test_the_final_rule_follows_the_authors_code(
 
 
 @pytest.mark.parametrize("count", [0, 1, 9, 10])
-def test_a_class_with_fewer_than_two_images_of_a_kind_is_not_suspicious(count: int) -> None:
+def test_a_class_with_fewer_than_two_fitted_or_two_other_images_is_not_suspicious(
+    count: int,
+) -> None:
     values = torch.randn(10, 5, generator=torch.Generator().manual_seed(0)).double()
     assert log_likelihood_ratio(values, torch.arange(10) < count) == 0
 

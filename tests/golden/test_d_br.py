@@ -1,10 +1,9 @@
 """D-BR equals the method of Chen, Wu and Wang 2022 in the form of its authors' code
 (SCLBD/Effective_backdoor_defense at 63fda0e): first model, consistency, selection, unlearning.
 
-Checked once by hand in 2026-11: the loss of the fine-tuning and the thresholds of the authors'
-code, executed on arrays, equal ours in every digit; rotation and shift of PIL images by
-torchvision, as in their code, differ from ours in 24 of 204,800 pixels, on the border between two
-source pixels.
+The authors' code was run once by hand on arrays, in 2026-11: its thresholds and its loss of the
+fine-tuning equal ours in every digit. It rotates and shifts PIL images with torchvision. The result
+differs from ours in 24 of 204,800 pixels, on the border between two source pixels.
 """
 
 from __future__ import annotations
@@ -34,19 +33,25 @@ from tests.helpers.numpy_sgd import (
 
 FILE = "defenses/d_br.py"
 MUTATIONS = [
-    Mutation(FILE, "lr * (1 + math.cos(", "lr * (1 - math.cos(", "schedule"),
-    Mutation(FILE, "self.first_epochs + number", "number", "schedule goes on in the fine-tuning"),
-    Mutation(FILE, "F.normalize(centers, dim=1)", "centers", "cosine"),
-    Mutation(FILE, "masked_fill(own, 0).mean()", "masked_fill(own, 0).sum()", "mean over pairs"),
-    Mutation(FILE, "1 - (1 - module.momentum) ** 2", "module.momentum", "statistics"),
-    Mutation(FILE, ".square().mean(dim=1)", ".abs().mean(dim=1)", "consistency"),
-    Mutation(FILE, "SHIFT = 0.2", "SHIFT = 0.1", "largest shift"),
-    Mutation(FILE, "sampled(turned, ", "sampled(images.float(), ", "rotation, then shift"),
-    Mutation(FILE, "max(1, int(clean_ratio * n))", "max(1, round(clean_ratio * n))", "selection"),
-    Mutation(FILE, "(change >= high)", "(change > high)", "selection"),
+    Mutation(FILE, "lr * (1 + math.cos(", "lr * (1 - math.cos(", "the cosine schedule is reversed"),
+    Mutation(FILE, "self.first_epochs + number", "number", "the fine-tuning restarts the schedule"),
+    Mutation(FILE, "F.normalize(centers, dim=1)", "centers", "class centers are not normalized"),
+    Mutation(FILE, "masked_fill(own, 0).mean()", "masked_fill(own, 0).sum()",
+             "pairs are summed, not averaged"),
+    Mutation(FILE, "1 - (1 - module.momentum) ** 2", "module.momentum",
+             "each batch counts once in the statistics"),
+    Mutation(FILE, ".square().mean(dim=1)", ".abs().mean(dim=1)",
+             "consistency is the mean absolute change"),
+    Mutation(FILE, "SHIFT = 0.2", "SHIFT = 0.1", "the largest shift is 0.1"),
+    Mutation(FILE, "sampled(turned, ", "sampled(images.float(), ",
+             "the shift replaces the rotation"),
+    Mutation(FILE, "max(1, int(clean_ratio * n))", "max(1, round(clean_ratio * n))",
+             "the number of clean images is rounded to the nearest"),
+    Mutation(FILE, "(change >= high)", "(change > high)",
+             "changes equal to the threshold are not poison"),
     Mutation(FILE, "((bad, -1.0, opposed), (good, 1.0, F.cross_entropy))",
-             "((good, -1.0, opposed), (bad, 1.0, F.cross_entropy))", "sign"),
-    Mutation(FILE, "weight_decay=5e-4", "weight_decay=1e-4", "update"),
+             "((good, -1.0, opposed), (bad, 1.0, F.cross_entropy))", "clean images are unlearned"),
+    Mutation(FILE, "weight_decay=5e-4", "weight_decay=1e-4", "the weight decay is too small"),
 ]  # fmt: skip
 BATCH, MOMENTUM, DECAY = 128, 0.9, 5e-4
 PIXELS, HIDDEN, CLASSES = 4, 5, 3
@@ -194,9 +199,7 @@ def test_consistency_is_the_mean_squared_change_under_a_rotation_and_a_shift() -
     np.testing.assert_allclose(sensitivity(Pixels(108), bare).numpy(), expected, rtol=1e-6)
 
 
-def test_the_fifth_that_changes_least_is_clean_and_the_twentieth_that_changes_most_is_poison() -> (
-    None
-):
+def test_the_least_changed_20_percent_are_clean_and_the_most_changed_5_percent_are_poison() -> None:
     """The thresholds are the values at int(0.2 n) and n - int(0.05 n) of the ascending changes;
     images whose change equals a threshold are selected too (calculate_gamma.py and
     separate_samples.py)."""

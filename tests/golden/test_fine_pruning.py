@@ -1,5 +1,5 @@
-"""Fine-pruning by NumPy, from the paper: which channels are pruned, in which order, and the first
-two updates when the pruned network is fine-tuned."""
+"""Fine-pruning, compared with NumPy code written from the paper: which channels are pruned, in
+which order, and the first two updates when the pruned network is fine-tuned."""
 
 from __future__ import annotations
 
@@ -20,12 +20,16 @@ from tests.helpers.two_layers import TwoLayers, softmax
 
 FILE = "defenses/fine_pruning.py"
 MUTATIONS = [
-    Mutation(FILE, "values.mean(dim=0)", "values.abs().mean(dim=0)", "mean absolute activation"),
-    Mutation(FILE, "sort(stable=True)", "sort(stable=True, descending=True)", "most active first"),
-    Mutation(FILE, "- max_accuracy_drop", "+ max_accuracy_drop", "the sign of the drop"),
-    Mutation(FILE, "return order[:count]", "return order[: count + 1]", "one channel too many"),
+    Mutation(FILE, "values.mean(dim=0)", "values.abs().mean(dim=0)",
+             "the mean absolute activation is used"),
+    Mutation(FILE, "sort(stable=True)", "sort(stable=True, descending=True)",
+             "the most active channels are pruned first"),
+    Mutation(FILE, "- max_accuracy_drop", "+ max_accuracy_drop",
+             "the allowed drop has the opposite sign"),
+    Mutation(FILE, "return order[:count]", "return order[: count + 1]",
+             "one channel too many is pruned"),
     Mutation(FILE, ", after=cut_off", "", "pruned channels return in fine-tuning"),
-]
+]  # fmt: skip
 WIDTH, DROP = 16, 0.04
 
 
@@ -87,8 +91,8 @@ def test_the_order_and_number_of_pruned_channels_follow_the_paper() -> None:
 
 
 def test_fine_tuning_trains_the_network_without_the_pruned_channels() -> None:
-    """Two steps of SGD with momentum on the cross-entropy, with the pruned channels taken out of
-    both layers."""
+    """Two steps of SGD with momentum on the cross-entropy. In NumPy, the pruned channels are
+    removed from both layers."""
     network = attacked()
     images, labels = labeled(network, 400)
     halves = replace(HYPERPARAMETERS, batch_size=200)

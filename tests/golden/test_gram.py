@@ -14,8 +14,8 @@ from backdoor_lab.numerics.singular import TopDirection, top_direction
 
 
 def by_svd(values: Tensor) -> tuple[np.ndarray, np.ndarray, float]:
-    """Projections of centered and plain rows on the top direction, and its squared singular
-    value."""
+    """The projections of the centered rows and of the original rows onto the top direction, and its
+    squared singular value."""
     exact = values.double().numpy()
     centered = exact - exact.mean(axis=0)
     _, singular, right = np.linalg.svd(centered, full_matrices=False)
@@ -66,7 +66,7 @@ def exact_calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def test_the_fast_top_direction_agrees_with_svd_without_using_float64(
     n: int, d: int, first: tuple[float, ...], exact_calls: list[Any]
 ) -> None:
-    """Even if the two top singular values differ by only 0.3 %."""
+    """This holds even if the two top singular values differ by only 0.3 %."""
     values = with_values(n, d, falling(min(n, d), *first))
     agree(top_direction(values), values)
     assert exact_calls == []
@@ -95,8 +95,10 @@ def test_two_equal_top_singular_values_are_computed_in_float64(exact_calls: list
     assert len(exact_calls) == 1
 
 
-def test_a_top_direction_orthogonal_to_lanczos_start_is_found(exact_calls: list[Any]) -> None:
-    """The direction that Lanczos finds from such a start is not accepted as the top one."""
+def test_a_top_direction_orthogonal_to_the_start_vector_of_lanczos_is_found(
+    exact_calls: list[Any],
+) -> None:
+    """From such a start vector, Lanczos finds another direction, which is not accepted."""
     side = 100
     start = torch.randn(side, generator=torch.Generator().manual_seed(0)).double()
     basis = torch.eye(side, dtype=torch.float64)
@@ -117,8 +119,8 @@ def test_a_top_direction_orthogonal_to_lanczos_start_is_found(exact_calls: list[
 @pytest.mark.parametrize("change", [lambda x: 1e18 * x, lambda x: 1e-18 * x, lambda x: x + 300,
                                     lambda x: x.relu(), lambda x: x.double() * 1e100,
                                     lambda x: x.half(), lambda x: -x],
-                         ids=["times 1e18", "times 1e-18", "plus 300", "relu", "float64 by 1e100",
-                              "float16", "negated"])  # fmt: skip
+                         ids=["times 1e18", "times 1e-18", "plus 300", "relu",
+                              "float64 times 1e100", "float16", "negated"])  # fmt: skip
 def test_matrices_of_extreme_scale_or_shift_agree_with_svd(change: Any) -> None:
     values = change(with_values(600, 70, falling(70, 10.03, 10.0)))
     agree(top_direction(values), values)

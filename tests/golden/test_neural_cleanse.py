@@ -1,5 +1,6 @@
-"""Neural Cleanse by NumPy, from the paper and the authors' code: the loss, Adam's updates, the
-weight of the mask size, early stopping, the outlier index and the patched images."""
+"""Neural Cleanse, compared with NumPy code written from the paper and the authors' code: the loss,
+Adam's updates, the weight of the mask size, early stopping, the outlier index and the patched
+images."""
 
 from __future__ import annotations
 
@@ -31,17 +32,20 @@ MUTATIONS = [
     Mutation(FILE, "value: float = 0.0", "value: float = 1e-3", "λ is not 0 at the start"),
     Mutation(FILE, "UP = 2.0", "UP = 1.5", "λ rises too slowly"),
     Mutation(FILE, "DOWN = 2.0**1.5", "DOWN = 2.0", "λ falls too slowly"),
-    Mutation(FILE, "self._waited >= PATIENCE", "self._waited >= 1", "no patience"),
+    Mutation(FILE, "self._waited >= PATIENCE", "self._waited >= 1", "λ changes after one step"),
     Mutation(
-        FILE, "STOP_PATIENCE = 5 * PATIENCE", "STOP_PATIENCE = 2 * PATIENCE", "stops too early"
+        FILE, "STOP_PATIENCE = 5 * PATIENCE", "STOP_PATIENCE = 2 * PATIENCE",
+        "the search stops too early"
     ),
     Mutation(FILE, "self.value / DOWN", "self.value * DOWN", "failures raise λ"),
-    Mutation(FILE, "return entropy + len", "return entropy - len", "the sign of the mask's term"),
+    Mutation(FILE, "return entropy + len", "return entropy - len",
+             "the mask term has the opposite sign"),
     Mutation(FILE, "len(outputs) * weight *", "weight *", "λ is divided by the batch size"),
-    Mutation(FILE, "BETAS = (0.5, 0.9)", "BETAS = (0.9, 0.999)", "Adam's usual decay"),
-    Mutation(FILE, "(1 - self.mask) * images", "images", "the pattern is added"),
+    Mutation(FILE, "BETAS = (0.5, 0.9)", "BETAS = (0.9, 0.999)", "Adam has its usual decay rates"),
+    Mutation(FILE, "(1 - self.mask) * images", "images", "the pattern is added to the image"),
     Mutation(FILE, "size < self.size", "size > self.size", "the largest mask is kept"),
-    Mutation(FILE, "((drawn - 0.5) *", "((0 * drawn) *", "starts half gray"),
+    Mutation(FILE, "((drawn - 0.5) *", "((0 * drawn) *",
+             "mask and pattern start at half of their range"),
     Mutation(FILE, "x.quantile(0.5) - x", "x - x.quantile(0.5)", "large masks stand out"),
     Mutation(FILE, "order < round", "order >= round", "the other images are patched"),
 ]  # fmt: skip
@@ -50,7 +54,7 @@ LABEL, CLASSES, PIXELS = 1, 3, 12
 
 
 def attacked(bias: float) -> Small:
-    """A two-layer network; a large `bias` makes it predict LABEL always."""
+    """A two-layer network. With a large `bias`, it always predicts LABEL."""
     generator = torch.Generator().manual_seed(2)
     first, last = nn.Linear(PIXELS, 10), nn.Linear(10, CLASSES)
     with torch.no_grad():
@@ -116,8 +120,8 @@ def test_the_weight_of_the_mask_size_follows_the_schedule_of_the_authors() -> No
 def search_by_numpy(
     layers: TwoLayers, images: np.ndarray, values: np.ndarray, steps: int
 ) -> tuple[np.ndarray, np.ndarray, list[float]]:
-    """The mask and pattern found in `steps` steps of one batch of all images, with Adam as the
-    authors' library computes it, and the success rates."""
+    """The mask and pattern found in `steps` steps, and the success rates. Each step uses one batch
+    of all images and Adam as in the authors' library."""
     x, n = images.reshape(len(images), 2, -1), len(images)
     first, second = np.zeros_like(values), np.zeros_like(values)
     successes: list[float] = []
@@ -152,10 +156,10 @@ def search_by_numpy(
 def test_updates_of_mask_and_pattern_follow_the_code_of_the_authors(
     bias: float, steps: int
 ) -> None:
-    """In the first case, both updates fail. In the others, the network always succeeds: while λ is
-    0, while it is positive, and after it has doubled twice. PyTorch adds Adam's ε to a different
-    quantity than the authors' library does, which changes the fourth digit of early updates with
-    small gradients."""
+    """In the first case, the success rate is below 99 % in both steps. In the others, the network
+    always predicts the label: while λ is 0, while it is positive, and after it has doubled twice.
+    PyTorch adds Adam's ε to a different quantity than the authors' library, which changes the
+    fourth digit of early updates with small gradients."""
     network, (images, labels) = attacked(bias), noise(20)
     given = context(images, labels, network=network, clean=(images, labels))
     values = start((2, 2, 3), given.generator(streams.REVERSED, LABEL)).double().numpy()
@@ -181,8 +185,8 @@ def test_initial_mask_and_pattern_are_uniform() -> None:
 
 
 class Scripted(nn.Module):
-    """A network that predicts LABEL in the passes that `script` lists and never after them. Its
-    gradient is zero."""
+    """A network that predicts LABEL in the forward passes for which `script` is true, and never
+    after the end of `script`. Its gradient is zero."""
 
     def __init__(self, script: list[bool]) -> None:
         super().__init__()
@@ -202,7 +206,7 @@ class Scripted(nn.Module):
         ([True] * 9, 9 + 25),  # λ is raised at step 9 and lowered at step 14.
         ([True] * 8, 100),  # λ is never raised.
         ([False] * 30 + [True] * 9, 39 + 25),
-        ([True] * 9 + [False] * 24 + [True], 34 + 25),  # The mask has become smaller in between.
+        ([True] * 9 + [False] * 24 + [True], 34 + 25),  # The mask is smaller in step 34.
         ([], 100),
     ],
 )
@@ -230,7 +234,7 @@ def test_the_outlier_index_is_that_of_the_paper() -> None:
         assert np.abs(index) == pytest.approx(np.abs(sizes - np.median(sizes)) / mad)
 
 
-def test_a_fifth_of_the_images_is_patched_and_keeps_its_label(
+def test_20_percent_of_the_images_are_patched_and_keep_their_labels(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Section VI.B: one epoch over clean images, 20 % of them with the trigger."""

@@ -23,17 +23,22 @@ FILE = "defenses/scan.py"
 SAMPLES = "numerics/two_samples.py"
 ROBUST = "numerics/robust_covariance.py"
 MUTATIONS = [
-    Mutation(FILE, "pinv(m * between + within", "pinv(between + within", "class size left out"),
-    Mutation(FILE, "@ between @ inverse", "@ inverse @ between", "order of the factors"),
-    Mutation(FILE, "values = values - values.mean(dim=0)", "values = values - 0", "centering"),
-    Mutation(FILE, "<= tolerance", "<= 1000 * tolerance", "ends too early"),
-    Mutation(FILE, "(first_mean + second_mean) / 2", "(first_mean + second_mean)", "middle"),
-    Mutation(FILE, "from_good - from_other,", "from_other - from_good,", "sign of the score"),
-    Mutation(FILE, "/ len(white)", "/ 1", "identity shrunk as that of one example"),
-    Mutation(SAMPLES, "quantile(0.5)).abs()", "quantile(0.5))", "a one-sided index"),
-    Mutation(SAMPLES, "MAD_OF_NORMAL = 1.4826", "MAD_OF_NORMAL = 1.0", "MAD without its factor"),
-    Mutation(ROBUST, "len(points) - correction", "len(points)", "divided by n"),
-]
+    Mutation(FILE, "pinv(m * between + within", "pinv(between + within",
+             "the class size is ignored"),
+    Mutation(FILE, "@ between @ inverse", "@ inverse @ between",
+             "the factors are in the wrong order"),
+    Mutation(FILE, "values = values - values.mean(dim=0)", "values = values - 0",
+             "values are not centered"),
+    Mutation(FILE, "<= tolerance", "<= 1000 * tolerance", "the iteration ends too early"),
+    Mutation(FILE, "(first_mean + second_mean) / 2", "(first_mean + second_mean)",
+             "the midpoint is not halved"),
+    Mutation(FILE, "from_good - from_other,", "from_other - from_good,",
+             "the score has the opposite sign"),
+    Mutation(FILE, "/ len(white)", "/ 1", "the identity is estimated as from one example"),
+    Mutation(SAMPLES, "quantile(0.5)).abs()", "quantile(0.5))", "the anomaly index is one-sided"),
+    Mutation(SAMPLES, "MAD_OF_NORMAL = 1.4826", "MAD_OF_NORMAL = 1.0", "the MAD has no factor"),
+    Mutation(ROBUST, "len(points) - correction", "len(points)", "the covariance is divided by n"),
+]  # fmt: skip
 
 K, D = 5, 4
 
@@ -81,8 +86,8 @@ def split(rows: np.ndarray, f: np.ndarray, start: np.ndarray) -> np.ndarray:
 
 
 def likelihood_ratio(rows: np.ndarray, su: np.ndarray, se: np.ndarray, group: np.ndarray) -> float:
-    """The log-likelihood ratio per example of two groups with their own means against one group
-    with the identity of the model."""
+    """The log-likelihood ratio per example: two groups with their own means, against one group with
+    the identity of the model."""
     f = np.linalg.pinv(se)
     mu = se @ np.linalg.pinv(len(rows) * su + se) @ su @ f @ rows.sum(axis=0)
     means = {True: rows[group].mean(axis=0), False: rows[~group].mean(axis=0)}

@@ -38,7 +38,7 @@ MUTATIONS = [
         SPECTRAL,
         "return along.square() @ weights",
         "return -along.square() @ weights",
-        "sign: the lowest scores are removed",
+        "the lowest scores are removed",
     ),
     Mutation(
         SPECTRAL,
@@ -48,11 +48,11 @@ MUTATIONS = [
     ),
     Mutation(
         SPECTRAL, "centered = values.double() - mean", "centered = values.double()",
-        "directions of values that are not centered",
+        "directions are computed without centering",
     ),
     Mutation(
         "defenses/options.py", 'removal_budget: str = "1.5eps"', 'removal_budget: str = "1eps"',
-        "removes 1 ε in place of 1.5 ε",
+        "1 ε is removed instead of 1.5 ε",
     ),
     Mutation(
         "defenses/budget.py", 'round(float(found["eps"]) * epsilon)', "round(epsilon)",
@@ -60,7 +60,7 @@ MUTATIONS = [
     ),
     Mutation(
         "numerics/singular.py", "_right(rows, vectors[:, -1])", "_right(rows, vectors[:, 0])",
-        "the direction of least variance",
+        "the direction has the least variance",
     ),
 ]  # fmt: skip
 CIFAR = [5000] * 10
@@ -94,8 +94,8 @@ def test_spectral_scores_agree_with_svd(n: int, d: int, center: bool) -> None:
     assert np.abs(ours - theirs).max() <= 1e-6 * theirs.max()
 
 
-def test_one_example_scores_zero() -> None:
-    """A class of one example has no direction; its score is 0, not NaN."""
+def test_a_class_of_one_example_scores_zero() -> None:
+    """Such a class has no direction. The score is 0, not NaN."""
     assert spectral().score_class(torch.ones(1, 4), 0, UNTOLD).scores.tolist() == [0.0]
 
 
@@ -106,7 +106,7 @@ def nearly_tied(n: int, d: int) -> Tensor:
     u, _, vt = np.linalg.svd(middle - middle.mean(axis=0), full_matrices=False)
     s = np.linspace(9, 1, len(u.T))
     s[0], s[1] = 10.03, 10.0
-    # The last left vector of a centered wide matrix is the mean itself.
+    # If n <= d, the last left singular vector is constant. With 0 the rows stay centered.
     s[-1] = 0 if n <= d else s[-1]
     return torch.from_numpy(u * s @ vt)
 
@@ -131,8 +131,8 @@ def test_nearly_equal_singular_values_remove_the_same_examples_as_svd(n: int, d:
 def test_a_score_of_rank_k_sums_squared_projections_on_the_top_k_directions(
     n: int, d: int, rank: int, center: bool
 ) -> None:
-    """Compared with NumPy's top right singular vectors. Without centering the score is the square
-    root of the sum. If k exceeds the rank of the class, all directions are used."""
+    """The directions are the top right singular vectors by NumPy. Without centering, the score is
+    the square root of the sum. If k exceeds the rank of the class, all directions are used."""
     values = np.random.default_rng(n + rank).normal(size=(n, d)) * np.linspace(3, 1, d) + 1
     middle = values - values.mean(axis=0)
     _, s, vt = np.linalg.svd(middle, full_matrices=False)
@@ -153,10 +153,10 @@ def one_class(values: Tensor, budget: int, *, center: bool = True, **options: An
 
 
 def test_scores_and_removal_match_values_computed_by_hand() -> None:
-    """The example has five points.
+    """The points are (1,1) (3,1) (5,1) (3,0) (3,2), and their mean is (3,1).
 
-    Points (1,1) (3,1) (5,1) (3,0) (3,2), mean (3,1). Centered: (-2,0) (0,0) (2,0) (0,-1) (0,1).
-    Gram matrix diag(8, 2), so v = (1, 0); tau = 4, 0, 4, 0, 0; uncentered |x . v| = 1 3 5 3 3.
+    Centered, they are (-2,0) (0,0) (2,0) (0,-1) (0,1). Their Gram matrix is diag(8, 2), so v is
+    (1, 0) and tau is 4, 0, 4, 0, 0. Without centering, |x . v| is 1, 3, 5, 3, 3.
     """
     values = torch.tensor([[1.0, 1], [3, 1], [5, 1], [3, 0], [3, 2]])
     assert spectral().score_class(values, 0, UNTOLD).scores.tolist() == pytest.approx(
@@ -165,7 +165,8 @@ def test_scores_and_removal_match_values_computed_by_hand() -> None:
     assert spectral(center=False).score_class(values, 0, UNTOLD).scores.tolist() == pytest.approx(
         [1, 3, 5, 3, 3]
     )
-    # Variance 8 / 5; distances from the median 0 0 0 2 2, of which 68.27 % are within 1.4616.
+    # The variance is 8 / 5. The distances from the median are 0 0 0 2 2; their 0.6827 quantile is
+    # 1.4616.
     assert spectral().score_class(values, 0, UNTOLD).suspicion == pytest.approx(8 / 5 / 1.4616**2)
     known = DefenderKnowledge(("only",), 0, epsilon=1, seed=0)
     verdict = SpectralSignatures(FilterOptions(removal_budget="2eps"))(
@@ -215,21 +216,21 @@ def test_scores_are_at_chance_level_if_half_of_the_class_is_poison(sign: int) ->
 
 
 def expected_auroc(share: float, shift: float) -> float:
-    """The AUROC in closed form, for normal images of variance 1 along the poison's shift, if the
-    filter's direction is that shift: after centering, clean images are around -share * shift and
-    poison around (1 - share) * shift. Half the sum and half the difference of a clean and a
-    poisoned value are independent, and their signs determine which value is farther from 0."""
+    """The AUROC in closed form for normal images with variance 1 along the poison's shift, if the
+    filter's direction is that shift. After centering, clean images lie around -share * shift and
+    poison around (1 - share) * shift. The sum and the difference of a clean and a poisoned value
+    are independent, and their signs determine which value is farther from 0."""
 
     def above(x: float) -> float:
-        return math.erfc(-x / 2) / 2  # of a normal value of mean x and variance 2, above 0
+        return math.erfc(-x / 2) / 2  # P(z > 0) for a normal z with mean x and variance 2
 
     apart, together = above(shift), above((1 - 2 * share) * shift)
     return apart * together + (1 - apart) * (1 - together)
 
 
 def gaussians(share: float, shift: float, own: float) -> tuple[Tensor, Tensor]:
-    """A class whose first axis has variance `own`, the others 1, and poison shifted along the
-    second."""
+    """A class whose first axis has variance `own` and whose other axes have variance 1. Poison is
+    shifted along the second axis."""
     generator = torch.Generator().manual_seed(5)
     n = 20_000
     values = torch.randn(n, 8, generator=generator)
@@ -314,8 +315,8 @@ def test_a_budget_of_one_and_a_half_epsilon_that_would_empty_clean_classes_is_re
     )
 
 
-def test_equal_scores_remove_exactly_the_budget() -> None:
-    """Ties are broken at random by the seed, instead of removing all or the last."""
+def test_exactly_the_budget_is_removed_if_all_scores_are_equal() -> None:
+    """The removed examples are drawn at random with the seed."""
     removed = top_scoring(torch.ones(1000, dtype=torch.float64), 100, seed=1)
     assert len(set(removed.tolist())) == 100
     assert 300 < removed.double().mean() < 700
@@ -386,8 +387,8 @@ def test_budgets_are_rounded_and_limited_correctly() -> None:
 
 @pytest.mark.parametrize("percentile", ["0", "50", "75", "85", "87.5", "100"])
 def test_percentile_budgets_agree_with_numpy(percentile: str) -> None:
-    """p85 removes as many examples as the published code, ``scores > np.percentile(scores, 85)``,
-    selects."""
+    """p85 removes as many examples as ``scores > np.percentile(scores, 85)`` selects in the
+    published code."""
     draw = np.random.default_rng(5)
     for n in [*range(1, 130), 5003]:
         scores = draw.normal(size=n)
@@ -437,9 +438,9 @@ KNOWN = DefenderKnowledge(tuple("abcdefghij"), None, None, seed=0)
 
 @pytest.mark.parametrize("heavy", [False, True])
 def test_filter_scope_suspicious_rarely_flags_a_clean_class(heavy: bool) -> None:
-    """At most 4 % of 150 clean sets of ten classes have a flagged class. (The intended share is 1
-    %; over 1,000 sets, 0.8 and 1.8 % were measured.) Distant poison that is a tenth of a class is
-    found in most sets."""
+    """At most 4 % of 150 clean sets of ten classes have a flagged class. The rule aims at 1 %; over
+    1,000 sets, 0.8 % were measured for normal features and 1.8 % for heavy tails. If a tenth of a
+    class is distant poison, the class is found in most sets."""
     accused = [clean_and_poisoned(seed, heavy=heavy) for seed in range(150)]
     assert sum(map(bool, accused)) / 150 <= 0.04
     found = [clean_and_poisoned(seed, heavy=heavy, poisoned=20) for seed in range(40)]
@@ -448,8 +449,8 @@ def test_filter_scope_suspicious_rarely_flags_a_clean_class(heavy: bool) -> None
 
 
 def test_a_threshold_on_the_plain_variance_would_flag_many_clean_sets() -> None:
-    """Therefore the rule does not compare the top variance with 3.5: the variances of clean classes
-    differ too much."""
+    """The variances of clean classes differ too much to flag every variance with a modified z-score
+    above 3.5. The actual rule flags few clean sets."""
     rng = np.random.default_rng(0)
     sets = [dict(enumerate(np.exp(rng.normal(size=10)))) for _ in range(300)]
     assert sum(bool(outliers(values)) for values in sets) / 300 > 0.4

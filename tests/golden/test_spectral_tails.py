@@ -1,5 +1,5 @@
-"""The spectral filter with several directions, tail weights and rounds, against NumPy and on
-Gaussians."""
+"""The spectral filter with several directions, tail weights and rounds, compared with NumPy and on
+Gaussian features."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def one_class(values: Tensor, budget: int, *, center: bool = True, **options: An
 def by_numpy(
     values: np.ndarray, rows: np.ndarray, rank: int, power: float, *, center: bool = True
 ) -> np.ndarray:
-    """tau of `values` (n, d) along the top right singular vectors of `rows` (m, d)."""
+    """The scores tau of `values` (n, d) along the top right singular vectors of `rows` (m, d)."""
     mean = rows.mean(axis=0)
     directions = np.linalg.svd(rows - mean, full_matrices=False)[2][:rank]
     tails = [
@@ -64,7 +64,8 @@ def test_tail_weights_match_a_second_implementation(rank: int, power: float, cen
 def test_scores_over_several_rounds_match_a_second_implementation(
     rank: int, power: float, center: bool
 ) -> None:
-    """The scores of all rounds are added; each round uses the rows that the earlier ones left."""
+    """The scores of all rounds are added. Each round finds its directions from the rows that the
+    earlier rounds left."""
     values = heavy(7, n=60)
     total = by_numpy(values, values, rank, power, center=center)
     for gone in (3, 7):
@@ -92,8 +93,8 @@ def test_a_second_round_finds_a_second_group_of_poison() -> None:
 
 @pytest.mark.parametrize("options", [{"rounds": 2}, PLUS])
 def test_scores_of_earlier_rounds_still_count_in_later_rounds(options: dict[str, Any]) -> None:
-    """After the more distant half of a group is removed, the class's own variance is larger. The
-    rest of the budget still goes to the other half, found by the first direction."""
+    """After half of the poison is removed, the top direction is that of the class's own variance.
+    The other half is still removed, because its scores from the first round count."""
     values = torch.randn(1000, 6, generator=torch.Generator().manual_seed(2))
     values[:, 1] *= 5
     values[:60, 0] += torch.linspace(20, 40, 60)
@@ -112,7 +113,9 @@ def test_a_class_of_identical_rows_loses_exactly_the_budget(options: dict[str, A
 
 
 @pytest.mark.parametrize("removed", [1, 2, 19])
-def test_more_rounds_than_images_to_remove_remove_exactly_the_budget(removed: int) -> None:
+def test_exactly_the_budget_is_removed_if_there_are_more_rounds_than_images_to_remove(
+    removed: int,
+) -> None:
     values = torch.from_numpy(heavy(1, n=20))
     verdict = one_class(values, removed, rank=3, rounds=30, tail_power=4)
     assert int((~verdict.keep).sum()) == removed

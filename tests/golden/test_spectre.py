@@ -22,21 +22,28 @@ from tests.helpers.mutations import Mutation
 FILE = "defenses/spectre.py"
 ROBUST = "numerics/robust_covariance.py"
 MUTATIONS = [
-    Mutation(ROBUST, "SHIFT = 3.0", "SHIFT = 2.0", "another shift of the tail"),
-    Mutation(ROBUST, "SCALE = 10.0", "SCALE = 3.0", "another constant"),
-    Mutation(ROBUST, "variance <= 1 + SCALE", "variance <= SCALE", "ends at another variance"),
-    Mutation(ROBUST, "/ math.sqrt(2)", "/ math.sqrt(1)", "scale of the quadratic form"),
-    Mutation(ROBUST, "_lowest(distances, n - limit)", "_lowest(-distances, n - limit)", "sign"),
-    Mutation(ROBUST, "_lowest(squares, n - limit)", "_lowest(squares, 0)", "no limit"),
+    Mutation(ROBUST, "SHIFT = 3.0", "SHIFT = 2.0", "the tail is shifted by 2 instead of 3"),
+    Mutation(ROBUST, "SCALE = 10.0", "SCALE = 3.0", "the constant is 3 instead of 10"),
+    Mutation(ROBUST, "variance <= 1 + SCALE", "variance <= SCALE",
+             "the filter ends at a lower variance"),
+    Mutation(ROBUST, "/ math.sqrt(2)", "/ math.sqrt(1)", "the quadratic form is not scaled"),
+    Mutation(ROBUST, "_lowest(distances, n - limit)", "_lowest(-distances, n - limit)",
+             "the farthest rows are protected"),
+    Mutation(ROBUST, "_lowest(squares, n - limit)", "_lowest(squares, 0)",
+             "the number of removed rows has no limit"),
     Mutation(ROBUST, "- form.trace() * unit", "", "the mean of the form is not subtracted"),
-    Mutation(FILE, "REMOVED_PER_POISON = 1.5", "REMOVED_PER_POISON = 1.0", "another ε"),
-    Mutation(FILE, "filter_limit: float = 2.0", "filter_limit: float = 1.0", "another limit"),
-    Mutation(FILE, "covariance(points[kept], correction=0)", "covariance(points)", "not robust"),
+    Mutation(FILE, "REMOVED_PER_POISON = 1.5", "REMOVED_PER_POISON = 1.0", "ε equals the budget"),
+    Mutation(FILE, "filter_limit: float = 2.0", "filter_limit: float = 1.0",
+             "the limit is 1 ε instead of 2 ε"),
+    Mutation(FILE, "covariance(points[kept], correction=0)", "covariance(points)",
+             "whitening is not robust"),
     Mutation(FILE, "alpha * (eigenvalues - eigenvalues[-1]) / beyond",
-             "alpha * (eigenvalues - eigenvalues[-1])", "not relative to the norm"),
-    Mutation(FILE, "covariance(white, correction=1)", "covariance(white)", "divided by n"),
-    Mutation(FILE, "largest=False", "largest=True", "the wrong rest judges k"),
-    Mutation(FILE, "key=lambda each: each[0]", "key=lambda each: -each[0]", "the worst k"),
+             "alpha * (eigenvalues - eigenvalues[-1])", "α is not divided by the norm"),
+    Mutation(FILE, "covariance(white, correction=1)", "covariance(white)",
+             "the covariance is divided by n"),
+    Mutation(FILE, "largest=False", "largest=True", "k is judged by the wrong rows"),
+    Mutation(FILE, "key=lambda each: each[0]", "key=lambda each: -each[0]",
+             "the worst k is chosen"),
 ]  # fmt: skip
 
 
@@ -51,7 +58,7 @@ def lowest(values: np.ndarray, count: int) -> np.ndarray:
 
 
 def one_round(points: np.ndarray, eps: float, tau: float, limit: int) -> np.ndarray | None:
-    """Which rows the filter keeps in one round; None if it ends."""
+    """The rows that the filter keeps in one round, as a mask. None if the filter ends."""
     n, d = points.shape
     y = points @ inverse_root(points.T @ points / n)
     squares = (y**2).sum(axis=1)

@@ -1,4 +1,5 @@
-"""STRIP's entropies and threshold by NumPy and SciPy, from the paper and the authors' notebook."""
+"""STRIP's entropies and threshold, compared with NumPy and SciPy code written from the paper and
+the authors' notebook."""
 
 from __future__ import annotations
 
@@ -15,8 +16,10 @@ from tests.helpers.mutations import Mutation
 
 FILE = "defenses/strip.py"
 MUTATIONS = [
-    Mutation(FILE, "-(logs.exp() * logs)", "(logs.exp() * logs)", "the sign of the entropy"),
-    Mutation(FILE, "SampleScores(-found,", "SampleScores(found,", "the sign of the score"),
+    Mutation(FILE, "-(logs.exp() * logs)", "(logs.exp() * logs)",
+             "the entropy has the opposite sign"),
+    Mutation(FILE, "SampleScores(-found,", "SampleScores(found,",
+             "the score has the opposite sign"),
     Mutation(
         FILE,
         "return images[at // count].float() + weight * pool[flat[start:stop]].float()",
@@ -25,10 +28,11 @@ MUTATIONS = [
     ),
     Mutation(
         FILE, "drawn(context, each, len(pool)", "drawn(context, images[0].cpu(), len(pool)",
-        "the same overlays for all images",
+        "all images have the same overlays",
     ),
-    Mutation(FILE, "std(unbiased=False)", "std(unbiased=True)", "not the fit by likelihood"),
-    Mutation(FILE, "torch.tensor(2.0).double().log()", "1.0", "nats in place of bits"),
+    Mutation(FILE, "std(unbiased=False)", "std(unbiased=True)",
+             "the standard deviation is unbiased"),
+    Mutation(FILE, "torch.tensor(2.0).double().log()", "1.0", "the entropy is in nats, not bits"),
 ]  # fmt: skip
 N = 9
 
@@ -39,7 +43,8 @@ def noise(n: int, seed: int) -> Tensor:
 
 
 def probabilities(network: Small, images: np.ndarray) -> np.ndarray:
-    """Softmax by NumPy of the network's layers for float images (n, C, H, W) in gray levels."""
+    """The network's softmax outputs, computed with NumPy. Images are float (n, C, H, W) with gray
+    levels from 0 to 255."""
     first, norm, _, last = network.body
     w1, b1, mean, variance, w2, b2 = (
         each.detach().double().numpy()
@@ -53,15 +58,15 @@ def probabilities(network: Small, images: np.ndarray) -> np.ndarray:
 
 
 def entropy_of(network: Small, image: Tensor, overlays: Tensor) -> float:
-    """The mean over the overlays of the entropy -Σ p log2 p of the prediction for the sum, which is
-    not clipped."""
+    """The entropy -Σ p log2 p of the prediction for the sum of image and overlay, averaged over the
+    overlays. Sums are not clipped."""
     mixed = image.double().numpy()[None] + overlays.double().numpy()
     p = probabilities(network, mixed)
     return float(-np.nansum(p * np.log2(p)) / len(overlays))
 
 
 def test_scores_and_threshold_follow_the_paper() -> None:
-    """The false rejection rate is 1 %, so that the threshold is the 0.01 quantile of a normal
+    """The false rejection rate is 1 %. The threshold is therefore the 0.01 quantile of a normal
     distribution fitted to the entropies of clean images."""
     images, clean = noise(40, 1), noise(30, 2)
     network = hidden(18, 4, seed=3)

@@ -1,10 +1,10 @@
-"""The tables of three committed sweeps as recorded before all tables shared one model.
+"""The tables of three committed sweeps, compared with those recorded in `tables.json`.
 
-`tables.json` was written once, by `contents` of this file at that time, and is never rewritten. It
-holds titles, headings, rows, notes and CSV columns of a sweep's default tables, of the report's
-layout, of a requested layout, and of comparisons. CSV files may gain columns and tables may gain
-notes; what was there stays, in its order. "best" holds the bold marks and their note as they were
-then; now a paired test decides which cells are bold, see test_worth.py.
+The file was written once, before all tables shared one model, and is never rewritten. It holds the
+titles, headings, rows, notes and CSV columns of a sweep's default tables, of the report's layout,
+of a requested layout, and of comparisons. CSV files may gain columns and tables may gain notes, but
+everything recorded must remain in its order. "best" holds the recorded bold marks and their note.
+Now a paired test decides which cells are bold: see test_worth.py.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ RENAMED = {
     "classes": "filter_scope", "budget": "removal_budget", "budget_cap": "max_removed",
     "centred": "center",
 }  # fmt: skip
-"""Keys of the protocol as the file has them, and as they are called since 0.2.0."""
+"""Protocol keys as recorded in the file, and their names since 0.2.0."""
 REWORDED = {
     "p, two-sided: the paired t test; Holm's correction of it over the (.*) t tests of this table, "
     "significant below 0.05; the exact sign test and the exact Wilcoxon signed-rank test, zeros "
@@ -85,7 +85,7 @@ REWORDED = {
     r"(?<=2 after it\. )#Pois: poisoned training images":
     "#Pois: poisoned training images; #Pois Left: those not removed by the defense",
 }  # fmt: skip
-"""Notes as the file has them (patterns), and as they are worded today."""
+"""Patterns of notes as recorded in the file, and their current wording."""
 LEFT_OPEN = {1: "failed: out of memory", 4: "missing", 5: "diverged: loss is NaN"}
 """Cells of the controls sweep, by position, that are unfinished in a fourth case."""
 PROTOCOL = "protocol."
@@ -136,8 +136,8 @@ def _grid(grid: TextTable) -> dict[str, Any]:
 
 
 def renamed(text: str) -> str:
-    """A text of the file after applying the renaming of protocol keys and of one choice in 0.2.0,
-    and the present wording of notes."""
+    """A recorded text in current terms: with the protocol keys and the choice that 0.2.0 renamed,
+    and with the present wording of notes."""
     for old, new in REWORDED.items():
         text = re.sub(old, new, text)
     keys = "|".join(sorted(RENAMED, key=len, reverse=True))
@@ -150,15 +150,15 @@ def renamed(text: str) -> str:
 
 
 def parts(text: str) -> list[str]:
-    """The parts of a title or note. Where it lists values of a protocol, they are sorted, since
-    they stand in the order of their keys. The hash in a cell's id is left out: renaming a key
-    changes it."""
+    """The parts of a title or note. Values of a protocol are sorted, because they are listed in the
+    order of their keys and keys were renamed. The hash in a cell's id is omitted, because renaming
+    a key changes it."""
     found = re.split(r"[,;:] ", re.sub(r"(?<=-s\d)-[0-9a-f]{10}\b", "", text).rstrip("."))
     return sorted(found) if re.search(rf"\b({'|'.join(RENAMED.values())})\b", text) else found
 
 
 def today(value: Any) -> Any:
-    """A value of the file with `renamed` applied to every text in it, keys of mappings excepted."""
+    """A recorded value with `renamed` applied to every text in it except the keys of mappings."""
     if isinstance(value, dict):
         return {key: today(each) for key, each in value.items()}
     if isinstance(value, list):
@@ -176,13 +176,13 @@ def computed() -> dict[str, dict[str, Any]]:
 
 
 def at_its_place(found: dict[str, dict[str, Any]], name: str, part: str) -> Any:
-    """The table that is now in the place of `part` in the file."""
+    """The current table at the position that `part` has in the file."""
     return [*found[name].values()][list(KNOWN[name]).index(part)]
 
 
 def test_every_sweep_still_has_its_tables(computed: dict[str, dict[str, Any]]) -> None:
-    """The tables are in the same order and have the same file names, up to the order of the values
-    in a name."""
+    """The tables are in the same order. Their file names are the same, except for the order of the
+    values in a name."""
 
     def words(names: Iterable[str]) -> list[list[str]]:
         return [sorted(re.sub(r"-[0-9a-f]{8}$", "", name).split("-")) for name in names]

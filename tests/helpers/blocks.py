@@ -12,8 +12,8 @@ FILE = re.compile(r"# ((?:backdoor_lab|conf)/[\w/]+\.(?:py|yaml))\n")
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced code block: the number of its first line, its language (`bash` if none is given),
-    its text."""
+    """A fenced code block: the number of its first line, its language (`bash` by default), and its
+    text."""
 
     line: int
     language: str

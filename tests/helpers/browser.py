@@ -17,8 +17,8 @@ VARIABLE = "BACKDOOR_LAB_CHROMIUM"
 
 
 def executable(driver: Playwright) -> str | None:
-    """The path of the Chromium to start, or None: the one that the environment variable VARIABLE
-    names, Playwright's own, or another one that is installed."""
+    """The path of the Chromium to start: the one in the environment variable VARIABLE, that of
+    Playwright, or another installed one. None if there is none."""
     own = driver.chromium.executable_path
     found = [os.environ.get(VARIABLE), own if Path(own).exists() else None]
     found += [shutil.which(name) for name in NAMES]

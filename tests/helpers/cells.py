@@ -101,7 +101,7 @@ def toy_set(n: int = 48) -> TrainingSet:
 
 
 def job(training: TrainingSet | None = None, seed: int = 1, **changes: Any) -> TrainingJob:
-    """A training of a very narrow ResNet18, by default on the images of `toy_set`."""
+    """A training job for a very narrow ResNet18, by default on the images of `toy_set`."""
     training = toy_set() if training is None else training
     model = {"name": "resnet18", "width": 4, "stem": "cifar"}
     mean, std = channel_stats(training.base)

@@ -3,8 +3,8 @@ process.
 
 That process is this file, run with the path of a socket. `write_python` writes the replacement for
 `python`: a script that sends the process its command line, folder, environment and open files, and
-waits. To be fast, workers of a sweep are forks too, and a calibration takes one step. The variable
-`TRIAL` (JSON: patterns and overrides) adds overrides to runs of `python -m backdoor_lab`.
+waits. To save time, workers of a sweep are forks too, and a calibration takes one step. The
+variable `TRIAL` (JSON: patterns and overrides) adds overrides to runs of `python -m backdoor_lab`.
 """
 
 from __future__ import annotations

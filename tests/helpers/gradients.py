@@ -26,8 +26,8 @@ from backdoor_lab.training.train import TrainingJob, new_classifier
 
 CLASSES = tuple("abcde")
 HANGS_AFTER_S = 40
-"""The limit in seconds of CPU time rather than wall-clock time, so that a busy machine is not a
-failure: a thread that hangs by spinning uses CPU time too."""
+"""The limit in seconds of CPU time, which a thread that hangs by spinning uses too. A limit on
+wall-clock time would fail on a busy machine."""
 
 
 def classifier(case: dict[str, Any], images: Tensor) -> Classifier:
@@ -53,7 +53,7 @@ def drawn(case: dict[str, Any]) -> Tensor:
 
 def prepared(case: dict[str, Any], images: Tensor) -> Classifier:
     """The network as the package trains it. If the case is not `guarded`, its memory format is
-    channels last, even where the oneDNN bug affects it."""
+    always channels last, even if oneDNN then returns wrong gradients."""
     module = classifier(case, images)
     if case["guarded"]:
         return module
@@ -119,14 +119,15 @@ def distance(one: Tensor, other: Tensor, *, least: float = 0.0) -> float:
 
 
 def errors(case: dict[str, Any]) -> dict[str, float]:
-    """The relative errors of the gradients of a case: the largest error of a convolution, given its
-    input and output gradient, and in float32 also the error of the whole network.
+    """The relative errors of the gradients of a case: the largest error of any convolution and, in
+    float32, the error of the whole network. The error of a convolution is computed from its own
+    input and output gradient.
 
     In bfloat16, the whole network is not compared: rounding alone can reverse its gradients.
     """
     torch.set_num_threads(case["threads"])
     images = drawn(case)
-    # A batch of one image has no statistics: use the running ones, as some defenses do.
+    # A batch of one image has no statistics. Use the running statistics, as some defenses do.
     module = prepared(case, images).train(case["batch"] > 1)
     watched = Watched(module.net, bf16=case["bf16"])
     ours = gradients(module, images, bf16=case["bf16"])

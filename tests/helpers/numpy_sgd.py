@@ -1,4 +1,4 @@
-"""A float64 network of two layers in torch and, independently, in numpy, and SGD by definition."""
+"""A float64 network of two layers, in torch and independently in NumPy, and SGD in NumPy."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class NumpySGD:
         self.buffers: dict[int, Array] = {}
 
     def step(self, gradients: list[Array], lr: float) -> None:
-        """Updates the first weights, as many as there are `gradients`."""
+        """Updates the first ``len(gradients)`` weights."""
         for number, given in enumerate(gradients):
             gradient = given + self.decay * self.weights[number]
             old = self.buffers.get(number)

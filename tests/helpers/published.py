@@ -19,7 +19,7 @@ def md5(data: bytes) -> str:
 
 
 def put(root: Path, files: dict[str, bytes]) -> tuple[Official, ...]:
-    """Write `files` below `root`. Returns these files as official files with their hashes."""
+    """Write `files` below `root`. Returns them as official files with their hashes."""
     for name, data in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(data)

@@ -1,4 +1,4 @@
-"""Runs all commands that write something about a sweep, on a sweep with hostile texts."""
+"""Runs every command that writes output about a sweep, on a sweep with hostile texts."""
 
 from __future__ import annotations
 

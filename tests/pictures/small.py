@@ -10,8 +10,8 @@ LARGEST = 380_000
 
 
 def small(data: bytes) -> bytes:
-    """Convert a picture to a PNG with at most 256 colors, and with fewer until it has less than
-    LARGEST bytes."""
+    """Convert a picture to a PNG with at most 256 colors. The number of colors is reduced until the
+    file is smaller than LARGEST bytes."""
     picture = Image.open(io.BytesIO(data)).convert("RGB")
     for count in (256, 128, 64, 32, 16):
         found = io.BytesIO()

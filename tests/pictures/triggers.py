@@ -82,7 +82,7 @@ def grid(names: list[str], tiles: dict[int, dict[str, tuple[Tensor, Tensor]]]) -
             top = TOP + row * step
             for column, image in enumerate((clean, triggered, changed)):
                 picture.paste(_tile(image, column == 2), (left + column * step, top))
-            # Put it at the middle of the upper edge: triggers are in the corners.
+            # The factor is at the middle of the upper edge, since triggers are in the corners.
             place = (left + 2 * step + TILE // 2, top + 3)
             draw.text(place, f"x {factor}", INK, usual, anchor="ma", stroke_width=2,
                       stroke_fill=BACKGROUND)  # fmt: skip
@@ -92,8 +92,8 @@ def grid(names: list[str], tiles: dict[int, dict[str, tuple[Tensor, Tensor]]]) -
 
 
 def difference(clean: Tensor, triggered: Tensor) -> tuple[Tensor, int]:
-    """The difference of two images around gray, multiplied by the largest factor that clips at most
-    2 % of its values. Returns the result and the factor."""
+    """The difference of two images, multiplied by the largest factor that clips at most 2 % of its
+    values. Zero is shown as gray. Returns the result and the factor."""
     change = triggered.int() - clean.int()
     for factor in FACTORS:
         clipped = (factor * change).abs() >= GRAY
@@ -104,7 +104,8 @@ def difference(clean: Tensor, triggered: Tensor) -> tuple[Tensor, int]:
 
 def _tile(image: Tensor, is_difference: bool) -> Image.Image:
     """Scale an image to the size of a tile: enlarged pixel by pixel, or reduced by averaging. A
-    difference is reduced by the largest change, so that a single changed pixel stays visible."""
+    reduced difference keeps the largest change of each square, so that a single changed pixel stays
+    visible."""
     side = image.shape[-1]
     if side > TILE and is_difference:
         assert side % TILE == 0

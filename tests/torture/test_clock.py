@@ -1,4 +1,4 @@
-"""Row 20: wall-clock time does not matter."""
+"""Row 20 of the fault table: wall-clock time does not matter."""
 
 from __future__ import annotations
 

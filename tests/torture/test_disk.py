@@ -1,4 +1,4 @@
-"""Row 3: a full disk costs one clear error, and nothing published is lost."""
+"""Row 3 of the fault table: a full disk gives one clear error, and no published result is lost."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_a_file_size_limit_is_handled_like_a_full_disk(
 
 
 def run_here_ready(root: Path) -> None:
-    """Caches the data set in advance, so that the fault hits the cell."""
+    """Caches the data set in advance, so that the fault occurs in the cell."""
     from tests.helpers.cells import cell_of
 
     cell_of(root / "store")

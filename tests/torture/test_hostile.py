@@ -1,4 +1,5 @@
-"""Rows 15 and 17: hostile files and names; none is executed or leaves its folder."""
+"""Rows 15 and 17 of the fault table: hostile files are not executed, and hostile names do not leave
+their folder."""
 
 from __future__ import annotations
 

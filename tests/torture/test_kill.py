@@ -1,4 +1,5 @@
-"""Rows 1 and 2: after a kill at any point the same command resumes to an identical record."""
+"""Rows 1 and 2 of the fault table: after a kill at any point, the same command resumes to an
+identical record."""
 
 from __future__ import annotations
 
@@ -32,7 +33,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict:
 
 @pytest.fixture(scope="module")
 def unbroken_prepared(tmp_path_factory: pytest.TempPathFactory) -> dict:
-    """As above, for an attack with preparation."""
+    """The record of an uninterrupted run of an attack with preparation."""
     root = tmp_path_factory.mktemp("prepared")
     return lasting(run_here(root / "store", root / "cell", *PREPARED))
 

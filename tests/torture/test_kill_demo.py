@@ -18,7 +18,7 @@ from tests.helpers.cells import environment, lasting
 
 ROOT = Path(__file__).parents[2]
 KILLS = int(os.environ.get("BACKDOOR_LAB_KILLS", "10"))
-# BACKDOOR_LAB_DEMO= (empty) kills the demo itself instead of a tiny form of it.
+# By default, a tiny form of the demo is killed. If BACKDOOR_LAB_DEMO is empty, the full demo is.
 TINY = "dataset.size=8 dataset.per_class_train=40 dataset.per_class_test=5 model.width=4"
 OVERRIDES = os.environ.get("BACKDOOR_LAB_DEMO", f"{TINY} recipe.epochs=2").split()
 
@@ -45,7 +45,7 @@ def outcome(folder: Path) -> tuple[dict, dict]:
 
 
 def first_stage(folder: Path, program: subprocess.Popen[bytes]) -> float:
-    """Seconds until a run has published its first stage."""
+    """The seconds until a run has published its first stage."""
     began = time.monotonic()
     while program.poll() is None and not any(folder.glob("multirun_reports/.store/*/*")):
         time.sleep(0.05)

@@ -40,7 +40,9 @@ def test_the_launcher_submitit_local_completes_a_sweep(tmp_path: Path) -> None:
 
 def test_the_launcher_ray_completes_a_sweep(tmp_path: Path) -> None:
     """A local Ray is started for the sweep; each cell runs in its own worker with one core."""
-    pytest.importorskip("hydra_plugins.hydra_ray_launcher", reason="the extra `ray` is not there")
+    pytest.importorskip(
+        "hydra_plugins.hydra_ray_launcher", reason="the extra `ray` is not installed"
+    )
     program = start(tmp_path, "hydra/launcher=ray", "target=bird,dog", "trainer.threads=null")
     said, _ = program.communicate(timeout=240)
     assert program.returncode == 0, said

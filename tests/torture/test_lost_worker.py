@@ -1,4 +1,5 @@
-"""Row 27: a worker process dies under any launcher; only its own cell fails, with the cause."""
+"""Row 27 of the fault table: if a worker process dies under any launcher, only its own cell fails,
+and the cause is recorded."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ from tests.helpers.cells import TINY, environment
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.timeout(900)
-# One cell dies per stage, in trainings in the middle; the last cell survives.
+# One cell dies in each stage; during training, in the middle of it. The last cell survives.
 DEATHS = {
     "airplane": ("load.begun:1", "load"),
     "automobile": ("poison.begun:1", "poison"),
@@ -78,7 +79,8 @@ def parent_of(pid: int) -> int:
 
 
 def kill_one_in_training(cwd: Path, program: subprocess.Popen[str], *, parent: bool = False) -> int:
-    """SIGKILL to a process that has trained for some epochs, or to its parent; returns its id."""
+    """Send SIGKILL to a process that has trained for some epochs, or to its parent. Returns the id
+    of the training process."""
     limit = time.monotonic() + 200
     while time.monotonic() < limit and program.poll() is None:
         for beat in beats(cwd):
@@ -121,7 +123,9 @@ def test_a_worker_that_dies_at_any_stage_affects_only_its_own_cell(
 
 
 def needs_ray() -> None:
-    pytest.importorskip("hydra_plugins.hydra_ray_launcher", reason="the extra `ray` is not there")
+    pytest.importorskip(
+        "hydra_plugins.hydra_ray_launcher", reason="the extra `ray` is not installed"
+    )
 
 
 @pytest.mark.parametrize("launcher", ["basic", "joblib", "submitit_local", "ray"])

@@ -22,7 +22,7 @@ COPIED = (
     "tests/helpers",
     "pyproject.toml",
 )
-# How pytest begins to tell of a failed assertion, also of numpy.testing's and pytest.raises's.
+# How the message of a failed assertion begins, including those of numpy.testing and pytest.raises.
 ASSERTIONS = ("assert ", "AssertionError", "Failed: DID NOT")
 EACH = [(path, mutation) for path in golden_modules() for mutation in mutations_of(path)]
 
@@ -41,7 +41,7 @@ def copy(tmp_path: Path) -> Path:
 
 
 def outcome(copy: Path, module: Path, *more: str) -> tuple[int, list[str]]:
-    """The exit code of pytest in the copy, and the beginnings of what failed."""
+    """The exit code of pytest in the copy, and the message of each failure."""
     told = copy / "told.xml"
     words = ("-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={told}", *more)
     done = subprocess.run(
@@ -90,11 +90,11 @@ def test_double():
     ("text", "code", "asserted"),
     [
         ("def double(x):\n    return 2 * x\n", 0, False),
-        ("def double(x):\n    return x + 2\n", 0, False),  # survives
+        ("def double(x):\n    return x + 2\n", 0, False),  # The test cannot detect this one.
         ("def double(x):\n    return 3 * x\n", 1, True),
         ("def double(x):\n    return y * x\n", 1, False),
     ],
-    ids=["right", "survives", "wrong", "name error"],
+    ids=["correct", "wrong but not detected", "wrong", "name error"],
 )
 def test_only_a_failed_assertion_counts_as_a_detected_mutation(
     copy: Path, text: str, code: int, asserted: bool

@@ -1,4 +1,4 @@
-"""Rows 4 and 5: many processes on one store compute each stage once."""
+"""Rows 4 and 5 of the fault table: many processes on one store compute each stage once."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def side_by_side(root: Path, cells: list[tuple[str, ...]], start: float) -> list
 
 
 def counted(folder: Path) -> None:
-    """Makes every later training of this process leave a file in `folder`."""
+    """Makes every later training in this process leave a file in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     original = chain_module.fit
 
@@ -51,7 +51,7 @@ def counted(folder: Path) -> None:
 def test_four_processes_running_the_same_cell_train_its_networks_once(
     attempt: int, tmp_path: Path
 ) -> None:
-    """All processes end with the same record, after two trainings in total."""
+    """All processes end with the same record. In total, two networks are trained."""
     codes = side_by_side(tmp_path, [()] * 4, time.monotonic() + 0.3)
     assert codes == [0, 0, 0, 0]
     records = [json.loads(path.read_text()) for path in tmp_path.glob("cell*/record.json")]

@@ -1,5 +1,5 @@
-"""Row 18: the same sweep on a real Slurm cluster: requeued, preempted, timed out, with a lost
-node."""
+"""Row 18 of the fault table: sweeps on a real Slurm cluster whose jobs are requeued, preempted or
+timed out, or whose node is lost."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_a_preempted_job_resumes_and_completes(lab: Lab, tmp_path: Path) -> None
 
 
 def test_a_job_that_runs_out_of_time_is_queued_again_and_resumes(lab: Lab, tmp_path: Path) -> None:
-    """The cell is signaled before the time limit, queued again, and resumes. Training waits
+    """The job gets a signal before its time limit, is queued again, and resumes. Its training waits
     forever at step 60, after three epochs."""
     limits = ("hydra.launcher.timeout_min=1", "hydra.launcher.max_num_timeout=3")
     long = ("recipe.epochs=6", "dataset.per_class_train=60", "hydra.launcher.signal_delay_s=20")

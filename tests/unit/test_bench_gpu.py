@@ -1,4 +1,4 @@
-"""The GPU benchmarks run here in their tiny form; no training step makes a GPU wait."""
+"""The GPU benchmarks run here in their tiny form. No training step waits for the GPU."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_each_part_of_the_gpu_benchmark_runs_once_at_tiny_size(
     reports: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Every part writes its record immediately; repeating the command computes nothing."""
-    parts = [name for name in gpu.PARTS if name != "table"]  # a process of its own: not here
+    """Every part writes its record immediately. Repeating the command computes nothing."""
+    parts = [name for name in gpu.PARTS if name != "table"]  # It starts another process.
     assert gpu.main(["--tiny", *parts]) == 0
     written = {path.name: path.read_bytes() for path in reports.iterdir()}
     assert set(written) == {f"gpu_tiny_{name}.json" for name in parts}
@@ -50,8 +50,8 @@ def test_without_a_gpu_the_benchmarks_are_refused_with_a_hint_to_the_option_tiny
 
 @pytest.mark.parametrize("late", [False, True])
 def test_no_training_step_synchronizes_with_the_gpu(late: bool) -> None:
-    """A step is gathering, augmenting, applying the trigger, forward, backward, optimizer, and
-    Lightning's own loop."""
+    """A step gathers and augments images, applies the trigger, and runs the forward pass, the
+    backward pass, the optimizer and Lightning's own loop."""
     asked = job(epochs=2, crop_padding=1, flip=True, cutout=2, schedule="onecycle", warmup=0.2)
     if late:
         rows = asked.training.base[:4]
@@ -67,7 +67,7 @@ def test_no_training_step_synchronizes_with_the_gpu(late: bool) -> None:
 
 
 def test_features_are_computed_without_tf32() -> None:
-    """On a GPU convolutions would round their inputs; afterwards the setting is restored."""
+    """On a GPU, TF32 would round the inputs of convolutions. Afterwards the setting is restored."""
     asked, seen = job(), []
     module = new_classifier(asked, CPU)
     module.net.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
@@ -87,4 +87,4 @@ def test_operations_that_wait_for_the_gpu_are_detected(wait: str) -> None:
     watch = gpu.Watch()
     with watch.watching(CPU.device):
         fit(job(epochs=1), CPU, callbacks=[watch, Waits()])
-    assert len(watch.waits) == 4  # six steps: not the first one, nor the last
+    assert len(watch.waits) == 4  # Of six steps, the first and the last do not count.

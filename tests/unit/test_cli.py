@@ -82,7 +82,7 @@ def choices(group: str) -> list[str]:
 @pytest.fixture(scope="module")
 def refused(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     cwd = tmp_path_factory.mktemp("refused")
-    # Flags first: Hydra's parser takes no flag between overrides.
+    # Flags come first, since Hydra's parser accepts no flag between overrides.
     commands = [sorted([*TINY, *words.split()], key=lambda word: word != "-m") for words in WRONG]
     return cwd, dict(zip(WRONG, many(cwd, commands)[0], strict=True))
 
@@ -149,7 +149,8 @@ def test_tab_completion_offers_the_choices(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, Any]:
-    """A sweep of four cells in two processes; the same again, and one with a failing cell."""
+    """A sweep of four cells in two processes, the same command again, and a sweep with a failing
+    cell."""
     cwd = tmp_path_factory.mktemp("sweep")
     words = ["-m", *TINY, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "name=four",
              "trigger=pixel,pattern", "defense=spectral,oracle"]  # fmt: skip
@@ -179,7 +180,8 @@ def test_a_sweep_ends_with_records_and_tables(swept: tuple[Path, Any, Any]) -> N
         assert word in first.stdout
     assert list((folder / "tables").iterdir())
     assert "Traceback" not in first.stdout + first.stderr
-    # One network per attack; the oracle leaves one clean set, trained on once.
+    # Two attacked networks, two retrained after the filter, and one retrained on the oracle's clean
+    # set, which is the same for both attacks.
     networks = list((cwd / "multirun_reports" / ".store").glob("*train/*/weights.safetensors"))
     assert len(networks) == 2 + 2 + 1
     assert not list(cwd.rglob("running.json"))

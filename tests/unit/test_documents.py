@@ -226,13 +226,13 @@ def test_poison_indices_follow_from_the_configuration_in_the_record(
     assert data.train.digest == record["hashes"]["data"]
 
 
-def test_committed_results_are_small_and_name_no_outside_path() -> None:
+def test_committed_results_are_small_and_contain_no_path_outside_the_project() -> None:
     command = ["git", "ls-files", "multirun_reports"]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if listed.returncode:
         pytest.skip("no git checkout")
     paths = [ROOT / name for name in listed.stdout.splitlines()]
-    # Three files for each of some fifty sweeps, with documents, benchmarks and pictures.
+    # About fifty sweeps with three files each, and documents, benchmarks and pictures.
     assert 0 < len(paths) <= 200
     assert sum(path.stat().st_size for path in paths) <= 12_000_000
     outside = re.compile(rb"(?<![\w.<])/(work|tmp|home|root|mnt|Users|data|scratch)/")

@@ -37,30 +37,30 @@ PRINTS = r"--cfg|--help|dry_run=true"
 #: Overrides for `python -m backdoor_lab`, by a pattern that its arguments match.
 TRIAL = [
     (r"^(?!.*(--cfg|--help))", ["trainer=cpu", "trainer.threads=1"]),
-    # A narrow network and few images; one epoch where the command runs.
+    # A narrow network, few images, and one epoch for the commands that compute cells.
     (r"^(?!.*(--cfg|--help|torchvision))", ["model.width=8"]),
     (RUNS, ["recipe.epochs=1"]),
     (r"experiment=(?!report|readings|photographs|cifar10)(?!.*dataset[.=])",
      ["dataset.per_class_train=100", "dataset.per_class_test=40"]),
-    # Everything else takes hours of a core: its cells are composed, checked and estimated.
+    # Other sweeps take hours of a core. Their cells are only composed, checked and estimated.
     (rf"^(?!.*({RUNS}|{PRINTS}))", ["dry_run=true"]),
-    # CIFAR-10 would be downloaded.
+    # Without this override, CIFAR-10 would be downloaded.
     (r"^(?!.*(--cfg|--help|dataset=|experiment=(?!report|readings)))", ["dataset=synthetic_small"]),
 ]  # fmt: skip
-#: (document, first line of the block) -> why it is not run here.
+#: (document, first line of a block) -> why the block is not run here.
 EXCEPTIONS = {
     ("tests/README.md", "BACKDOOR_LAB_DEMO= python -m pytest tests/torture/test_kill_demo.py -s"): (
-        "runs the demo eleven times, ten of them killed: most of an hour"
+        "runs the demo eleven times and kills it ten times, which takes most of an hour"
     ),
     ("backdoor_lab/tables/README.md", "import torch, torchvision"): (
-        "loads a network of full width: tests/unit/test_export_weights.py trains none and runs it"
+        "loads a network of full width; tests/unit/test_export_weights.py runs it without training"
     ),
 }
-#: Commands that are replaced here by one that prints the same -> why.
+#: Commands that are replaced here by a command with the same output -> why.
 PRINTED_BY = {
     "make demo": (
         "python -m backdoor_lab.reports multirun_reports/demo/report",
-        "24 trainings take a minute: these are the tables of its committed records",
+        "24 training runs take a minute; these are the tables of its committed records",
     ),
 }
 DOCUMENTS = [path for path in documents() if blocks(path)]
@@ -115,7 +115,7 @@ def settings(copy: Path) -> dict[str, str]:
 
 
 def run(copy: Path, block: Block) -> str:
-    """The output of the block. Fails unless it exits with code 0."""
+    """Runs a block and returns its output. Fails unless the exit code is 0."""
     command = ["bash", "-euo", "pipefail", "-c", block.text]
     if block.language == "python":
         command = ["python", "-c", block.text]
@@ -163,7 +163,7 @@ def test_every_block_of_a_document_runs_and_prints_the_shown_lines(
         ran += 1
     for path in written:
         path.unlink()
-    # A block may list the written files there.
+    # A block may have listed the written files in identity.json.
     shutil.copy(ROOT / "backdoor_lab/identity.json", copy / "backdoor_lab/identity.json")
     assert ran
 

@@ -25,7 +25,7 @@ from tests.helpers.records import GRID, documented, everything, failed, record, 
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMITTED = ROOT / "multirun_reports" / "demo" / "controls"
-# As in the guide to the tables.
+# This example is in the guide to the tables.
 EXAMPLE = """\
 import pandas as pd
 
@@ -74,7 +74,7 @@ def test_every_value_of_the_committed_records_is_exported(folder: Path) -> None:
         line = found.loc[made["id"]]
         for name, value in made["choices"].items():
             assert line[name] == value or (pd.isna(line[name]) and value is None)
-        # A curve has many numbers and no column.
+        # A curve has many numbers, so it has no column.
         found_out = {k: v for k, v in (made["detection"] or {}).items() if k != "curve"}
         parts = [made["counts"], found_out, {k: made[k] for k in ("nat1", "asr2")}]
         parts += [{f"{family}.{k}": v for k, v in made["run"][family].items()}

@@ -25,7 +25,7 @@ from tests.helpers.records import documented, write_sweep
 from tests.helpers.records import record as made_up
 
 ROOT = Path(__file__).resolve().parents[2]
-# As in the table guide: any network of the package, and the standard one with only torchvision.
+# Both examples are in the guide to the tables. The second one needs only torchvision.
 LOAD_OURS = """\
 import json, torch
 from safetensors import safe_open
@@ -56,7 +56,7 @@ IMAGES, LABELS = (torch.from_numpy(each) for each in draw(5, size=8, split="test
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """A finished cell in its sweep, next to its store."""
+    """A completed cell in its sweep, next to its store."""
     folder = tmp_path_factory.mktemp("lab")
     made = run_here(folder / ".store", folder / "sweep" / "cell")
     return folder, made

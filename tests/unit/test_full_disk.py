@@ -40,7 +40,7 @@ WRITING = {
     "NamedTemporaryFile", "FileLock", "download_url", "ModelCheckpoint", "symlink_to", "fdopen",
     "make_folder", "write_tensors", "write_as_named", "write_frame",
 }  # fmt: skip
-"""Calls that write to a disk, by the last part of their name."""
+"""The last part of the names of functions that write to a disk."""
 
 # Every function with such a call, and the test of a full disk there: a key of FULL below, or the
 # reason why none is needed.
@@ -110,7 +110,7 @@ def test_every_function_that_writes_a_file_is_listed_in_this_test() -> None:
     assert found - WRITERS.keys() == set(), "add a test of a full disk for it to FULL"
     assert WRITERS.keys() - found == set(), "WRITERS lists a function that no longer writes"
     named = {each for each in WRITERS.values() if each in FULL or " " not in each}
-    assert named | {"logger"} == FULL.keys()  # a logger of Lightning writes by itself
+    assert named | {"logger"} == FULL.keys()  # Lightning's logger writes on its own.
 
 
 def write_stage(root: Path) -> object:
@@ -145,7 +145,7 @@ def fetch(root: Path) -> None:
     def download(url: str, folder: str, name: str, md5: str) -> None:
         Path(folder, name).write_bytes(bytes(50_000))
 
-    utils.download_url = download  # in a forked process, for itself
+    utils.download_url = download  # This runs in a forked process, so nothing else is affected.
     ours.urlopen = lambda url: io.BytesIO()
     file = Official("set.bin", "0" * 32, ("https://nowhere.invalid/set.bin",))
     obtain("set", root / "d", (file,), download=True, ready=lambda: False)
@@ -247,7 +247,9 @@ def test_a_file_size_limit_is_reported_as_a_full_disk(
     assert not list(root.rglob("*.claim"))
 
 
-@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("mount") is None, reason="needs a mount")
+@pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("mount") is None, reason="requires root and mount"
+)
 # Empty folders take no space.
 @pytest.mark.parametrize(
     ("option", "what"),
@@ -261,7 +263,7 @@ def test_a_full_disk_is_reported_by_every_writer(what: str, option: str, ready: 
         ["mount", "-t", "tmpfs", "-o", option, "tmpfs", str(root)], check=False
     )
     if mounted.returncode:
-        pytest.skip("may not mount")
+        pytest.skip("mounting is not permitted")
     try:
         if what == "tables":
             (root / "sweep").mkdir()
@@ -309,7 +311,7 @@ def test_a_log_that_cannot_be_written_gives_one_warning(
 
 @pytest.mark.parametrize("where", ["nobody", "full", "closed"])
 def test_lost_output_does_not_stop_the_program(where: str, tmp_path: Path) -> None:
-    """Whether the output has no reader, a full disk, or is closed, the exit code is still 3."""
+    """The exit code is still 3 if the output has no reader, is closed, or goes to a full disk."""
     code = (
         "import sys, logging\n"
         "from backdoor_lab.core.output import Terminal, survive_lost_output\n"

@@ -1,4 +1,4 @@
-"""README and the guides of folders name everything that there is, and nothing else."""
+"""README and the guides in the folders name everything that exists, and nothing else."""
 
 from __future__ import annotations
 

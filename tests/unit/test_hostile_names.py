@@ -140,7 +140,7 @@ def test_a_hostile_name_is_plain_text_on_a_terminal(name: str, tmp_path: Path) -
 def test_no_command_prints_or_writes_a_hostile_name_unescaped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Each sixth hostile name is put into all texts of a sweep, and every command that prints
+    """Every sixth hostile name is put into all texts of a sweep, and every command that prints
     tables runs on it."""
     for number, name in enumerate(NAMES[::6]):
         folder = tmp_path / str(number)

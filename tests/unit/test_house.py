@@ -79,7 +79,7 @@ def test_every_module_is_assigned_to_an_import_layer() -> None:
 
 @everywhere()
 def test_a_module_imports_only_its_own_folder_and_lower_layers(path: Path) -> None:
-    # A folder's command is above everything that it prints.
+    # The command of a folder may import everything that it prints.
     command = path.name == "__main__.py" and room_of(path) != "__main__"
     here = "reports" if command else room_of(path)
     for module in imports(path):
@@ -160,7 +160,8 @@ def test_attacks_and_defenses_are_independent(path: Path) -> None:
 
 
 def test_reports_and_status_need_no_torch() -> None:
-    """They start in a second instead of five. Nor is jinja2 imported before a page is written."""
+    """Without torch, they start in one second instead of five. jinja2 is imported only when a page
+    is written."""
     code = (
         "import sys; import backdoor_lab.reports.__main__, backdoor_lab.compare.__main__,"
         " backdoor_lab.results.__main__, backdoor_lab.export, backdoor_lab.status,"
@@ -179,7 +180,7 @@ ELEMENTS = (
     "|script|section|select|small|span|strong|style|sub|summary|sup|svg|table|tbody|td|th|thead"
     "|title|tr|u|ul"
 )
-# Neither the name of a group in a regular expression nor a lookbehind.
+# Named groups and lookbehinds of regular expressions are excluded.
 TAG = re.compile(
     rf"(?<!\?P)</?(?:{ELEMENTS})(?![\w-])|</(?:[a-z]|$)|(?<!\?)<!|&(?:\w+|#\d+);", re.IGNORECASE
 )
@@ -193,7 +194,7 @@ def markup_in(source: ast.Module) -> list[str]:
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
         and id(node) not in docstrings
     ]  # fmt: skip
-    # An f-string as written, so that f"</{tag}>" counts as a tag.
+    # F-strings are checked as written, so that f"</{tag}>" counts as a tag.
     texts += [
         re.sub(r"\{.*?\}", "x", ast.unparse(node))
         for node in ast.walk(source)
@@ -295,7 +296,8 @@ def test_no_file_has_more_than_300_lines(path: Path) -> None:
 
 @everywhere()
 def test_every_public_module_class_and_function_has_a_docstring(path: Path) -> None:
-    """A method that overrides its base's, and a property, which is a noun, need none."""
+    """Methods that override a base method need none. Properties, whose names are nouns, need none
+    either."""
     assert ast.get_docstring(tree(path)), "the module has no docstring"
     for node in tree(path).body:
         if isinstance(node, ast.ClassDef | Function) and not node.name.startswith("_"):
@@ -404,7 +406,7 @@ def shipped() -> list[Path]:
 
 
 def test_no_shipped_file_contains_a_machine_specific_path() -> None:
-    """An example is the path of a home or temporary folder."""
+    """Examples of such paths are those of home and temporary folders."""
     for path in shipped():
         found = re.search(r"[\"' =(]/(work|home|root|tmp|Users)/", path.read_text())
         assert found is None, f"{path}: {found}"

@@ -41,7 +41,7 @@ COUNTING = [
 
 @pytest.mark.parametrize("path", COUNTING, ids=name_of)
 def test_plurals_are_formed_only_by_the_function_many(path: Path) -> None:
-    """A message with a number uses `errors.many`, since every count can be one."""
+    """Every message with a count uses `errors.many`, since any count can be one."""
     found = [line.strip() for line in path.read_text().splitlines() if COUNTED.search(line)]
     assert found == []
 

@@ -1,4 +1,4 @@
-"""A user's own trigger or defense that raises an error: one line that names it and the place."""
+"""If a user's own trigger or defense raises an error, one line names it and the place."""
 
 from __future__ import annotations
 

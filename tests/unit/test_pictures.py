@@ -1,4 +1,4 @@
-"""Pictures of the documents: their sources and sizes, and that each is used."""
+"""The pictures of the documents: their sources, their sizes, and that each of them is used."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def test_photographs_are_cropped_to_images_of_one_size_in_several_classes(
     assert flower[0] > flower[1] > flower[2]  # orange
 
 
-def test_the_difference_is_magnified_as_far_as_it_does_not_clip() -> None:
-    """A faint change by ten, a strong one by one; gray where nothing changed."""
+def test_the_difference_is_magnified_as_far_as_possible_without_clipping() -> None:
+    """A faint change is multiplied by ten and a strong one by one. Unchanged pixels are gray."""
     clean = torch.full((3, 4, 4), 100, dtype=torch.uint8)
     faint, strong = clean.clone(), clean.clone()
     faint[:, 0, 0] += 3

@@ -114,7 +114,8 @@ def test_a_long_class_name_in_any_script_fits_the_margin() -> None:
 
 
 def photos(folder: Path) -> Path:
-    """Three images of different sizes in a folder without classes, and a file that is none."""
+    """Three images of different sizes in a folder without classes, and a file that is not an
+    image."""
     (folder / "trip").mkdir(parents=True)
     rng = np.random.default_rng(0)
     for name, (width, height), channel in (

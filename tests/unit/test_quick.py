@@ -214,7 +214,7 @@ def is_done(root: Path, folder: Path) -> bool:
     """Whether a new process with the command of `folder` would find its cell done."""
     identity.forget()
     cell = Preflight().identify(configuration(root / "store", *on_images(root), data=()))
-    with suppress(ConfigError):  # that of another cell's record
+    with suppress(ConfigError):  # The folder may have the record of another cell.
         return finished(folder, cell.id)
     return False
 

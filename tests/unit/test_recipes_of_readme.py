@@ -145,14 +145,14 @@ def test_the_readme_components_run_and_follow_the_protocol(copy: Path, tmp_path:
         "protocol.removal_budget='2'", "protocol.max_removed='1'",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    # Followed by the names: README has those of its own command.
+    # The names of components differ from those in README, so only the rest is compared.
     (warning,) = re.findall(r"`code not in identity.json: distance, stripe(.*?)`", README, re.S)
     assert re.search(rf"code not in identity.json: .*{re.escape(warning)}\n", done.stdout)
     found = records(tmp_path)
     asked = {"filter_scope": "all", "removal_budget": "2", "max_removed": "1"}
     assert set(found) == {"distance", "plain", "bright", "nothing"}
     for name in ("distance", "plain", "bright"):
-        # One of each of ten classes.
+        # One image from each of ten classes.
         assert found[name]["counts"]["n_removed"] == 10
         assert found[name]["applied"] == asked
         assert asked.items() <= found[name]["protocol"].items()

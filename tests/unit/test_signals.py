@@ -48,7 +48,7 @@ def test_the_same_command_resumes_a_stopped_cell_to_an_identical_record(
     if number == signal.SIGTERM:
         again = started(tmp_path, *LONG)
         assert again.returncode == 0, again.stderr
-    else:  # the same without starting the program again
+    else:  # Resume in this process, which takes less time.
         run_here(tmp_path / "multirun_reports" / ".store", tmp_path / "cell", *LONG)
     found = record(tmp_path)
     assert found is not None

@@ -108,7 +108,8 @@ def test_the_installed_package_is_the_one_that_runs(site: Path, tmp_path: Path) 
 
 
 def test_a_typed_program_that_uses_the_package_passes_mypy(site: Path, tmp_path: Path) -> None:
-    """`py.typed` makes the annotations count; without it mypy reports a missing marker."""
+    """mypy uses the annotations only if the package has `py.typed`. Without it, mypy reports a
+    missing marker."""
     program = tmp_path / "mine.py"
     program.write_text(
         "from backdoor_lab.core.errors import many\n\nreveal_type(many(2, 'image'))\n"

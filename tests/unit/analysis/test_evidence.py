@@ -1,4 +1,4 @@
-"""The numbers behind figures, against second computations."""
+"""The numbers behind figures, compared with independent computations."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def test_a_malformed_removal_curve_in_a_record_is_ignored(odd: object) -> None:
 
 
 def test_the_marked_point_of_a_recorded_removal_curve_excludes_covers() -> None:
-    """Covers count as removed but are not part of the curve: 4 of 9 removed were covers."""
+    """Covers count as removed but are not part of the curve. Of 9 removed images, 4 are covers."""
     counts = {"n_removed": 9, "pois_left": 1, "n_covers": 6, "covers_left": 2}
     sound = {"removed": [0, 1, 5, 9], "left": [3, 2.5, 1, 0]}
     found = recorded_curve({"counts": counts, "detection": {"curve": sound}})

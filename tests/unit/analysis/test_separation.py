@@ -1,5 +1,5 @@
-"""Feature separation: the figures against closed forms and a second implementation, and the command
-on a made-up store."""
+"""Separation of features: the figures compared with closed forms and a second implementation, and
+the command on a made-up store."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def planted(share: float, shift: float, spread: float, n: int = 40_000) -> tuple
 
 
 def expected(share: float, shift: float) -> float:
-    """The AUROC of squares of normals around -pδ and (1-p)δ: each lies on one side of the other's
-    mirror image."""
+    """The AUROC in closed form of squared values, for clean values normal around -pδ and poison
+    normal around (1-p)δ."""
     far, near = shift / np.sqrt(2), (1 - 2 * share) * shift / np.sqrt(2)
     return float(norm.cdf(far) * norm.cdf(near) + norm.cdf(-far) * norm.cdf(-near))
 

@@ -1,5 +1,5 @@
-"""A reader sees either the whole new file or the whole old one; a full disk is a named error
-(R1)."""
+"""Atomic writes: a reader sees either the whole new file or the whole old one, and a full disk
+raises StoreFullError."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_writing_creates_the_folder_and_replaces_the_whole_file(tmp_path: Path) 
 
 
 def test_a_list_of_numbers_is_written_on_one_line(tmp_path: Path) -> None:
-    """A curve of a thousand points is therefore one line; text that looks like a list is
+    """A curve of a thousand points therefore takes one line. Text that looks like a list is
     unchanged."""
     value = {
         "curve": [[0.0, 1e-05, -3], []], "points": [None, True, 2.5], "names": ["a b", "c"],

@@ -1,5 +1,5 @@
-"""Leases have one owner at a time; a dead owner is replaced at once, a silent one after a timeout
-(R3)."""
+"""Leases have one owner at a time. A dead owner is replaced at once, a silent one after a
+timeout."""
 
 from __future__ import annotations
 
@@ -108,8 +108,8 @@ def test_a_lease_with_a_live_owner_is_never_taken_over(tmp_path: Path) -> None:
 def test_the_lease_of_a_silent_process_on_another_machine_is_taken_over_after_the_timeout(
     tmp_path: Path, beats: int
 ) -> None:
-    """Process ids say nothing there: the waiter's own clock counts, from the last heartbeat
-    seen."""
+    """Process ids of another machine cannot be checked. The waiting process measures the time since
+    the last heartbeat with its own clock."""
     path = tmp_path / "x.claim"
     left = [beats]
 

@@ -71,7 +71,7 @@ def drawn(title: str) -> tuple[Figure, Text]:
     return figure, axes.set_title(title)
 
 
-# In a figure only the letters missing in the font are transcribed.
+# In a figure, only letters that are missing in the font are transcribed.
 IN_FIGURES = (
     NAMES
     | {"cat猫": "catu732b", "犬 ü": "u72ac ü"}
@@ -89,7 +89,7 @@ def test_names_are_transcribed_in_figures_if_no_font_has_the_letters(
     fonts.fonts_for.cache_clear()
     figure, title = drawn(f"target {name}")
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # Matplotlib warns of a letter that it shows as a box.
+        warnings.simplefilter("error")  # Matplotlib warns if it shows a letter as a box.
         style.save(figure, tmp_path / "x")
     fonts.fonts_for.cache_clear()
     usual = FT2Font(findfont(fonts.USUAL)).get_charmap()

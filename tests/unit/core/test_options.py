@@ -1,4 +1,4 @@
-"""An empty path argument, as a shell makes from an unset variable."""
+"""Empty path arguments, which a shell makes from unset variables, are refused."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_every_command_refuses_an_empty_path(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_reports_refuses_an_empty_folder_name_in_one_line(
+def test_the_reports_command_refuses_an_empty_folder_name_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -107,7 +107,7 @@ def test_the_check_that_a_path_is_writable_leaves_no_folder_behind(tmp_path: Pat
     with pytest.raises(ConfigError, match="is not a writable directory"):
         check_writable(tmp_path / "file")
     if Path("/proc/self").is_dir():
-        # Its permission bits claim that root may write there.
+        # The permission bits of /proc claim that root may write there.
         with pytest.raises(ConfigError, match="cannot write to /proc/x: /proc is not a writable"):
             check_writable(Path("/proc/x"))
 

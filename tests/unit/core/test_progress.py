@@ -89,7 +89,7 @@ def test_tracking_does_not_use_the_random_generator() -> None:
 
 @pytest.fixture
 def shown(tmp_path: Path) -> Iterator[Progress]:
-    """Progress as lines, with its thread stopped."""
+    """Progress that is printed as lines, with its background thread stopped."""
     found = Progress(tmp_path, "[1/12 cell]", "lines")
     found._ended.set()
     with found:
@@ -185,7 +185,7 @@ def test_a_running_cell_writes_its_heartbeat_in_the_background(
      [("repair", "class"), ("repair", "step")]),
     (["defense=abl"], [("filter", "epoch"), ("filter", "batch")]),
     (["defense=spectral"], [("filter", "class"), ("extract", "batch")]),
-    # After training the surrogate, the stage is the attack's again.
+    # Steps after the training of the surrogate belong to the stage `prepare`.
     (["trigger=narcissus", "trigger.steps=8", "retrain=false"], [("prepare", "step")]),
     (["trigger=sleeper_agent", "source=cat", "trigger.steps=2", "retrain=false"],
      [("poison", "start"), ("poison", "step")]),

@@ -55,7 +55,7 @@ def test_cpu_affinity_limits_the_number_of_cores(
     # A parent group also limits its children.
     ({"proc/self/cgroup": "0::/a/b", "sys/fs/cgroup/a/cpu.max": "200000 100000",
       "sys/fs/cgroup/a/b/cpu.max": "max 100000"}, 2),
-    # Version 1, also where the group's path is that of the host outside the container.
+    # Control groups version 1. In the first case, the group's path is not that in the container.
     ({"proc/self/cgroup": "3:cpu,cpuacct:/docker/x\n2:memory:/docker/x",
       "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "500000",
       "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000"}, 5),
@@ -73,7 +73,7 @@ def test_a_cpu_quota_limits_the_number_of_cores(
 def test_without_proc_and_affinity_the_core_count_of_joblib_is_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """This is so on macOS and Windows."""
+    """This is the case on macOS and Windows."""
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(
         loky, "cpu_count", lambda only_physical_cores=False: 5 if only_physical_cores else 10

@@ -1,5 +1,5 @@
-"""The store: artifacts are published once, verified when read, set aside when damaged, never
-partial (R2)."""
+"""The store: artifacts are published once, verified when read, set aside when damaged, and never
+partial."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Make:
 
 
 def get(root: Path, make: Callable[[Path], dict[str, Any]], inputs: Any = None) -> Artifact:
-    """Like a new process, without memory of earlier reads."""
+    """Get an artifact as a new process does, without memory of earlier reads."""
     return Store(root).get("train", inputs or INPUTS, make)
 
 
@@ -189,8 +189,8 @@ def test_unsafe_stage_names_are_refused(tmp_path: Path, stage: str) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_manifest_whose_inputs_do_not_give_its_id_is_an_error(tmp_path: Path) -> None:
-    """A valid manifest under an id that does not match its inputs."""
+def test_a_manifest_whose_inputs_do_not_match_its_id_is_an_error(tmp_path: Path) -> None:
+    """The seal of the manifest is valid."""
     path = get(tmp_path, Make()).path / MANIFEST
     manifest = json.loads(path.read_text())
     manifest["inputs"]["ratio"] = 0.1
@@ -239,7 +239,7 @@ def test_an_artifact_is_hashed_once_per_process(
 
 
 class Diverging(Make):
-    """A stage that computes numbers that are not finite."""
+    """A stage that always raises DivergedError."""
 
     def __call__(self, folder: Path) -> dict[str, Any]:
         super().__call__(folder)

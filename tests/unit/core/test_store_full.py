@@ -41,8 +41,8 @@ def store(tmp_path: Path) -> Store:
 
 
 def nothing_lost(store: Store) -> None:
-    """Asserts that the earlier stage is intact, the failed one left nothing, and can be computed
-    now."""
+    """Asserts that the earlier stage is intact, and that the failed stage left nothing and can be
+    computed now."""
     assert not store.get("poison", {}, make).made
     assert list(store.root.glob("train/*")) == []
     assert list(store.root.glob("train/.*")) == []

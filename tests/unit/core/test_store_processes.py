@@ -107,7 +107,7 @@ def test_another_process_takes_over_the_computation_of_a_killed_process(tmp_path
 def test_an_artifact_repaired_by_another_process_is_not_set_aside(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Damage seen earlier says nothing about the intact artifact that is there now."""
+    """A process that found the damage earlier must check the artifact again."""
     store = Store(tmp_path)
     (store.get("train", {}, make).path / "weights.bin").write_bytes(b"")
     look = store_module._lost

@@ -58,8 +58,7 @@ def test_the_seed_of_a_random_stream_is_a_hash_of_its_labels() -> None:
 
 
 def test_renaming_stages_and_classes_does_not_change_their_random_streams() -> None:
-    """The labels are written down apart from the names, although they equal the names of some
-    stages and classes."""
+    """Labels are separate strings, even if they equal the name of a stage or class."""
     assert TRAININGS == {"train": "train", "retrain": "retrain", "surrogate": "surrogate"}
     kinds = (EllipticEnvelope, IsolationForest, KNN, LocalOutlierFactor, OneClassSVM)
     assert [kind.stream for kind in kinds] == ["Envelope", "Forest", "Knn", "LocalOutlier", "Svm"]
@@ -95,8 +94,8 @@ def texts_in_calls(code: str) -> list[str]:
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.stem)
-def test_only_the_module_streams_writes_a_random_stream_label_as_a_literal(path: Path) -> None:
-    """Nor does any module use a class name as a label; new labels belong in streams.py."""
+def test_labels_of_random_streams_are_literals_only_in_the_module_streams(path: Path) -> None:
+    """Class names are not used as labels either. New labels belong in streams.py."""
     assert texts_in_calls(path.read_text()) == []
     for line in path.read_text().splitlines():
         if any(f"{name}(" in line for name in DRAWING):

@@ -1,4 +1,5 @@
-"""Commands: from arguments to an exit code, one-line errors, and output that nobody reads."""
+"""Commands: from arguments to an exit code, errors of one line, and output whose reader has
+gone."""
 
 from __future__ import annotations
 
@@ -55,7 +56,7 @@ def test_only_one_function_of_the_package_prints_errors() -> None:
         for name, call in calls(path)
         if name == "print" and "error: " in ast.unparse(call)
     }
-    # Hydra raises other errors, which run.py words itself.
+    # run.py prints the errors that Hydra raises.
     assert told == {"core/terminal.py", "run.py"}
     answer = (PACKAGE / "page" / "analysis_command.py").read_text()
     assert "return run_command(" in answer

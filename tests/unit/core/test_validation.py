@@ -180,7 +180,7 @@ def test_a_renamed_key_of_a_composed_section_is_refused_even_if_the_new_key_is_m
     with pytest.raises(ConfigError, match="^`protocol.inject` is now `protocol.placement`$"):
         validation.refuse_renamed("protocol", ["name", "inject"])
     validation.refuse_renamed("protocol", ["name", "placement"])
-    # A protocol of one's own, as composed: the defense refers to a key that it lacks.
+    # A user's own protocol after composition. The defense refers to a key that it lacks.
     config = {"protocol": {"stamp": "after"}, "defense": {"center": "${protocol.center}"}}
     with pytest.raises(ConfigError, match="^`protocol.stamp` is now `protocol.apply_trigger`$"):
         check_composed(OmegaConf.create(config), ())

@@ -1,4 +1,5 @@
-"""Image archives: read without unpacking; hostile and damaged ones are refused (rows 6, 17)."""
+"""Image archives: read without unpacking; hostile and damaged ones are refused (rows 6 and 17 of
+the fault table)."""
 
 from __future__ import annotations
 
@@ -110,7 +111,7 @@ def test_a_truncated_archive_is_refused(tmp_path: Path, ending: str) -> None:
     tar(path, pictures(), mode=ENDINGS[ending]) if ending in ENDINGS else zipped(path, pictures())
     whole = path.read_bytes()
     for cut in {*range(0, len(whole), len(whole) // 16), len(whole) - 1}:
-        # A tar ends with many zeros; it is complete if the first block of them is there.
+        # A tar ends with many zeros. It is complete if it has the first block of them.
         if ending == ".tar" and not whole[cut - 512 :].strip(b"\0"):
             continue
         path.write_bytes(whole[:cut])
@@ -137,7 +138,8 @@ def test_flipped_bits_are_never_read_as_other_data(tmp_path: Path, ending: str) 
 
 
 def inside(path: Path) -> list[int]:
-    """A byte in the middle of every image's data; of a compressed tar, of the file."""
+    """For each image, a position in the middle of its data. For a compressed tar, only the middle
+    of the file."""
     if path.suffix == ".zip":
         with zipfile.ZipFile(path) as archive:
             return [m.header_offset + 30 + len(m.filename) + m.compress_size // 2

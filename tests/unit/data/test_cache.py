@@ -1,5 +1,5 @@
-"""Opening a data set: computed once, memory-mapped afterwards, equal content has an equal digest
-(rows 4, 6, 13)."""
+"""Opening a data set: it is computed once and memory-mapped afterwards, and equal content has an
+equal digest (rows 4, 6 and 13 of the fault table)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TINY: dict[str, Any] = {"size": 8, "per_class_train": 3, "per_class_test": 2}
 
 
 class Counted(Synthetic):
-    """Counts how often it is read."""
+    """A data set that counts how often it is read."""
 
     reads = 0
 
@@ -221,7 +221,7 @@ print(Cifar10(root=me).fingerprint(), "torchvision" in sys.modules)
 
 
 def test_two_concurrent_processes_store_the_data_set_once(tmp_path: Path) -> None:
-    # From a file: a class defined with -c has no source that could be hashed.
+    # The class is in a file, because a class defined with -c has no source that could be hashed.
     (tmp_path / "race.py").write_text(RACE)
     code = "import sys; sys.path.insert(0, sys.argv[1]); import race"
     both = [start(code, str(tmp_path), str(seed), PYTHONHASHSEED=str(seed)) for seed in range(2)]

@@ -14,7 +14,7 @@ from backdoor_lab.data import Source
 
 FOLDER = Path(__file__).parents[3] / "conf" / "dataset"
 PRESETS = {"synthetic_small": "synthetic"}
-"""Files that change values of another."""
+"""Files that override values of another file."""
 FILES = sorted(path for path in FOLDER.glob("*.yaml") if path.stem not in PRESETS)
 NEEDS_ROOT = {"image_folder": "x/y.zip", "arrays": "x/y.npz"}
 

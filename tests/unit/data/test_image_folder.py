@@ -360,7 +360,7 @@ def test_bad_parameters_are_refused_before_any_file_is_read(parameters: dict[str
         ImageFolder(**parameters)
 
 
-def test_a_folder_of_one_class_is_refused_with_an_error_that_says_that_two_are_needed(
+def test_a_folder_of_only_one_class_is_refused(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "photos" / "cat").mkdir(parents=True)

@@ -1,4 +1,5 @@
-"""Image data sets in the wild: odd file endings, rotated photographs, damage, no test split."""
+"""Imperfect image data sets: unusual file extensions, rotated photographs, damaged files, no test
+split."""
 
 from __future__ import annotations
 
@@ -96,7 +97,7 @@ def test_unused_files_are_counted_in_one_log_line_and_listed(
                   "train/cat/labels.csv", "train/cat/noending"],
     }  # fmt: skip
     for form in forms(root):
-        for _time in (1, 2):  # The second time from the store.
+        for _time in (1, 2):  # The second time, from the store.
             caplog.clear()
             cache._told.clear()
             with caplog.at_level(logging.WARNING):
@@ -118,7 +119,9 @@ def test_an_unused_file_is_reported_but_does_not_change_the_id(tmp_path: Path) -
     assert not open_dataset(ImageFolder(root=str(root)), store).notes["not_used"]["files"]
 
 
-def test_an_image_without_ending_outside_a_class_folder_is_refused(tmp_path: Path) -> None:
+def test_an_image_without_a_file_extension_outside_a_class_folder_is_refused(
+    tmp_path: Path,
+) -> None:
     root = filled(tmp_path)
     (root / "train/x").write_bytes(encoded(RED))
     with pytest.raises(DataError, match="train/x is not directly in a folder train/<class>/"):

@@ -103,7 +103,7 @@ def test_a_truncated_archive_is_refused(cifar: Path) -> None:
 
 
 @pytest.mark.parametrize("packed", [True, False])
-def test_mnist_is_read_compressed_or_not(
+def test_mnist_is_read_from_compressed_and_uncompressed_files(
     tmp_path: Path, mnist: dict[str, bytes], packed: bool
 ) -> None:
     put(tmp_path, {f"{n}.gz": gzip.compress(d) for n, d in mnist.items()} if packed else mnist)
@@ -338,7 +338,7 @@ def test_complete_data_is_read_without_taking_a_lock(
     tmp_path: Path, mnist: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(tmp_path, mnist)
-    monkeypatch.setattr("backdoor_lab.data.download.FileLock", None)  # would fail if used
+    monkeypatch.setattr("backdoor_lab.data.download.FileLock", None)  # Using it would fail.
     assert len(Mnist(root=str(tmp_path)).read().train.labels) == 20
 
 

@@ -1,4 +1,4 @@
-"""Any images of a folder as squares of one size."""
+"""Any images of a folder, read as squares of one size."""
 
 from __future__ import annotations
 

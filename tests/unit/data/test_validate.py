@@ -1,4 +1,5 @@
-"""Reliability rows 7, 9, 12: which pixels and labels are accepted, and how others are refused."""
+"""Rows 7, 9 and 12 of the fault table: which pixels and labels are accepted, and how others are
+refused."""
 
 from __future__ import annotations
 

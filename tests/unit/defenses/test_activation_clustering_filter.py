@@ -1,4 +1,4 @@
-"""Activation clustering: planted clusters, its two rules, a second implementation."""
+"""Activation clustering: planted clusters, both decision rules, and a second implementation."""
 
 from __future__ import annotations
 
@@ -120,6 +120,6 @@ def test_a_class_without_two_clusters_is_skipped(values: Tensor) -> None:
      ("size_threshold", -1),
      ("silhouette_threshold", 1.5)],
 )  # fmt: skip
-def test_bad_options_are_refused_by_name(name: str, value: Any) -> None:
+def test_an_invalid_option_is_refused_and_named_in_the_error(name: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=rf"defense\.{name}"):
         ActivationClustering(**{name: value})

@@ -102,8 +102,8 @@ def test_a_higher_percentile_gives_a_higher_threshold() -> None:
 
 
 def test_suspicious_scope_selects_the_class_with_poison() -> None:
-    """The images above the threshold differ most from the other images in the class with poison.
-    The difference is in units of the MAD over classes."""
+    """In the class with poison, images above the threshold differ most from the other images. The
+    difference is measured in units of the MAD over classes."""
     labels = torch.arange(400) % 8
     images = pictures(400, 1)
     where = (labels == 5).nonzero().flatten()[:10]
@@ -203,7 +203,7 @@ def test_memory_for_50_000_images_of_width_64_stays_below_1_gb(
     [("orders", 0), ("layer", ""), ("width", -1), ("clean_per_class", 1), ("percentile", 100),
      ("class_threshold", -1)],
 )  # fmt: skip
-def test_bad_options_are_refused_by_name(name: str, value: Any) -> None:
+def test_an_invalid_option_is_refused_and_named_in_the_error(name: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=rf"defense\.{name}"):
         Beatrix(**{name: value})
 

@@ -192,8 +192,8 @@ def test_only_the_top_principal_components_are_used() -> None:
 
 
 @pytest.mark.parametrize("name", ["n_components", "n_neighbors", "nu", "n_estimators"])
-def test_bad_options_are_refused_by_name(name: str) -> None:
-    """filter_scope=suspicious is refused too, since none of these detectors supports it."""
+def test_an_invalid_option_is_refused_and_named_in_the_error(name: str) -> None:
+    """filter_scope=suspicious is refused too, because none of these detectors supports it."""
     for made in MAKERS:
         if name in made.__init__.__kwdefaults__:
             with pytest.raises(ConfigError, match=rf"defense\.{name}"):
@@ -203,7 +203,8 @@ def test_bad_options_are_refused_by_name(name: str) -> None:
 
 
 def test_row_order_depends_only_on_the_rows() -> None:
-    """Rows in this order are the same for any input order, and duplicates are adjacent."""
+    """Sorting by row_order gives the same rows for any input order, with duplicates next to each
+    other."""
     values = normal(30, 3)[torch.arange(60) % 30]
     shuffled = values[torch.randperm(60, generator=torch.Generator().manual_seed(0))]
     ordered = values[row_order(values)]

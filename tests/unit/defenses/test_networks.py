@@ -103,8 +103,8 @@ def test_asset_gives_outliers_among_the_features_of_the_attacked_model_the_highe
 
 
 def test_asset_unlearns_a_single_outlier() -> None:
-    """The step for outliers also works for one image, which batch normalization refuses if features
-    have no spatial positions."""
+    """The step for outliers must also work for one image, although batch normalization refuses a
+    single image whose features have no spatial positions."""
     images, labels = drawn(24, 3, 100)
     images.view(24, -1)[23:, 3:] = 255
     given = context(images, labels, clean=drawn(30, 4, 100))
@@ -112,7 +112,7 @@ def test_asset_unlearns_a_single_outlier() -> None:
 
 
 @pytest.mark.parametrize("key", ["steps", "weight", "lr", "pretrain_epochs"])
-def test_confusion_training_needs_one_value_or_one_per_round(key: str) -> None:
+def test_an_option_of_confusion_training_has_one_value_or_one_per_round(key: str) -> None:
     assert [getattr(each, key.removeprefix("pretrain_")) for each in
             ConfusionTraining(**{key: 7}).rounds] == [7] * 6  # fmt: skip
     message = rf"`defense\.{key}` must be one value or a list of 6 values, one per round"
@@ -161,7 +161,7 @@ def test_unlikelihood_is_minus_log_of_one_minus_the_probability() -> None:
     assert float(gradient.abs().max()) < 1e-6
 
 
-def test_losses_combine_the_two_parts_of_a_batch() -> None:
+def test_a_loss_adds_unlikelihood_of_one_part_and_cross_entropy_of_the_other() -> None:
     said, labels = torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 1, 2])
     rest = F.cross_entropy(said[2:], labels[2:])
     assert torch.allclose(apart(2)(said, labels), unlikelihood(said[:2], labels[:2]) + rest)
@@ -174,9 +174,9 @@ def test_each_image_occurs_at_most_once_per_epoch() -> None:
     assert [len(part) for part in shuffled(3, 4, torch.Generator())] == [3]
 
 
-def test_training_step_equals_sgd_by_hand() -> None:
-    """Momentum and weight decay are applied as in torch.optim.SGD, with frozen batch statistics and
-    without."""
+def test_a_training_step_matches_sgd_computed_by_hand() -> None:
+    """Momentum and weight decay are applied as in torch.optim.SGD, both with and without frozen
+    batch statistics."""
     given = planted()
     network = linear(12, CLASSES)
     before = network.body.weight.detach().clone()

@@ -48,7 +48,7 @@ def test_a_pass_visits_the_images_in_the_given_order() -> None:
     assert asked == [([9, 1, 5, 3], False), ([7, 0], False), ([0, 1, 2], True)]
 
 
-def test_momentum_carries_over_to_a_pass_with_another_rate() -> None:
+def test_momentum_carries_over_to_a_pass_with_another_learning_rate() -> None:
     given, _ = shown(4)
     network, expected = linear(4, 2), linear(4, 2)
     passes = Passes(network, given, PLAIN)

@@ -70,7 +70,7 @@ def test_pruning_stops_before_accuracy_drops_too_far() -> None:
     last = head(network)
     assert dormant(values, last, labels, 0.0).sort().values.tolist() == [2, 3]
     assert dormant(values, last, labels, 0.49).sort().values.tolist() == [2, 3]
-    # Now every image may be predicted as class 1: the remaining channel separates nothing.
+    # With this limit, channel 0 is pruned too. The remaining channel cannot separate the classes.
     assert dormant(values, last, labels, 0.6).sort().values.tolist() == [0, 2, 3]
 
 
@@ -82,7 +82,7 @@ def trojan(classes: int = 6, pixels: int = 25) -> Small:
         network.body.weight.zero_()
         network.body.bias.zero_()
         for y in range(classes):
-            # Unequal, as real classes are.
+            # Real classes also have weights of different sizes.
             network.body.weight[y, 3 * y : 3 * y + 3] = 6.0 + 0.4 * y
         network.body.weight[2, -1] = 80.0
     return network
@@ -278,7 +278,7 @@ def test_d_br_ratios_that_sum_to_more_than_one_are_refused() -> None:
         DBR(clean_ratio=0.7, poison_ratio=0.4)
 
 
-def test_alternating_unlearning_matches_sgd_by_hand() -> None:
+def test_alternating_unlearning_matches_sgd_computed_by_hand() -> None:
     """A step that increases the loss of the poisoned batch is followed by one that decreases the
     loss of the clean batch. Both share the momentum."""
     images, labels = noise(32)

@@ -61,9 +61,9 @@ def test_scan_finds_the_poisoned_class_and_group() -> None:
     assert set((found.scores > 0).nonzero().flatten().tolist()) == gone
 
 
-def test_scan_removes_the_poisoned_group_even_if_it_is_the_larger() -> None:
-    """With 60 of 100 poisoned, clean hold-out images tell which group is clean; without clean
-    images of that class, the larger group is taken as clean."""
+def test_scan_removes_the_poisoned_group_even_if_it_is_the_larger_one() -> None:
+    """Of 100 images, 60 are poisoned. Held-out clean images of the class show which group is clean.
+    Without them, the larger group is taken as clean."""
     features, where = poisoned(60, 6)
     clean = draw(40, 2)
     verdict = SCAn(FilterOptions(removal_budget="auto"))(features, known(clean))
@@ -191,7 +191,7 @@ def test_two_groups_agree_with_kmeans_of_sklearn() -> None:
 
 
 @pytest.mark.parametrize("rows", [torch.ones(1, 3), torch.full((20, 3), 0.1)])
-def test_identical_rows_or_one_row_have_no_two_groups(rows: Tensor) -> None:
+def test_identical_rows_and_single_rows_are_not_split_into_two_groups(rows: Tensor) -> None:
     assert two_groups(rows.double(), torch.arange(len(rows)) > 0) is None
 
 
@@ -206,7 +206,7 @@ def test_shuffled_rows_have_the_same_scores_in_shuffled_order() -> None:
 
 
 def test_missing_or_bad_clean_features_are_refused() -> None:
-    """Clean features are required, must come from several classes and vary, and must be finite."""
+    """Clean features are required. They must be finite, vary, and come from several classes."""
     assert SCAn().requires() == ["target", "epsilon", "clean"]
     features = draw(20, 1)
     one = Features(features.values, torch.zeros_like(features.labels))

@@ -155,6 +155,6 @@ def test_suspicious_classes_are_those_with_planted_poison() -> None:
     ("name", "value"),
     [("rank", 0), ("max_rank", 0), ("alpha", -1), ("tau", 0), ("filter_limit", -1), ("layer", 3)],
 )  # fmt: skip
-def test_bad_options_are_refused_by_name(name: str, value: Any) -> None:
+def test_an_invalid_option_is_refused_and_named_in_the_error(name: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=rf"defense\.{name}"):
         SPECTRE(**{name: value})

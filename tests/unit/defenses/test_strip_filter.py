@@ -68,7 +68,8 @@ def test_overlays_are_drawn_separately_for_each_image() -> None:
 
 @pytest.mark.parametrize("n", [1, 2, 7])
 def test_threshold_images_are_not_used_as_overlays(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each use gets half of the held-out images; a single image serves as both."""
+    """Half of the held-out images are used as overlays and the rest for the threshold. A single
+    image is used for both."""
     seen: list[tuple[Tensor, Tensor]] = []
 
     def noting(network: nn.Module, images: Tensor, pool: Tensor, *_: Any) -> Tensor:
@@ -102,7 +103,9 @@ class Trojan(nn.Module):
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_planted_triggers_score_highest_and_are_exactly_flagged(seed: int) -> None:
+def test_exactly_the_images_with_the_planted_trigger_are_flagged_and_score_highest(
+    seed: int,
+) -> None:
     """Triggered images are found because no overlay hides their white pixel."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 120, (60, 1, 2, 3), generator=generator, dtype=torch.uint8)

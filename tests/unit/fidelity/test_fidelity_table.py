@@ -45,21 +45,21 @@ def test_every_trigger_and_defense_is_in_the_table() -> None:
     assert len(EVERY) >= 40
 
 
-def test_statuses_agree_with_the_rows() -> None:
+def test_every_status_in_the_fidelity_table_agrees_with_its_rows() -> None:
     assert contradictions(EVERY.values()) == []
 
 
-def test_defaults_and_constants_are_as_the_table_says() -> None:
+def test_defaults_and_constants_equal_those_in_the_fidelity_table() -> None:
     assert drift(EVERY.values()) == []
 
 
-def test_components_and_golden_tests_exist() -> None:
+def test_components_and_golden_tests_named_in_the_fidelity_table_exist() -> None:
     for each in EVERY.values():
         assert (PACKAGE / each.component).is_file(), each.name
         assert not each.golden or (ROOT / each.golden).is_file(), each.name
 
 
-def test_every_named_golden_test_has_two_mutations() -> None:
+def test_every_golden_test_named_in_the_fidelity_table_has_two_mutations() -> None:
     named = {each.golden for each in EVERY.values() if each.golden}
     assert named
     few = [name for name in sorted(named) if len(mutations_of(ROOT / name)) < 2]
@@ -172,7 +172,7 @@ def test_a_changed_default_of_the_class_is_found(tmp_path: Path) -> None:
     ]
 
 
-def test_a_new_option_and_a_new_method_are_missing_in_the_table(tmp_path: Path) -> None:
+def test_a_new_option_or_method_is_reported_as_missing_in_the_table(tmp_path: Path) -> None:
     root, conf = copies(tmp_path)
     path = conf / "defense/knn.yaml"
     path.write_text(path.read_text() + "metric: cosine\n")
@@ -208,7 +208,7 @@ def test_a_changed_step_in_another_file_is_found(tmp_path: Path) -> None:
 
 
 def test_every_step_of_a_defense_that_its_authors_describe_quotes_our_code() -> None:
-    """Except steps that a method does not have, and the features that it is given."""
+    """Exceptions are steps that our method lacks, and the features that it is given."""
     lacking = {
         f"{each.name}: {row.key}" for each in EVERY.values() if each.group == "defense"
         for row in each.rows if row.kind == "step" and row.sources and not row.token

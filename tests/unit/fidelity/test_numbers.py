@@ -24,8 +24,8 @@ MEMORY = {"CHUNK", "CHUNK_BYTES", "TEMPORARIES", "BLOCK"}
 NO_SETTINGS = {"defenses/anp.py:START", "defenses/neural_cleanse.py:Smallest.unimproved",
                "defenses/curves.py:POINTS", "attacks/base.py:Trigger.cover_rate",
                "attacks/plan.py:PoisonSpec.cover_rate"}  # fmt: skip
-"""The number of a random stream, a counter, the length of a curve in a figure, and the rate 0 of
-triggers without covers."""
+"""Exceptions: the number of a random stream, a counter, the length of a curve in a figure, and the
+rate 0 of triggers without covers."""
 
 
 def numbers_of(path: Path) -> set[str]:
@@ -55,7 +55,7 @@ def test_the_numbers_of_modules_and_classes_are_found() -> None:
     }
 
 
-def test_every_published_filter_says_what_the_protocol_decides() -> None:
+def test_every_published_filter_has_rows_for_the_options_set_by_the_protocol() -> None:
     shared = {f"defenses/options.py:FilterOptions.{key}"
               for key in ("removal_budget", "filter_scope")}  # fmt: skip
     published = [each for each in methods().values()

@@ -1,4 +1,5 @@
-"""One optimizer step: only the optimizer's own tensors change, and a non-finite loss raises."""
+"""One optimizer step changes only the optimizer's own tensors, and a non-finite loss raises an
+error."""
 
 from __future__ import annotations
 
@@ -41,7 +42,7 @@ def test_frozen_and_unused_tensors_do_not_change() -> None:
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-def test_a_non_finite_loss_raises_before_the_step(bad: float) -> None:
+def test_a_non_finite_loss_raises_an_error_before_the_step(bad: float) -> None:
     weight = torch.ones(1, requires_grad=True)
     with pytest.raises(DivergedError, match=f"the loss of the test is {bad}"):
         descend(torch.optim.SGD([weight], lr=1.0), weight.sum() * bad, "the loss of the test")
@@ -62,8 +63,8 @@ def test_no_step_is_taken_after_a_stop_request(
 
 
 def test_no_module_but_descent_calls_backward() -> None:
-    """Lightning trains the classifiers; two methods step along another direction: the sign of a
-    gradient, and the weighted sum of two."""
+    """Lightning trains the classifiers. Two methods call `step` themselves, because they do not
+    follow the gradient of one loss: they use its sign, or a weighted sum of two gradients."""
     package = Path(backdoor_lab.__file__).parent
     found: dict[str, set[str]] = {"backward": set(), "step": set()}
     for path in package.rglob("*.py"):

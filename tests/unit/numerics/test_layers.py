@@ -73,13 +73,13 @@ def test_the_last_stage_is_the_last_part_with_convolutions(
 
 
 def test_a_network_without_two_convolutions_has_no_last_stage() -> None:
-    """Its features are then those of the penultimate layer."""
+    """The features of the penultimate layer are used instead."""
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4, 2))
     assert last_stage(net) is None
     assert layer_of(net, "last_stage_input") == (net[2], True)
 
 
-def test_the_input_of_the_last_stage_is_the_output_of_the_stage_before() -> None:
+def test_the_input_of_the_last_stage_is_the_output_of_the_previous_stage() -> None:
     net, images = network("resnet18"), torch.rand(2, 3, 16, 16)
     with (
         torch.no_grad(),
@@ -95,7 +95,7 @@ def test_the_input_of_the_last_stage_is_the_output_of_the_stage_before() -> None
     assert entering.values.shape == (2, 16 * 4 * 4)
 
 
-def test_the_input_of_a_rectifier_that_works_in_place_is_kept() -> None:
+def test_the_recorded_input_of_an_in_place_relu_is_not_overwritten() -> None:
     net, images = network("resnet18"), torch.rand(2, 3, 16, 16)
     with (
         torch.no_grad(),
@@ -107,6 +107,6 @@ def test_the_input_of_a_rectifier_that_works_in_place_is_kept() -> None:
     assert torch.equal(before.values.relu(), after.values)
 
 
-def test_an_unknown_layer_names_the_option_that_gave_it() -> None:
+def test_the_error_for_an_unknown_layer_names_the_option_that_set_it() -> None:
     with pytest.raises(ConfigError, match=r"`defense\.layer`.*layer9.*last_stage_input"):
         layer_of(network("resnet18"), "layer9:input", "defense.layer")
