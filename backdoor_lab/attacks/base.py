@@ -16,6 +16,11 @@ from backdoor_lab.core.streams import Stream
 from backdoor_lab.core.types import LabeledImages
 
 
+def unchanged(images: Tensor, generator: torch.Generator) -> Tensor:
+    """The augmentation of a recipe without augmentation."""
+    return images
+
+
 @dataclass(frozen=True)
 class AttackContext:
     """What an attacker can use while making the poison.
@@ -25,7 +30,8 @@ class AttackContext:
     numbers (`source` is None if the attack has no source class). `surrogate()` returns a model
     trained on clean data with the victim's recipe: a differentiable module in eval mode that
     takes float or uint8 images (b, C, H, W) in 0..255, normalizes them itself and returns logits
-    (b, classes). All random numbers come from `generator`, so the poison depends on `seed` alone.
+    (b, classes). `augment(images, generator)` augments images as the victim's recipe does, and is
+    differentiable. All random numbers come from `generator`, so the poison depends on `seed` alone.
     """
 
     train: LabeledImages
@@ -34,6 +40,7 @@ class AttackContext:
     seed: int
     surrogate: Callable[[], nn.Module]
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    augment: Callable[[Tensor, torch.Generator], Tensor] = unchanged
 
     def generator(self, *what: Stream | int) -> torch.Generator:
         """Returns a CPU generator for the purpose `what`. Generators of different purposes are
@@ -107,6 +114,12 @@ class Trigger(ABC):
     def apply_cover(self, images: Tensor, labels: Tensor, context: AttackContext) -> Tensor:
         """Returns triggered cover images; by default the same as triggered training images."""
         return self.apply_train(images, labels, context)
+
+    def choose(self, candidates: Tensor, wanted: int, context: AttackContext) -> Tensor | None:
+        """Returns the sorted indices of the `wanted` training images to poison, out of the indices
+        `candidates`, int64 (n,). None, the default, means a random choice. Only for attacks whose
+        poison comes from one class, so that the number of images per class is known beforehand."""
+        return None
 
     def prepare(self, context: AttackContext) -> dict[str, Tensor]:
         """Optimizes or trains the trigger, before any image is triggered; returns the resulting

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
+from functools import partial
 
 from backdoor_lab.attacks.base import AttackContext, Trigger
 from backdoor_lab.attacks.plan import PoisonSpec, count, cover_classes, cover_count, eligible
@@ -25,17 +27,19 @@ def poison(
     """Poisons a training set.
 
     Images are drawn without replacement from the eligible ones by a generator that depends only on
-    `seed`, so that two triggers poison the same images. If `plan` applies the trigger after
-    augmentation, the returned set holds unmodified images and the trigger, which training applies
-    to each batch. `context` is required only by triggers that use more than the selected images.
-    Raises ConfigError if the plan or the trigger does not fit the training set.
+    `seed`, so that two triggers poison the same images, unless the trigger chooses them. If `plan`
+    applies the trigger after augmentation, the returned set holds unmodified images and the
+    trigger, which training applies to each batch. `context` is required only by triggers that use
+    more than the selected images. Raises ConfigError if the plan or the trigger does not fit the
+    training set.
     """
-    chosen, covers = _chosen(train.labels, plan, seed, len(train.classes))
+    context = context or AttackContext(train, plan.target, plan.source, seed, _no_surrogate)
+    choose = partial(trigger.choose, context=context)
+    chosen, covers = _chosen(train.labels, plan, seed, len(train.classes), choose)
     if plan.apply_trigger == "after_augmentation":
         check_can_be_late(trigger)
         rows = train.images[torch.cat([chosen, covers])]
     else:
-        context = context or AttackContext(train, plan.target, plan.source, seed, _no_surrogate)
         poisoned = trigger.poisoned(train.images[chosen], train.labels[chosen], context)
         hidden = trigger.make_covers(train.images[covers], train.labels[covers], context)
         rows = torch.cat([poisoned, hidden])
@@ -125,11 +129,16 @@ def content_digest(training: TrainingSet, base_digest: str, late_trigger: str = 
     return text.hexdigest()
 
 
-def _chosen(labels: Tensor, plan: PoisonSpec, seed: int, classes: int) -> tuple[Tensor, Tensor]:
+def _chosen(
+    labels: Tensor, plan: PoisonSpec, seed: int, classes: int,
+    choose: Callable[[Tensor, int], Tensor | None] = lambda candidates, wanted: None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Returns two sorted index tensors: the images to poison, and the images to turn into cover
-    images."""
+    images. The first are drawn at random unless `choose` returns them."""
     sizes: list[int] = torch.bincount(labels, minlength=classes).tolist()
-    chosen = _draw(eligible(plan, labels), count(plan, sizes), seed, streams.POISON)
+    mask, poisoned = eligible(plan, labels), count(plan, sizes)
+    found = choose(mask.nonzero().flatten(), poisoned) if poisoned else None
+    chosen = _draw(mask, poisoned, seed, streams.POISON) if found is None else found
     wanted = cover_count(plan, sizes)
     if not wanted:
         return chosen, chosen[:0]

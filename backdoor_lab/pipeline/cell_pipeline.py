@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,7 @@ from backdoor_lab.pipeline.stages.transformed import transformed_stage
 from backdoor_lab.results.seal import write_sealed
 from backdoor_lab.training.callback import DefendAndRetrain, after_training
 from backdoor_lab.training.classifier import Classifier
+from backdoor_lab.training.data_loader import seeded_augmentation
 from backdoor_lab.training.device import ComputeDevice
 from backdoor_lab.training.train import TrainingJob, fit
 
@@ -87,7 +90,8 @@ class CellPipeline:
         data = open_dataset(cell.parts.data, self.store)
         work = AttackContext(
             data.train, plan.target, plan.source, cell.seed,
-            lambda: self._surrogate(data), self.machine.device,
+            functools.cache(lambda: self._surrogate(data)), self.machine.device,
+            partial(seeded_augmentation, recipe=cell.recipe),
         )  # fmt: skip
         if cell.trigger.needs_preparing:
             self.progress.stage("prepare")

@@ -106,6 +106,14 @@ def augmented(
     return images
 
 
+def seeded_augmentation(images: Tensor, generator: torch.Generator, *, recipe: Recipe) -> Tensor:
+    """Like `augmented`, for images of any dtype on any device and a CPU `generator`;
+    differentiable."""
+    drawn = torch.Generator(images.device)
+    drawn.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+    return augmented(images, recipe, drawn)
+
+
 def _crop_and_flip(
     images: Tensor, recipe: Recipe, generator: torch.Generator, flipped: Tensor | None
 ) -> Tensor:

@@ -56,10 +56,11 @@ def says(kind: type) -> str:
 @table("triggers")
 def _triggers() -> str:
     rows = []
-    for name, kind, _ in methods("trigger"):
+    for name, kind, said in methods("trigger"):
         assert issubclass(kind, Trigger)
         labels = MODES[kind.label_mode] + ", one source class" * kind.source_specific
-        rows.append([f"[`{name}`]({_file(kind)})", says(kind), paper(kind), labels,
+        what = _what("trigger", kind, said)
+        rows.append([f"[`{name}`]({_file(kind)})", what, paper(kind), labels,
                      f"{kind.cover_rate:g}" if kind.cover_rate else "", _trains(kind),
                      _seconds(name), _fidelity("trigger", name)])  # fmt: skip
     head = ["`trigger=`", "What it does", "Paper", "Labels", "Covers", "Attacker trains",
@@ -82,14 +83,15 @@ def _seconds(name: str) -> str:
     record."""
     stages = ("surrogate", "prepare", "poison")
     runs = [cell["record"]["run"]["seconds"] for cell in cells("attacks/embedded", trigger=name)]
-    return _brief(max(sum(run.get(stage) or 0 for stage in stages) for run in runs))
+    found = [sum(run.get(stage) or 0 for stage in stages) for run in runs]
+    return _brief(max(found)) if found else ""
 
 
 @table("defenses")
 def _defenses() -> str:
     rows = []
     for name, kind, said in methods("defense"):
-        about = (_kind(kind), _what(kind, said), paper(kind))
+        about = (_kind(kind), _what("defense", kind, said), paper(kind))
         needs = (_sees(kind), _clean(kind, said), _finds(kind), _cost(name))
         rows.append([f"[`{name}`]({_file(kind)})", *about, *needs, _fidelity("defense", name)])
     head = ["`defense=`", "Kind", "What it does", "Paper", "Sees", "Clean images",
@@ -103,10 +105,10 @@ def _kind(kind: type) -> str:
     return "repair" if issubclass(kind, ModelRepair) else "filter"
 
 
-def _what(kind: type, said: dict[str, Any]) -> str:
+def _what(group: str, kind: type, said: dict[str, Any]) -> str:
     """The first sentence of a class's docstring. If several presets use the class, the settings in
     which they differ are added."""
-    presets = [each for _, other, each in methods("defense") if other is kind]
+    presets = [each for _, other, each in methods(group) if other is kind]
     told = ", ".join(
         f"{k} {v}" for k, v in said.items()
         if k not in ("_target_", "name", "like") and v is not None

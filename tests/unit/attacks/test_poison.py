@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 import backdoor_lab.run  # noqa: F401  (registers the resolver by_source)
 from backdoor_lab.attacks import plan as attack
+from backdoor_lab.attacks.base import AttackContext
 from backdoor_lab.attacks.pattern import Pattern
 from backdoor_lab.attacks.pixel import Pixel
 from backdoor_lab.attacks.plan import (
@@ -383,6 +385,23 @@ def test_poisoned_images_depend_on_the_seed_but_not_on_the_trigger() -> None:
     replaced = PoisonSpec(0, None, 0.1, ratio_of="all", placement="replace")
     assert torch.equal(made(replaced, seed=3).source_index, first)
     assert not torch.equal(made(plan, seed=4).source_index, first)
+
+
+class Last(Pixel):
+    """Poisons the last eligible images."""
+
+    def choose(self, candidates: Tensor, wanted: int, context: AttackContext) -> Tensor:
+        return candidates[-wanted:]
+
+
+def test_a_trigger_can_choose_the_images_to_poison() -> None:
+    """The number of images is as without the choice; at ratio 0 the trigger is not asked."""
+    plan = PoisonSpec(1, None, 0.1, label_mode="clean", **implied("clean", on_source=False))
+    where = (LABELS == 1).nonzero().flatten()
+    found = made(plan, trigger=Last())
+    assert torch.equal(found.source_index, where[-6:])
+    assert torch.equal(found.is_poison.nonzero().flatten(), where[-6:])
+    assert len(made(replace(plan, ratio=0), trigger=Last()).source_index) == 0
 
 
 @settings(max_examples=40, deadline=None)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
-from backdoor_lab.attacks.base import AttackContext
+from backdoor_lab.attacks.base import AttackContext, unchanged
 from backdoor_lab.attacks.sleeper_agent import SleeperAgent
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.types import LabeledImages
+from backdoor_lab.training.data_loader import seeded_augmentation
+from backdoor_lab.training.recipe import Recipe
 
 SHAPE = (3, 12, 9)
 TARGET, SOURCE = 1, 2
@@ -113,21 +119,37 @@ def test_a_gradient_step_on_poison_lowers_the_backdoor_loss() -> None:
 
 
 def test_only_test_images_carry_the_visible_patch() -> None:
-    """Test images get the patch in the lower right corner and no other change. Poisoned images do
-    not show the patch, which differs from them by more than eps."""
+    """A test image gets the patch at one place and no other change. Poisoned images do not show the
+    patch, which differs from them by more than eps."""
     trigger = SleeperAgent(**SMALL)
-    images = noise(7)
-    triggered = trigger(images)
+    images = torch.full((1, *SHAPE), 128, dtype=torch.uint8)
+    changed = trigger(images).ne(images).any(dim=1)[0].nonzero()
     side = round(0.25 * 9)
-    patch = triggered[0, :, -side:, -side:]
-    assert (triggered[:, :, -side:, -side:] == patch).all()
-    changed = triggered.ne(images)
-    changed[:, :, -side:, -side:] = False
-    assert not changed.any()
-    gray = torch.full((10, *SHAPE), 128, dtype=torch.uint8)
-    poison = trigger.poisoned(gray, TRUE, workshop())
-    assert (patch.double() - 128).abs().max() > 60
-    assert (poison[:, :, -side:, -side:].double() - 128).abs().max() <= 16
+    assert (changed.amax(dim=0) - changed.amin(dim=0)).tolist() == [side - 1, side - 1]
+    assert (trigger(images).double() - 128).abs().max() > 60
+    poison = trigger.poisoned(images.expand(10, -1, -1, -1), TRUE, workshop())
+    assert (poison.double() - 128).abs().max() <= 16
+
+
+def test_the_place_of_the_patch_depends_only_on_the_image() -> None:
+    """Equal images get equal places, in any batch; other images get other places."""
+    trigger, images = SleeperAgent(**SMALL), noise(30)
+    triggered = trigger(images)
+    assert torch.equal(trigger(images.flip(0)), triggered.flip(0))
+    assert torch.equal(trigger(images[3:4]), triggered[3:4])
+    assert len({tuple(each.any(dim=0).flatten().tolist()) for each in triggered.ne(images)}) > 10
+
+
+def test_an_image_file_replaces_the_drawn_colors(tmp_path: Path) -> None:
+    """Its transparency is used, and its content identifies the trigger."""
+    path = tmp_path / "patch.png"
+    Image.new("RGBA", (4, 4), (255, 0, 0, 255)).save(path)
+    trigger = SleeperAgent(image=str(path))
+    black = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
+    assert trigger(black).sum(dim=(0, 2, 3)).tolist() == [64 * 255, 0, 0]
+    assert trigger.file_hash() != SleeperAgent().file_hash() == ""
+    Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(path)
+    assert torch.equal(SleeperAgent(image=str(path))(black), black)
 
 
 def test_the_gradients_of_poison_match_the_patch_for_which_it_was_made() -> None:
@@ -145,9 +167,12 @@ def test_patch_size_and_color_follow_the_options() -> None:
     image = torch.zeros(1, 3, 32, 40, dtype=torch.uint8)
     found = SleeperAgent()(image)
     assert int(found.amax(dim=1).ne(0).sum()) == 64
-    assert not torch.equal(SleeperAgent(pattern_seed=1)(image), found)
-    gray = SleeperAgent()(image[:, :1]).double()
-    assert (gray - found.double().mean(dim=1, keepdim=True)).abs().max() <= 1
+    other = SleeperAgent(pattern_seed=1)(image)
+    assert sorted(other.flatten().tolist()) != sorted(found.flatten().tolist())
+    gray = SleeperAgent()(image[:, :1])
+    mean = found.double().mean(dim=1)
+    shown = [each[each.ne(0)].reshape(8, 8).double() for each in (gray[0, 0], mean[0])]
+    assert (shown[0] - shown[1]).abs().max() <= 1
     assert int(SleeperAgent()(torch.zeros(1, 3, 2, 9, dtype=torch.uint8)).any(dim=1).sum()) == 1
 
 
@@ -162,12 +187,15 @@ def test_more_restarts_never_give_poison_that_matches_worse() -> None:
 
 
 def test_poison_depends_only_on_images_of_the_source_class() -> None:
-    """Changing training images of other classes changes nothing."""
+    """Mirroring training images of other classes, which keeps the spread of each channel, changes
+    nothing."""
     trigger = SleeperAgent(steps=3)
     expected = trigger.poisoned(CHOSEN, TRUE, workshop())
     for of_source in (False, True):
-        train = torch.where((LABELS.eq(SOURCE) == of_source)[:, None, None, None], 99, TRAIN)
-        found = trigger.poisoned(CHOSEN, TRUE, workshop(train=train.byte()))
+        train = torch.where(
+            (LABELS.eq(SOURCE) == of_source)[:, None, None, None], TRAIN.flip(3), TRAIN
+        )
+        found = trigger.poisoned(CHOSEN, TRUE, workshop(train=train))
         assert torch.equal(found, expected) != of_source
 
 
@@ -189,9 +217,11 @@ def test_poison_made_with_augmentation_matches_better_in_training_with_augmentat
     """Averaged over all crops and flips, its gradients match better than those of poison made
     without augmentation; both stay within eps."""
     found = []
-    for flip in (True, False):
-        trigger = SleeperAgent(steps=25, batch_size=16, crop_padding=2 * flip, flip=flip)
-        poison = trigger.poisoned(CHOSEN, TRUE, workshop())
+    recipe = Recipe("t", epochs=1, batch_size=2, lr=0.1, crop_padding=2, flip=True)
+    for augment in (partial(seeded_augmentation, recipe=recipe), unchanged):
+        trigger = SleeperAgent(steps=60)
+        context = replace(workshop(), augment=augment)
+        poison = trigger.poisoned(CHOSEN, TRUE, context)
         assert (poison.double() - CHOSEN.double()).abs().max() <= 16
         found.append(match(trigger, _moved(poison)))
     assert found[0] > found[1]

@@ -158,9 +158,10 @@ def test_a_changed_default_is_found(tmp_path: Path) -> None:
 def test_a_changed_constant_is_found(tmp_path: Path) -> None:
     root, conf = copies(tmp_path)
     path = root / "attacks/sleeper_agent.py"
-    path.write_text(path.read_text().replace("(3 / 8, 5 / 8, 7 / 8)", "(1 / 8, 5 / 8, 7 / 8)"))
-    (line,) = drift(EVERY.values(), root, conf)
-    assert line.startswith("sleeper_agent: MILESTONES is ")
+    path.write_text(path.read_text().replace("(2.667, 1.6, 1.142)", "(2, 1.6, 1.142)"))
+    lines = drift(EVERY.values(), root, conf)
+    names = ["sleeper_agent", "sleeper_agent_authors"]
+    assert [line.partition(": MILESTONES is ")[0] for line in lines] == names
 
 
 def test_a_changed_default_of_the_class_is_found(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ COSTLY = {
         "pretrain_epochs": [100, 100, 40, 40, 40, 40],
     },
     "defense/neural_cleanse_authors": {"steps": 1000, "batches_per_step": 31},
+    "trigger/sleeper_agent_authors": {"steps": 250},
     "defense/spectre_authors": {"layer": "layer3.1.relu:input"},
 }
 """The keys in which a preset differs from the method it is named for, with the authors' values."""
@@ -28,6 +29,7 @@ SHORT = {
     "defense/abl_unlearning_authors": ("defense.epochs=1", "defense.training_epochs=1"),
     "defense/confusion_authors": ("defense.steps=2", "defense.pretrain_epochs=1"),
     "defense/neural_cleanse_authors": ("defense.steps=2",),
+    "trigger/sleeper_agent_authors": ("trigger.steps=2",),
     "defense/spectre_authors": ("model.width=4",),
 }
 

@@ -13,7 +13,7 @@ from backdoor_lab.attacks.pixel import Pixel
 from backdoor_lab.core import streams
 from backdoor_lab.core.rng import torch_generator
 from backdoor_lab.core.types import TrainingSet
-from backdoor_lab.training.data_loader import BatchLoader, augmented
+from backdoor_lab.training.data_loader import BatchLoader, augmented, seeded_augmentation
 from backdoor_lab.training.evaluate import extract
 from backdoor_lab.training.recipe import Recipe
 from backdoor_lab.training.train import new_classifier
@@ -81,6 +81,24 @@ def test_augmentation_gives_the_same_images_as_a_slow_loop(
         assert found.is_contiguous(memory_format=torch.channels_last)
     # The input images are not modified.
     assert torch.equal(images, noise(40, channels))
+
+
+def test_augmentation_of_float_images_is_differentiable() -> None:
+    """The values are those of the same crops and flips of integer images. The derivative of a
+    pixel is the number of times that it is shown: 0 outside the crop, 1 inside."""
+    asked = recipe(crop_padding=2, flip=True)
+    images = noise(6)
+    found = [
+        seeded_augmentation(each, torch.Generator().manual_seed(0), recipe=asked)
+        for each in (images, images.float().requires_grad_())
+    ]
+    assert torch.equal(found[0].float(), found[1])
+    assert not torch.equal(found[0], images)
+    leaf = images.float().requires_grad_()
+    seen = seeded_augmentation(leaf, torch.Generator().manual_seed(0), recipe=asked)
+    (shown,) = torch.autograd.grad(seen.sum(), leaf)
+    assert set(shown.unique().tolist()) == {0.0, 1.0}
+    assert torch.equal((shown * leaf).sum(), seen.sum())
 
 
 def test_without_augmentation_images_are_unchanged() -> None:
