@@ -1,4 +1,4 @@
-"""Runs the benchmarks named on the command line; without names, all that take a minute or two.
+"""Runs the benchmarks named on the command line or, without names, all that take a minute or two.
 
     python -m tests.bench [NAME ...]
 

@@ -2,8 +2,8 @@
 
     python art_worker.py FEATURES.npy
 
-Prints READY. Then, for every line of input, prints the seconds that scoring all classes takes. The
-file has features (classes, n, d).
+Prints READY. Then, for every line of input, scores all classes and prints the seconds. The file
+has the features, of shape (classes, n, d).
 """
 
 import sys

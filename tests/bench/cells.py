@@ -52,6 +52,6 @@ def _sweep(how: tuple[str, ...], threads: int) -> dict[str, float]:
 
 
 def parts(found: list[dict[str, Any]]) -> dict[str, float]:
-    """The mean seconds of each stage, over these records."""
+    """The seconds of each stage, averaged over the records."""
     names = dict.fromkeys(name for each in found for name in each["run"]["seconds"])
     return {n: sum(each["run"]["seconds"].get(n, 0) for each in found) / len(found) for n in names}

@@ -1,5 +1,5 @@
-"""The demo's training step in plain PyTorch: on one fixed batch, without data loading or this
-package.
+"""The demo's training step in a plain PyTorch loop on one fixed batch, without Lightning and data
+loading.
 
     python -m tests.bench.floor      prints the seconds of one step
 """

@@ -51,7 +51,6 @@ class Size:
     data: tuple[str, ...] = ()
 
     def of(self, full: int, tiny: int) -> int:
-        """Return `tiny` if this size is tiny, otherwise `full`."""
         return tiny if self.tiny else full
 
     def machine(self) -> ComputeDevice:
@@ -366,7 +365,6 @@ def _asked(size: Size) -> list[str]:
 
 
 def _run_cell(folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
-    """Run a cell in this process and return its record."""
     from hydra import compose, initialize_config_dir
 
     import backdoor_lab.run  # noqa: F401  (registers the resolvers that conf/ uses)

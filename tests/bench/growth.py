@@ -1,5 +1,5 @@
 """Benchmarks how the run time grows with the number of images, classes, features and cells, and
-with the image size: the exponents of power laws."""
+with the image size. Reports the exponents of fitted power laws."""
 
 from __future__ import annotations
 

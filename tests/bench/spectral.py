@@ -34,7 +34,8 @@ Features = NDArray[np.float32]
 
 
 def run() -> list[Figure]:
-    """Measure ten classes of 5,000 x 512 features; then near ties, growth, and memory."""
+    """Measure ten classes of 5,000 x 512 features, nearly tied singular values, growth, and
+    memory."""
     torch.set_num_threads(threads())
     return [*_beside_art(), *_near_ties(), *_growth()]
 
@@ -127,14 +128,14 @@ def _seconds(call: Callable[[], None]) -> float:
 @contextmanager
 def _art(features: Features, folder: Path) -> Iterator[tuple[Callable[[], float | None], str]]:
     """Start ART in its own process. Yields a function that scores every class and returns the
-    seconds, and a description."""
+    seconds, and a description of ART."""
     python = _art_python()
     if python is None:
         yield (lambda: _each(_arts_calls, features)), "ART could not be installed: its calls here"
         return
     path = folder / "features.npy"
     np.save(path, features)
-    # ART does not set a number of threads itself; NumPy's comes from OMP_NUM_THREADS.
+    # ART does not set the number of threads. NumPy takes it from OMP_NUM_THREADS.
     worker = subprocess.Popen(
         [str(python), str(Path(__file__).with_name("art_worker.py")), str(path)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,

@@ -140,7 +140,8 @@ BLIND = [name for name in NAMES if name not in ORACLES]
 
 
 def trains(name: str) -> bool:
-    """Whether a filter trains a network, on batches that are drawn by position."""
+    """Whether a filter trains a network. Its batches then depend on the positions of the
+    examples."""
     return isinstance(made(name), ModelBasedFilter) and not isinstance(made(name), STRIP)
 
 
@@ -400,7 +401,7 @@ def test_no_input_of_a_defense_has_a_field_for_the_poison_mask() -> None:
 
 
 def test_every_defense_accepts_the_filter_options(name: str) -> None:
-    """One sweep sets the same options for a filter and its controls."""
+    """One sweep can therefore set them for a filter and its controls."""
     asked: dict[str, Any] = {
         "filter_scope": "all", "removal_budget": "10%", "max_removed": "50%", "center": False,
     }  # fmt: skip

@@ -97,7 +97,7 @@ def test_a_repair_returns_the_same_architecture_in_eval_mode(name: str) -> None:
 
 
 def test_random_choices_of_a_repair_depend_only_on_the_seed(name: str) -> None:
-    """The state of the global generator does not matter."""
+    """The state of torch's global generator does not matter."""
     torch.manual_seed(1)
     first = weights(made(name).repair(given())[0])
     torch.manual_seed(2)

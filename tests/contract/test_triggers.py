@@ -242,7 +242,6 @@ def test_images_smaller_than_the_trigger_are_accepted_or_the_error_names_their_s
 def test_a_trigger_refuses_images_of_other_dtypes_and_layouts(
     trigger: Trigger, images: Tensor
 ) -> None:
-    """Floats, single images, RGBA and channels-last are refused, never broadcast."""
     with pytest.raises(TypeError, match="a trigger takes uint8 images"):
         trigger(images)
 

@@ -16,8 +16,8 @@ RETRAINED = ("Trigger", "Target", "Ratio", "Seed", "Layer", "Defense", "#Pois", 
 def _left(
     sweeps: Sequence[str], lines: Sequence[tuple[str, str]], attacks: Sequence[Attack]
 ) -> str:
-    """The number of poisoned images left, and AUROC: a row for each filter and layer, a column for
-    each network."""
+    """The number of poisoned images left and the AUROC, with a row for each filter and layer and a
+    column for each network."""
     found = cells(*(f"paper/{sweep}" for sweep in sweeps))
     at = {(c["Defense"], c["Layer"], c["Trigger"], c["Ratio"], c["Target"]): c for c in found}
     heads = []

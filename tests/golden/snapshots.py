@@ -1,4 +1,4 @@
-"""Recorded results: every trigger, every defense, two trainings and twelve cells, all tiny.
+"""Recorded results: every trigger, every defense, two trained networks and twelve cells, all tiny.
 
     python -m tests.golden.snapshots             # prints differences from snapshots.json
     python -m tests.golden.snapshots trigger/    # only for cases with this prefix

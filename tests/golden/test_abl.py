@@ -53,7 +53,7 @@ START = drawn_weights(PIXELS, HIDDEN, CLASSES, seed=2)
 
 
 def given() -> DefenseContext:
-    """260 images, so that an epoch has batches of 128, 128 and 4, and a network of two layers."""
+    """A network of two layers and 260 images, so that an epoch has batches of 128, 128 and 4."""
     return context(
         torch.from_numpy(IMAGES), torch.from_numpy(LABELS), fresh=lambda _: TwoLayers(START),
         network=TwoLayers(START), classes=CLASSES,
@@ -97,7 +97,7 @@ def test_isolation_updates_equal_those_of_the_published_loss(gamma: float, epoch
     np.testing.assert_allclose(found.numpy(), losses(forward(expected, IMAGES)[2], LABELS))
 
 
-def test_the_isolated_one_percent_has_the_lowest_losses_and_is_rounded_down() -> None:
+def test_the_images_with_the_lowest_losses_are_isolated_and_their_number_is_rounded_down() -> None:
     """Two of 260 images are isolated: int(0.01 · 260), as in the authors' code."""
     everything = torch.arange(len(LABELS))
     rating = ABL(epochs=2).score_images(given(), everything)

@@ -126,10 +126,10 @@ def medcouple_by_numpy(x: np.ndarray) -> float:
 
 
 def outlyingness_by_numpy(x: np.ndarray) -> np.ndarray:
-    """The distance of a value from the median (the smaller of two middle values), divided by the
-    distance of the adjusted whisker on that side. Whiskers are 1.5 IQR e^(-4 MC) below the
-    quartiles and 1.5 IQR e^(3 MC) above them for a positive medcouple MC, otherwise 1.5 IQR e^(-3
-    MC) and 1.5 IQR e^(4 MC)."""
+    """The distance of each value from the median, divided by the distance from the median to the
+    adjusted whisker on the same side. The median is the smaller of two middle values. For a
+    positive medcouple MC, the whiskers are 1.5 IQR e^(-4 MC) below the quartiles and 1.5 IQR e^(3
+    MC) above them, otherwise 1.5 IQR e^(-3 MC) and 1.5 IQR e^(4 MC)."""
     middle = np.sort(x)[(len(x) - 1) // 2]
     q1, q3 = np.percentile(x, [25, 75])
     mc = medcouple_by_numpy(x)

@@ -115,7 +115,7 @@ def index(values: list[float], added: float) -> np.ndarray:
 
 
 def maps(n: int, seed: int) -> np.ndarray:
-    """Features of both signs; in the last two, channels 0 and 1 agree in sign."""
+    """Features of both signs. In the last two images, channels 0 and 1 have equal signs."""
     values = np.random.default_rng(seed).normal(size=(n, CHANNELS, SIDE * SIDE)) + 0.3
     values[-2:, 1] = 4 * values[-2:, 0]
     return values

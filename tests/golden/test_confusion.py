@@ -72,7 +72,7 @@ CLASSES, PIXELS = 4, 12
 
 
 class SGD:
-    """Momentum and weight decay: v = momentum v + g + decay w, w = w - lr v."""
+    """SGD with momentum and weight decay: v = momentum v + g + decay w, w = w - lr v."""
 
     def __init__(self, lr: float, momentum: float) -> None:
         self.lr, self.momentum = lr, momentum

@@ -1,4 +1,4 @@
-"""D-BR equals the method of Chen, Wu and Wang 2022 in the form of its authors' code
+"""D-BR equals the method of Chen, Wu and Wang 2022 as implemented in the authors' code
 (SCLBD/Effective_backdoor_defense at 63fda0e): first model, consistency, selection, unlearning.
 
 The authors' code was run once by hand on arrays, in 2026-11: its thresholds and its loss of the
@@ -60,7 +60,7 @@ START = drawn_weights(PIXELS, HIDDEN, CLASSES, seed=2)
 
 
 def given() -> DefenseContext:
-    """200 images, so that an epoch has batches of 128 and 72, and a network of two layers."""
+    """A network of two layers and 200 images, so that an epoch has batches of 128 and 72."""
     return context(
         torch.from_numpy(IMAGES), torch.from_numpy(LABELS), fresh=lambda _: TwoLayers(START),
         network=TwoLayers(START), classes=CLASSES,
@@ -148,8 +148,8 @@ def test_each_batch_of_the_fine_tuning_counts_twice_in_the_running_statistics() 
 
 
 def turned(image: Array, degrees: float, right: int, down: int) -> Array:
-    """An image (H, W) rotated about its center, cropped to its size, then shifted by whole pixels;
-    nearest neighbor, black outside."""
+    """An image (H, W) rotated about its center, cropped to its size, then shifted by whole pixels.
+    Sampling is nearest-neighbor, and black outside the image."""
     height, width = image.shape
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     found = np.zeros((height, width))
@@ -200,8 +200,8 @@ def test_consistency_is_the_mean_squared_change_under_a_rotation_and_a_shift() -
 
 
 def test_the_least_changed_20_percent_are_clean_and_the_most_changed_5_percent_are_poison() -> None:
-    """The thresholds are the values at int(0.2 n) and n - int(0.05 n) of the ascending changes;
-    images whose change equals a threshold are selected too (calculate_gamma.py and
+    """The thresholds are the changes at positions int(0.2 n) and n - int(0.05 n) in ascending
+    order. Images whose change equals a threshold are selected too (calculate_gamma.py and
     separate_samples.py)."""
     change = np.random.default_rng(4).permutation(np.arange(49.0))
     ordered = np.sort(change)
@@ -216,7 +216,7 @@ def test_the_least_changed_20_percent_are_clean_and_the_most_changed_5_percent_a
 
 
 def test_unlearning_and_relearning_share_one_optimizer() -> None:
-    """Twice, the loss of the poison is increased and then that of the clean images decreased."""
+    """Twice, the loss of the poison is increased and then that of the clean images is decreased."""
     network = TwoLayers(START)
     bad, good = np.arange(20), np.arange(20, 190)
     passes = Passes(network, given(), SETTINGS)

@@ -52,7 +52,7 @@ def drawn(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def model(values: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Covariances of identity and variation by the authors' expectation maximization."""
+    """The covariances of identity and variation, by the authors' expectation maximization."""
     x = values - values.mean(axis=0)
     counts = [int((labels == k).sum()) for k in range(K)]
     u = np.array([x[labels == k].mean(axis=0) for k in labels])

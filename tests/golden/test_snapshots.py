@@ -25,8 +25,8 @@ def test_the_result_of_every_case_equals_its_snapshot(name: str) -> None:
 
 @pytest.mark.parametrize("same_machine", [True, False])
 def test_a_changed_result_is_detected(same_machine: bool) -> None:
-    """Changes of an integer array, which is compared by its hash, of a floating-point value beyond
-    the tolerance, of a metric and of a count are all detected."""
+    """The changes are in an integer array (compared by hash), a floating-point value (beyond the
+    tolerance), a metric and a count."""
     of = KNOWN["cases"]
     changes = [
         ("trigger/pixel", ("rows", "sha256"), "0" * 64),

@@ -1,4 +1,4 @@
-"""Spectral signatures against a second implementation, values computed by hand, and theory."""
+"""Spectral signatures, compared with a second implementation, manual calculations, and theory."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ UNTOLD = DefenderKnowledge(("",), None, None, 0)
 
 
 def by_numpy(values: np.ndarray, *, center: bool = True) -> np.ndarray:
-    """Algorithm 1 by a full float64 SVD."""
+    """The scores of Algorithm 1 by a full float64 SVD."""
     values = values.astype(np.float64)
     middle = values - values.mean(axis=0)
     direction = np.linalg.svd(middle, full_matrices=False)[2][0]
@@ -208,7 +208,7 @@ def test_without_centering_poison_on_the_side_opposite_to_the_mean_is_ranked_las
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_scores_are_at_chance_level_if_half_of_the_class_is_poison(sign: int) -> None:
-    """Appended poison of 10 % of the whole set is half of the target class. The halves are
+    """Poison appended at 10 % of the whole set is half of the target class. The halves are
     symmetric about the class mean, so that no centered squared score separates them."""
     after = after_poison(PoisonSpec(0, None, 0.1, ratio_of="all"))
     assert after[0] == 10_000
@@ -449,8 +449,9 @@ def test_filter_scope_suspicious_rarely_flags_a_clean_class(heavy: bool) -> None
 
 
 def test_a_threshold_on_the_plain_variance_would_flag_many_clean_sets() -> None:
-    """The variances of clean classes differ too much to flag every variance with a modified z-score
-    above 3.5. The actual rule flags few clean sets."""
+    """A rule that flags variances with a modified z-score above 3.5 flags a class in over 40 % of
+    clean sets, because the variances of clean classes differ. The actual rule does so in at most 3
+    %."""
     rng = np.random.default_rng(0)
     sets = [dict(enumerate(np.exp(rng.normal(size=10)))) for _ in range(300)]
     assert sum(bool(outliers(values)) for values in sets) / 300 > 0.4

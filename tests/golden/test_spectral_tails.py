@@ -81,8 +81,6 @@ def test_scores_over_several_rounds_match_a_second_implementation(
 
 
 def test_a_second_round_finds_a_second_group_of_poison() -> None:
-    """Two groups are shifted on different axes. One round finds one of them; two rounds find
-    both."""
     values = torch.randn(300, 6, generator=torch.Generator().manual_seed(1)) * 0.5
     values[:15, 0] += 12
     values[15:30, 1] += 8

@@ -1,4 +1,5 @@
-"""TaCT's poison and covers by NumPy, from backdoor-toolbox and the names of the authors' models."""
+"""TaCT's poison and covers, compared with NumPy code written from backdoor-toolbox and with the
+names of the authors' models."""
 
 from __future__ import annotations
 
@@ -14,9 +15,11 @@ from tests.helpers.mutations import Mutation
 FILE = "attacks/tact.py"
 MUTATIONS = [
     Mutation(FILE, "range(-side - away, -away)", "range(-side, 0)", "the square has no margin"),
-    Mutation(FILE, "range(-side - away, -away)", "range(away, away + side)", "the upper left"),
-    Mutation(FILE, "if each != target]", "if each != classes]", "covers of the target class"),
-    Mutation(FILE, "range(1, classes)", "range(classes - 1, 0, -1)", "classes before the source"),
+    Mutation(FILE, "range(-side - away, -away)", "range(away, away + side)",
+             "the square is in the upper left corner"),
+    Mutation(FILE, "if each != target]", "if each != classes]", "the target class has covers"),
+    Mutation(FILE, "range(1, classes)", "range(classes - 1, 0, -1)",
+             "the last classes have covers"),
     Mutation("attacks/scaling.py", "size * scale(height, width)", "size", "sizes are not scaled"),
     Mutation(
         "attacks/plan.py", "[k for k in others if k in plan.cover_from] if plan.cover_from else",
@@ -45,8 +48,9 @@ def made(source: int, target: int, side: int) -> tuple[np.ndarray, np.ndarray, s
 
 
 def test_the_square_and_the_classes_of_the_covers_are_those_of_the_authors() -> None:
-    """Rows and columns 21 to 28 of 32 pixels, 10 to 13 of 16. The authors' models s1_t0_c23 and
-    s0_t1_c23 have source 1 and target 0, or the reverse, and covers of the classes 2 and 3."""
+    """The square covers rows and columns 21 to 28 of 32 pixels, or 10 to 13 of 16. By their names,
+    the authors' models s1_t0_c23 and s0_t1_c23 have source 1 and target 0, or the reverse, and
+    covers of the classes 2 and 3."""
     for source, target in ((1, 0), (0, 1)):
         for side, first, last in ((32, 21, 28), (16, 10, 13)):
             clean, rows, covered = made(source, target, side)

@@ -49,7 +49,6 @@ def hidden(pixels: int, classes: int, seed: int = 0, width: int = 12) -> Small:
 
 
 def copy_of(network: nn.Module) -> nn.Module:
-    """A copy of a network, with the same weights."""
     import copy
 
     return copy.deepcopy(network)

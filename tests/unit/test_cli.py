@@ -208,7 +208,7 @@ def test_one_failing_cell_does_not_affect_the_others(swept: tuple[Path, Any, Any
 
 
 def test_checks_before_a_sweep_import_no_training_code() -> None:
-    """Therefore errors and finished sweeps do not wait for Lightning to load."""
+    """Errors and finished sweeps therefore do not wait for Lightning to load."""
     program = "import sys, backdoor_lab.sweep.preflight; print('pytorch_lightning' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True

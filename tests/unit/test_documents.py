@@ -1,5 +1,5 @@
-"""Documents: links resolve, tables equal the committed records and the code, and so do figures in
-the text."""
+"""Documents: links have targets, and tables and figures in the text equal the committed records and
+the code."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _name(document: Path) -> str:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=_name)
 def test_every_table_equals_the_records_and_the_code(document: Path) -> None:
-    """`make documents` writes the tables; a document that differs from its records fails here."""
+    """`make documents` writes the tables."""
     text = document.read_text()
     assert text == filled(text, TABLES)
 
@@ -60,7 +60,7 @@ def test_a_manually_edited_figure_is_found_and_corrected() -> None:
     assert edited != text == filled(edited, TABLES)
 
 
-def test_a_document_that_no_longer_agrees_with_a_changed_record_is_detected(
+def test_a_document_that_does_not_agree_with_a_changed_record_is_detected(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = [{**cell, "Nat1": 12.34} for cell in cells_of_documents.cells("demo/report")]
@@ -146,7 +146,7 @@ def test_every_internal_link_has_an_existing_target(document: Path) -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=_name)
 def test_the_caption_of_each_picture_asks_a_question_and_answers_it(document: Path) -> None:
-    """The paragraph below a picture, or below several, starts with a question in italics."""
+    """The paragraph below one or more pictures starts with a question in italics."""
     paragraphs = [each.strip() for each in document.read_text().split("\n\n")]
     for shown, caption in itertools.pairwise([*paragraphs, ""]):
         if shown.startswith("!["):

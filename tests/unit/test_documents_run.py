@@ -1,9 +1,9 @@
-"""Every code block of README and of the guides runs, at trial size, and prints the shown lines.
+"""Every code block of README and of the guides runs at a reduced size and prints the shown lines.
 
-The blocks run in a copy of the project, in the order of their document: commands through the
-shell, Python through the interpreter; a block whose first line is a path in a comment is written
-there. A `text` block shows the output of the block before it: its lines must be printed in this
-order; `…` stands for any text.
+The blocks run in a copy of the project, in the order of their document: commands in the shell, and
+Python in the interpreter. A block whose first line is a path in a comment is written to that path.
+A `text` block shows the output of the block before it. Its lines must be printed in this order, and
+`…` stands for any text.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def photos(folder: Path, classes: Sequence[str], size: tuple[int, int]) -> None:
 
 
 def archive(path: Path, folder: Path) -> None:
-    """An archive of images in place of CIFAR-10's."""
+    """An archive of images that takes the place of CIFAR-10's."""
     photos(folder, CIFAR10, (32, 32))
     path.parent.mkdir(parents=True)
     with tarfile.open(path, "w:xz", preset=0) as opened:

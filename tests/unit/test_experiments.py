@@ -75,7 +75,7 @@ def test_report_experiments_cover_all_twelve_cells_and_the_controls(
     assert all(lookup(*cell) for cell in cells)
     assert asked["defense"] == ["spectral", "none", "random", "oracle"]
     assert asked["seed"] == ["0", "1", "2"]
-    # One seed with the report's filter comes first.
+    # Seeds and defenses vary slowest: the first cells have one seed and the report's filter.
     assert list(asked)[:2] == ["seed", "defense"]
 
 

@@ -1,4 +1,4 @@
-"""The exported table: every column is documented, every value is that of its record."""
+"""The exported table: every column is documented, and every value equals that of its record."""
 
 from __future__ import annotations
 

@@ -250,7 +250,7 @@ def test_a_bad_output_file_name_is_refused(
 
 
 def leaves(value: Any, before: str = "") -> dict[str, Any]:
-    """The scalar values of a record under dotted names."""
+    """The scalar values of a record, by their dotted names."""
     if isinstance(value, dict):
         return {
             k: v for key, each in value.items() for k, v in leaves(each, f"{before}{key}.").items()

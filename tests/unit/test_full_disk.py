@@ -42,8 +42,8 @@ WRITING = {
 }  # fmt: skip
 """The last part of the names of functions that write to a disk."""
 
-# Every function with such a call, and the test of a full disk there: a key of FULL below, or the
-# reason why none is needed.
+# For every function with such a call, the key of its full-disk test in FULL, or the reason why it
+# needs no such test.
 TEXT = "makes text or bytes in memory, which its caller writes"
 ATOMIC = "writes with write_atomic alone"
 STAGE = "runs inside a stage, see `stage`"

@@ -277,7 +277,8 @@ def test_no_module_executes_what_it_reads(path: Path) -> None:
 
 @everywhere()
 def test_no_module_reads_a_file_in_a_way_that_can_run_code(path: Path) -> None:
-    """torch.load says weights_only=True, np.load says allow_pickle=False, tars filter="data"."""
+    """torch.load needs weights_only=True, np.load needs allow_pickle=False, and tar archives need
+    filter="data"."""
     for name, call in calls(path):
         if name == "torch.load" or name.endswith("load_from_checkpoint"):
             assert keyword(call, "weights_only") is True, f"line {call.lineno}"
@@ -326,7 +327,7 @@ def test_every_argument_and_result_is_annotated(path: Path) -> None:
             assert node.returns is not None or node.name == "__init__", node.name
 
 
-# Called by a library by name.
+# Libraries call these methods by name.
 CALLED_BY_LIBRARIES = re.compile(
     r"on_\w+|forward|training_step|configure_optimizers|transfer_batch_to_device|sampler|set_epoch"
     r"|state|setup"

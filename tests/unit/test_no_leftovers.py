@@ -45,7 +45,8 @@ def tree(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("mode", [[], ["-m"]], ids=["single", "sweep"])
 def test_a_refused_command_leaves_no_files(mode: list[str], tmp_path: Path) -> None:
-    """This holds for each reason of refusal, also if the command names a folder for the cell."""
+    """This holds for every reason to refuse a command, even if the command names a folder for the
+    cell."""
     (tmp_path / "multirun_reports").mkdir()
     where = "hydra.sweep.dir=a/b" if mode else "hydra.run.dir=a/b"
     tiny = [word for word in TINY if not word.startswith(("dataset", "logger"))]

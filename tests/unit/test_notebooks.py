@@ -26,7 +26,7 @@ def test_a_notebook_runs_and_prints_its_stored_outputs(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", notebook.NOTEBOOKS, ids=_name)
-def test_a_notebook_is_small_and_names_no_outside_path(path: Path) -> None:
+def test_a_notebook_is_small_and_contains_no_path_outside_the_project(path: Path) -> None:
     found = notebook.read(path)
     assert path.stat().st_size < 60_000
     assert (found["nbformat"], found["metadata"]["language_info"]["name"]) == (4, "python")

@@ -73,7 +73,7 @@ def test_the_picture_of_triggers_has_a_row_for_each_trigger_and_three_tiles_for_
 
 
 def test_the_overview_shows_the_scores_of_the_cell_in_its_table() -> None:
-    """The kept histogram belongs to the committed record: network, counts and removals agree."""
+    """The stored histogram belongs to the committed record: network, counts and removals agree."""
     kept = json.loads(overview.SCORES.read_text())
     record = overview.cell()["record"]
     assert kept["weights"] == record["hashes"]["weights1"]

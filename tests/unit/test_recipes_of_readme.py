@@ -106,7 +106,7 @@ def recipes() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the package with the files of the instructions and further ones like them."""
+    """A copy of the package with the files of the instructions and more files of the same kind."""
     from textwrap import dedent
 
     where = tmp_path_factory.mktemp("copy")

@@ -1,4 +1,4 @@
-"""The NumPy directions used by pages and analyses, against the SVD and against the filters'
+"""The NumPy directions used by pages and analyses, compared with the SVD and with the filters'
 directions."""
 
 from __future__ import annotations

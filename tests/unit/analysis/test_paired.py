@@ -1,4 +1,4 @@
-"""Paired statistics against SciPy, brute force, and values computed by hand."""
+"""Paired statistics, compared with SciPy, brute force, and values computed by hand."""
 
 from __future__ import annotations
 

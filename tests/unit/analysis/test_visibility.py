@@ -1,5 +1,5 @@
-"""Visibility of the poison left by a defense: figures by hand and against a second implementation,
-and the command on a made-up store."""
+"""Visibility of the poison that a defense leaves: figures compared with values computed by hand and
+with a second implementation, and the command on a made-up store."""
 
 from __future__ import annotations
 

@@ -111,7 +111,6 @@ def test_the_file_is_synced_before_it_is_renamed(
 
 
 def test_leftover_temporary_files_do_not_block_a_write(tmp_path: Path) -> None:
-    """They may be left by a killed process."""
     for name in (".x.0123456789ab.part", ".x.part", "x.tmp"):
         (tmp_path / name).write_bytes(b"half")
     write_atomic(tmp_path / "x", b"whole")

@@ -166,8 +166,8 @@ def test_objects_nested_in_a_configuration_are_checked_like_outer_ones() -> None
 
 
 @pytest.mark.parametrize("like", ["spectral", None, 3, {"_target_": None}])
-def test_random_without_a_filter_is_refused(like: Any) -> None:
-    """The random control needs a filter whose removal count it copies."""
+def test_the_random_control_without_a_filter_is_refused(like: Any) -> None:
+    """It copies the number of removed images from a filter."""
     kinds: Any = (Defense, OracleControl)
     with pytest.raises(ConfigError, match=r"defense\.like"):
         build("defense", {"_target_": "backdoor_lab.defenses.random.Random", "like": like}, kinds)
@@ -176,7 +176,7 @@ def test_random_without_a_filter_is_refused(like: Any) -> None:
 def test_a_plugin_filter_with_separate_option_arguments_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The error says to take them together as `options`."""
+    """The error says to take all options as one argument `options`."""
     import backdoor_lab.defenses as package
 
     (tmp_path / "single.py").write_text(
@@ -190,7 +190,7 @@ def test_a_plugin_filter_with_separate_option_arguments_is_refused(
         build("defense", {"_target_": "backdoor_lab.defenses.single.Single"}, Defense, SHARED)
 
 
-def test_a_trigger_that_needs_a_missing_library_names_the_library(
+def test_the_error_of_a_trigger_that_needs_a_missing_library_names_the_library(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import backdoor_lab.attacks as package

@@ -198,7 +198,8 @@ def test_releasing_a_lost_lease_keeps_the_lease_of_the_new_owner(tmp_path: Path)
 
 
 def test_the_heartbeat_stops_after_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While the lease is held its file changes; after the release it does not come back."""
+    """While the lease is held, the heartbeat changes its file. After the release, the file does not
+    come back."""
     monkeypatch.setattr(lease, "BEAT", 0.01)
     path = tmp_path / "x.claim"
     for _ in range(5):

@@ -256,7 +256,7 @@ def test_suggestions_never_repeat_the_unknown_key(
 def test_tilde_is_expanded_and_chdir_does_not_change_paths(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No folder is named `~`, and `hydra.job.chdir` does not affect relative paths."""
+    """No folder named `~` is created, and `hydra.job.chdir` does not affect relative paths."""
     monkeypatch.setenv("HOME", str(tmp_path / "me"))
     (tmp_path / "me").mkdir()
     words = [*TINY, "retrain=false", "hydra.job.chdir=true", "dataset.per_class_train=8"]

@@ -20,7 +20,7 @@ NUMBERS = ["-0.5", "+1e-5", "-3", "-.5", "+7.", "-1E+10"]
 
 
 @pytest.mark.parametrize("text", FORMULAS)
-def test_text_that_a_spreadsheet_would_run_gets_an_apostrophe(text: str) -> None:
+def test_text_that_a_spreadsheet_would_execute_gets_an_apostrophe(text: str) -> None:
     assert guarded(text) == "'" + text.replace("\r", "\n")
 
 
@@ -35,7 +35,7 @@ def test_text_that_only_resembles_a_number_gets_an_apostrophe(text: str) -> None
 
 
 def test_a_carriage_return_does_not_start_a_new_row() -> None:
-    """Otherwise a reader could find a formula after it."""
+    """Otherwise, text after it could be read as a formula."""
     text = csv_text(["a\r=1"], [["b\r\n=2", "c\r=3"]])
     assert list(csv.reader(io.StringIO(text))) == [["a\n=1"], ["b\n=2", "c\n=3"]]
     assert "\r" not in text + csv_of_frame(pd.DataFrame({"a\r=1": ["b\r=2"]}))

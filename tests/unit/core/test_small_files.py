@@ -187,7 +187,7 @@ PLACES: dict[str, Callable[[Path], Path]] = {
 }
 
 
-# An entry is a directory, so one in its place is not an obstacle.
+# An entry is a directory itself, so a directory in its place is not an obstacle.
 @pytest.mark.parametrize(
     ("place", "what"),
     [(p, w) for p in PLACES for w in [*FILES, *TEXTS] if (p, w) != ("entry", "directory")],
@@ -253,7 +253,7 @@ def usual(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any
 def test_a_cell_replaces_anything_in_the_place_of_its_record(
     what: str, usual: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
-    """Even if the obstacle appears while the cell runs."""
+    """This holds even if the obstacle appears while the cell runs."""
     (tmp_path / "cell").mkdir()
     obstacle(tmp_path / "cell/record.json", what)
     assert lasting(run_here(usual[0], tmp_path / "cell")) == usual[1]

@@ -22,7 +22,7 @@ WHOLE = bytes(range(256)) * 8
 
 
 class Make:
-    """A stage's work that counts its calls."""
+    """A stage that counts its calls."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -68,7 +68,7 @@ def test_the_manifest_holds_inputs_sizes_and_hashes(tmp_path: Path) -> None:
 
 
 def test_metadata_is_the_same_whether_just_computed_or_read_from_the_store(tmp_path: Path) -> None:
-    """Tuples and numeric keys become lists and strings both times."""
+    """In both cases, tuples become lists and numeric keys become strings."""
     first = get(tmp_path, lambda _: {"sizes": (1, 2), "by_class": {2: 1, 10: 3}})
     again = get(tmp_path, Make())
     assert first.meta == again.meta == {"sizes": [1, 2], "by_class": {"2": 1, "10": 3}}
@@ -93,7 +93,6 @@ def test_different_inputs_give_a_different_artifact_id(
 def test_a_truncated_file_is_set_aside_and_computed_again(
     tmp_path: Path, name: str, eighth: int
 ) -> None:
-    """The file is truncated to each eighth of its length."""
     make = Make()
     path = get(tmp_path, make).path / name
     whole = path.read_bytes()

@@ -1,4 +1,5 @@
-"""A full disk while a stage is published: a named error, nothing partial, nothing lost."""
+"""If the disk is full while a stage is published, a clear error is raised and no result is partial
+or lost."""
 
 from __future__ import annotations
 

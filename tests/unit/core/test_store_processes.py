@@ -1,4 +1,5 @@
-"""Several processes on one store: computed once, read by all, and a dead process is replaced."""
+"""Several processes share a store: each artifact is computed once and read by all, and a dead
+process is replaced."""
 
 from __future__ import annotations
 
@@ -18,7 +19,6 @@ WHOLE = bytes(range(256)) * 8
 
 
 def make(folder: Path) -> dict[str, Any]:
-    """A stage's work."""
     (folder / "weights.bin").write_bytes(WHOLE)
     return {"n": 1}
 

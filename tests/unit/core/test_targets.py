@@ -174,7 +174,6 @@ def test_a_launcher_is_accepted_if_the_command_line_allows_its_package(allowed: 
 
 
 def test_allow_plugins_does_not_extend_to_triggers() -> None:
-    """Plug-in triggers are not supported by `allow_plugins`."""
     with pytest.raises(ConfigError, match=r"`trigger\._target_`: 'mine\.Trigger'"):
         composed("trigger._target_=mine.Trigger", "allow_plugins=[mine]")
 

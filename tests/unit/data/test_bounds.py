@@ -45,7 +45,7 @@ print(peak() - before, said)
 
 
 def peak_of(kind: str, root: Path) -> tuple[int, str]:
-    """Peak memory of reading, and the message."""
+    """The peak memory of reading a data set, and the message of the error."""
     command = [sys.executable, "-c", READ, kind, str(root)]
     found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=200)
     peak, _, said = found.stdout.partition(" ")
@@ -71,7 +71,7 @@ def monster_png(width: int, height: int) -> bytes:
 
 
 def padded(zeros: int, count: int) -> dict[str, bytes]:
-    """Images followed by many zeros."""
+    """Image files followed by many zeros."""
     found = dict(pictures())
     data = next(iter(found.values()))
     return found | {f"train/cat/big{n}.png": data + bytes(zeros) for n in range(count)}

@@ -210,7 +210,7 @@ def test_flipped_bits_give_an_image_or_an_error_with_the_file_name(kind: str) ->
 
 
 def test_every_bit_flipped_in_the_pixels_of_a_png_is_noticed() -> None:
-    """Only PNG of these formats has a checksum."""
+    """Of the image formats that are read, only PNG has a checksum."""
     noise = np.random.default_rng(2).integers(0, 256, (8, 8, 3), np.uint8)
     whole = encoded(Image.fromarray(noise), "PNG")
     start = whole.index(b"IDAT") + 4

@@ -33,7 +33,7 @@ from backdoor_lab.data.torchvision_sets import (
 )
 from tests.helpers.published import PIXELS, idx_bytes, md5, put
 
-# --- the pinned facts
+# --- pinned hashes
 
 
 def test_official_hashes_equal_those_of_torchvision() -> None:

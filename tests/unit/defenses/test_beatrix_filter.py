@@ -45,7 +45,7 @@ def pictures(n: int, seed: int) -> Tensor:
 
 
 def planted(images: Tensor, rows: slice) -> Tensor:
-    """The images, with three channels bright at the same positions in the images at `rows`."""
+    """A copy of the images. In those at `rows`, three channels are bright at the same positions."""
     changed = images.clone()
     changed[rows, :3, :2] = 250
     changed[rows, :3, 2:] = 4

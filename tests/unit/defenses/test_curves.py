@@ -1,4 +1,5 @@
-"""Ranking metrics and removal curves against scikit-learn, with ties, and by hand."""
+"""Ranking metrics and removal curves, compared with scikit-learn and with values computed by hand,
+also for ties."""
 
 from __future__ import annotations
 

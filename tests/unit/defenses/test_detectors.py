@@ -171,8 +171,8 @@ def test_elliptic_envelope_agrees_with_sklearn_on_the_raw_features() -> None:
     assert np.corrcoef(np.log(scores), np.log(direct))[0, 1] > 0.999
 
 
-def test_one_class_svm_leaves_a_share_nu_outside() -> None:
-    """About nu of the class lies outside (the paper's proposition 3) and scores above 0."""
+def test_one_class_svm_leaves_a_share_of_about_nu_outside() -> None:
+    """Examples outside have scores above 0. Their share follows from the paper's proposition 3."""
     values = normal(500, 4)
     for nu in (0.05, 0.3):
         outside = (OneClassSVM(nu=nu).score_class(values, 0, KNOWN).scores > 0).double().mean()

@@ -45,8 +45,8 @@ def drawn(n: int, seed: int, signal: int = 60) -> tuple[Tensor, Tensor]:
 
 
 def planted(seed: int = 3, signal: int = 60) -> DefenseContext:
-    """A data set whose last POISON images, of classes 1 and 2, have a white last pixel and label 0,
-    and a network trained on it."""
+    """A data set and a network trained on it. The last POISON images, of classes 1 and 2, have a
+    white last pixel and label 0."""
     images, labels = drawn(120, 1, signal)
     marked, true = drawn(3 * POISON, 2)
     marked = marked[true != 0][:POISON]

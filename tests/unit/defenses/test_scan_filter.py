@@ -23,8 +23,8 @@ def identities() -> Tensor:
 
 
 def draw(per_class: int, seed: int) -> Features:
-    """Features: the identity of a class plus a variation that all classes share, which is widest
-    along the first axis."""
+    """Features: the identity of a class plus a variation that all classes share. The variation is
+    widest along the first axis."""
     noise = torch.randn(K * per_class, D, generator=torch.Generator().manual_seed(seed)).double()
     labels = torch.arange(K * per_class) % K
     axes = torch.tensor([4.0, 1, 1, 1, 1, 0.5])

@@ -1,4 +1,4 @@
-"""SPECTRE: its estimator and score against second implementations."""
+"""SPECTRE: its estimator and score, compared with second implementations."""
 
 from __future__ import annotations
 

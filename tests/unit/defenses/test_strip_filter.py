@@ -1,4 +1,4 @@
-"""STRIP: entropies by hand, and triggered images whose predictions stay confident."""
+"""STRIP: entropies computed by hand, and triggered images whose predictions stay confident."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Otsu's criterion against its definition."""
+"""Otsu's criterion, compared with its definition."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ranking metrics against their definitions; records, pages and analyses share them."""
+"""Ranking metrics, compared with their definitions. Records, pages and analyses share them."""
 
 from __future__ import annotations
 
