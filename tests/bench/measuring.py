@@ -98,7 +98,8 @@ def threads() -> int:
 
 
 def command(*arguments: str) -> list[str]:
-    """The command line that runs a module with Python; the first argument is its name."""
+    """The command line that runs a module with Python. The first argument is the name of the
+    module."""
     return [sys.executable, "-m", *arguments]
 
 

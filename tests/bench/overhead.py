@@ -139,7 +139,7 @@ def _varied(record: dict[str, Any], number: int) -> dict[str, Any]:
     indices = list(range(0, 50_000, 100))
     hashes = record["hashes"] | {"poison": digest(indices)}
     varied = record | changed | {"poison_indices": indices, "hashes": hashes}
-    # The seal is valid only for the original record; with it, the variation would count as damaged.
+    # The seal is valid only for the original record. With it, the variation would count as damaged.
     del varied["seal"]
     return varied
 

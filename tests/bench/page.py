@@ -57,8 +57,8 @@ def run() -> list[Figure]:
 
 
 def opening(address: str) -> float | None:
-    """The seconds from navigation until all scripts have run and the page is painted; the best of
-    five attempts. None without a browser."""
+    """The seconds from navigation until all scripts have run and the page is painted, in the best
+    of five attempts. None without a browser."""
     with chromium() as browser:
         if browser is None:
             return None

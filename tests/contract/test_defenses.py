@@ -140,7 +140,7 @@ BLIND = [name for name in NAMES if name not in ORACLES]
 
 
 def trains(name: str) -> bool:
-    """Whether a filter trains a network. Its batches then depend on the positions of the
+    """Whether a filter trains a network. The batches of such a filter depend on the positions of
     examples."""
     return isinstance(made(name), ModelBasedFilter) and not isinstance(made(name), STRIP)
 
@@ -150,7 +150,7 @@ def truth(n: int) -> Tensor:
 
 
 def planted(n: int = 20, d: int = 5) -> Features:
-    """n examples per class; the last EPSILON, all of class 1, are shifted."""
+    """n examples per class. The last EPSILON examples, all of class 1, are shifted."""
     values = torch.randn(3 * n, d, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(3 * n) % 3
     labels[-EPSILON:] = 1
@@ -207,7 +207,7 @@ def test_a_defense_is_deterministic_and_does_not_modify_the_features(name: str) 
 
 
 class Noted(list[Step]):
-    """The running steps; `all` keeps every step ever started."""
+    """A list of the running steps. `all` keeps every step that was ever started."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -287,7 +287,7 @@ def test_a_filter_scores_only_the_examined_classes(name: str) -> None:
     ("budget", "removed"), [("1.5eps", 9), ("15%", 4), ("p85", 4), ("7", 7), ("0", 0)]
 )
 def test_filters_remove_exactly_the_budget(name: str, budget: str, removed: int) -> None:
-    """Of 24 examples in the class, a filter and its random control remove exactly the budget; the
+    """Of 24 examples in the class, a filter and its random control remove exactly the budget. The
     other controls ignore it."""
     defense, features = made(name, removal_budget=budget, filter_scope="target"), planted()
     assert torch.bincount(features.labels).tolist() == [18, 24, 18]
@@ -447,8 +447,7 @@ def test_the_random_control_removes_as_many_images_per_class_as_the_filter() -> 
 
 
 def test_filter_scope_suspicious_finds_the_poisoned_class() -> None:
-    """With neither the target nor ε given, the filter finds the poisoned class; max_removed still
-    applies."""
+    """The filter knows neither the target nor ε. It still obeys max_removed."""
     labels = torch.arange(300) % 6
     values = torch.randn(300, 4, generator=torch.Generator().manual_seed(2))
     poison = (labels == 4).nonzero().flatten()[:10]

@@ -83,7 +83,7 @@ def test_the_parametrized_list_contains_the_known_repairs() -> None:
 
 
 def test_a_repair_returns_the_same_architecture_in_eval_mode(name: str) -> None:
-    """Its notes can be written to a record; the attacked network is not modified."""
+    """Its notes can be written to a record, and the attacked network is not modified."""
     before = weights(ATTACKED)
     network, notes = made(name).repair(given())
     assert same(weights(ATTACKED), before)

@@ -150,7 +150,7 @@ def test_poison_and_covers_depend_only_on_the_seed(trigger: Trigger) -> None:
 def test_a_trigger_reports_its_optimization_steps_as_progress(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The steps are reported during preparation or poisoning; the poison is the same as without an
+    """The steps are reported during preparation or poisoning. The poison is the same as without an
     observer."""
     images, labels = noise(6), torch.full((6,), 1)
 
@@ -256,7 +256,7 @@ def test_triggered_images_stay_on_the_device_of_the_clean_images(trigger: Trigge
 
 @pytest.mark.parametrize("placement", ["append", "replace"])
 def test_only_the_selected_images_and_covers_change(trigger: Trigger, placement: str) -> None:
-    """poison() never writes to the clean set; labels follow the trigger's label mode."""
+    """poison() never writes to the clean set. Labels follow the trigger's label mode."""
     context = workshop(trigger, 3, 32, 32)
     train = context.train
     before, labels = train.images.clone(), train.labels.clone()

@@ -58,13 +58,13 @@ def changed() -> dict[Path, str]:
 
 
 def frozen_sweeps() -> list[Path]:
-    """The folders of the committed sweeps; local ones are in the folder `runs`."""
+    """The folders of the committed sweeps. Local sweeps, in the folder `runs`, are excluded."""
     found = sorted(path.parent for path in SWEEPS.rglob("records.jsonl"))
     return [path for path in found if "runs" not in path.relative_to(SWEEPS).parts]
 
 
 def changed_tables(sweeps: list[Path]) -> dict[Path, str]:
-    """Every tables.md of the folders `sweeps` that differs from its records, with the text that it
+    """Every tables.md in the folders `sweeps` that differs from its records, with the text it
     should have."""
     new = {path / "tables.md": tables_text(SweepReport.of(path)) for path in sweeps}
     return {path: text for path, text in new.items() if text != path.read_text(encoding="utf-8")}

@@ -121,7 +121,7 @@ def _facts(line: dict[str, str]) -> list[str]:
 
 @table("questions_failures")
 def _failures() -> str:
-    """Cells in which the spectral filter fails; means over seeds."""
+    """Cells in which the spectral filter fails. Figures are means over seeds."""
     rows = []
     for case, sweep, wanted in FAILURES:
         found = cells(sweep, defense="spectral", **wanted)

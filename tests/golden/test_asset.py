@@ -140,7 +140,7 @@ def outlyingness_by_numpy(x: np.ndarray) -> np.ndarray:
 
 
 def noise(n: int, seed: int, white: int = 0) -> Tensor:
-    """Gray images; two thirds of the pixels of the last `white` images are white."""
+    """Gray images. In the last `white` images, two thirds of the pixels are white."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(80, 120, (n, 1, 3, 4), generator=generator, dtype=torch.uint8)
     images[n - white :, :, :2] = 255
@@ -154,7 +154,7 @@ def two_parts() -> list[Part]:
 
 
 def attacked_features(attacked: Precise, images: Tensor) -> np.ndarray:
-    """The features after the ReLU; batch normalization uses the statistics of the batch."""
+    """The features after the ReLU. Batch normalization uses the statistics of the batch."""
     first, norm = attacked.body[0], attacked.body[1]  # type: ignore[index]
     w, b, gamma, beta = (
         each.detach().numpy() for each in (first.weight, first.bias, norm.weight, norm.bias)

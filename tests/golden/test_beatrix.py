@@ -54,7 +54,7 @@ CHANNELS, SIDE = 4, 3
 
 
 def lower_median(values: np.ndarray) -> np.ndarray:
-    """The median along the first axis; for an even number of values, the lower of the middle
+    """The median along the first axis. For an even number of values, the lower of the middle
     two."""
     found: np.ndarray = np.sort(values, axis=0)[(len(values) - 1) // 2]
     return found

@@ -179,7 +179,8 @@ class Pixels(nn.Module):
 
 
 def test_consistency_is_the_mean_squared_change_under_a_rotation_and_a_shift() -> None:
-    """The rotation is by up to 180°; the shift is by whole pixels, up to a fifth of the size."""
+    """The rotation is by up to 180°, and the shift is by whole pixels, up to a fifth of the
+    size."""
     images = np.random.default_rng(3).integers(0, 256, (7, 1, 9, 12), dtype=np.uint8)
     bare = context(torch.from_numpy(images), torch.arange(7) % 2)
     draw = bare.generator("transformation")  # type: ignore[arg-type]

@@ -79,7 +79,7 @@ def test_the_fast_top_direction_agrees_with_svd_without_using_float64(
 def test_top_directions_with_nearly_equal_singular_values_agree_with_svd(
     n: int, d: int, apart: float, in_float64: int, exact_calls: list[Any]
 ) -> None:
-    """If the two top values are close enough, float64 is used; the result still agrees."""
+    """If the two top values are close enough, float64 is used."""
     values = with_values(n, d, falling(80, 10 * (1 + apart), 10.0))
     agree(top_direction(values), values, bound=1e-6 if apart == 1e-7 else 1e-8)
     assert len(exact_calls) == in_float64

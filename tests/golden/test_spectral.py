@@ -361,7 +361,8 @@ def test_automatic_budget_is_zero_for_equal_scores_and_at_most_half_of_the_class
 
 @pytest.mark.parametrize("text", ["1.5", "eps", "-5", "15 %", "p101", "101%", "", "nan", "1e3"])
 def test_a_removal_budget_of_an_unknown_form_is_refused(text: str) -> None:
-    """The five forms are 1.5eps, 15%, p85, 100 and auto; the same holds for max_removed."""
+    """The five known forms are 1.5eps, 15%, p85, 100 and auto. max_removed is checked in the same
+    way."""
     with pytest.raises(ConfigError, match=r"`defense\.removal_budget`"):
         SpectralSignatures(FilterOptions(removal_budget=text))
     with pytest.raises(ConfigError, match=r"`defense\.max_removed`"):

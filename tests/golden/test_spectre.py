@@ -172,7 +172,7 @@ def test_scores_and_the_chosen_rank_equal_the_formula() -> None:
 
 @pytest.mark.parametrize(("k", "eps"), [(1, 10), (4, 3), (9, 4), (9, 10)])
 def test_scores_of_a_given_rank_equal_the_formula(k: int, eps: int) -> None:
-    """For the smaller ε, the filter removes the maximum, 2 ε; for the larger one, it removes
+    """For the smaller ε, the filter removes the maximum of 2 ε rows. For the larger ε, it removes
     fewer."""
     values = crowded(220, 9, 10, 3.0)
     known = DefenderKnowledge(("only",), 0, eps, seed=0)

@@ -83,8 +83,9 @@ def features_gradient(weights: list[Array], images: Array, wanted: Array) -> lis
 
 
 class NumpySGD:
-    """SGD with the momentum buffer b = m b + g. In the first step b = g; g includes the weight
-    decay. Each step moves the weights by -lr b, or by -lr (g + m b) with Nesterov momentum."""
+    """SGD with the momentum buffer b = m b + g. In the first step, b = g. The gradient g includes
+    the weight decay. Each step moves the weights by -lr b, or by -lr (g + m b) with Nesterov
+    momentum."""
 
     def __init__(
         self, weights: list[Array], momentum: float, decay: float, *, nesterov: bool = False

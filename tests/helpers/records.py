@@ -68,8 +68,8 @@ def failed(made: dict[str, Any], status: str = "failed: oom") -> dict[str, Any]:
 def write_sweep(
     folder: Path, made: list[dict[str, Any]], asked: list[dict[str, Any]] | None = None
 ) -> Path:
-    """Write records to a folder. `asked` are the cells listed in its sweep.json; [] writes no such
-    file."""
+    """Write records to a folder. `asked` are the cells listed in its sweep.json, by default those
+    of the records. If it is empty, no such file is written."""
     for one in made:
         (folder / one["id"]).mkdir(parents=True, exist_ok=True)
         (folder / one["id"] / "record.json").write_text(sealed(json.dumps(one)))

@@ -1,7 +1,7 @@
 """A picture of what the project measures: a trigger, the scores with the threshold, and the result.
 
 It shows one cell of multirun_reports/paper/report_airbench. The record of this cell lacks the
-scores; their histogram is in overview.json next to the picture, which this command writes:
+scores. Their histogram is in overview.json next to the picture. This command writes overview.json:
 
     python -m tests.pictures.overview RECORD.json STORE
 """

@@ -26,8 +26,8 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict:
 def test_a_cell_that_failed_on_a_full_disk_resumes_when_there_is_space(
     stage: str, when: str, unbroken: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On ENOSPC the cell's error names what was written and where; once there is space again, the
-    same run completes."""
+    """On ENOSPC, the error of the cell names what was written and where. Once there is space again,
+    the same run completes."""
     monkeypatch.setattr("backdoor_lab.core.failpoints._seen", {})
     run_here_ready(tmp_path)
     monkeypatch.setenv("BACKDOOR_LAB_FAULT", f"{stage}.{when}:full:1")
@@ -56,7 +56,7 @@ def test_a_full_disk_while_caching_the_data_stops_the_command(
 def test_a_file_size_limit_is_handled_like_a_full_disk(
     limit: int, expected: int, unbroken: dict, tmp_path: Path
 ) -> None:
-    """The kernel refuses writes beyond a size. The cell fails with a record that says so; if the
+    """The kernel refuses writes beyond the limit. The cell fails, and its record says so. If the
     record does not fit either, StoreFullError is raised."""
     run_here_ready(tmp_path)
     pid = os.fork()

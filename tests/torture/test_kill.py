@@ -39,7 +39,7 @@ def unbroken_prepared(tmp_path_factory: pytest.TempPathFactory) -> dict:
 
 
 def killed(root: Path, fault: str, *overrides: str) -> int:
-    """Runs the cell in a forked process with a planned fault; returns the signal that ended it."""
+    """Runs the cell in a forked process with a planned fault. Returns the signal that ended it."""
     pid = os.fork()
     if pid == 0:
         os.environ["BACKDOOR_LAB_FAULT"] = fault
@@ -57,7 +57,7 @@ def killed(root: Path, fault: str, *overrides: str) -> int:
 def test_resume_after_sigkill_recomputes_no_finished_stage(
     fault: str, unbroken: dict, tmp_path: Path
 ) -> None:
-    """The run is killed before, in and after every stage and inside both trainings, and then
+    """The run is killed before, during or after a stage, or at a step of a training. Then it is
     repeated."""
     assert killed(tmp_path, fault) == signal.SIGKILL
     published = {
@@ -77,7 +77,7 @@ def test_resume_after_sigkill_recomputes_no_finished_stage(
 def test_resume_after_sigkill_reuses_the_finished_preparation_of_an_attack(
     fault: str, unbroken_prepared: dict, tmp_path: Path
 ) -> None:
-    """The run is killed around the stages of the attack, and then repeated."""
+    """The run is killed before, during or after a stage of the attack. Then it is repeated."""
     assert killed(tmp_path, fault, *PREPARED) == signal.SIGKILL
     record = run_here(tmp_path / "store", tmp_path / "cell", *PREPARED)
     assert lasting(record) == unbroken_prepared

@@ -54,8 +54,8 @@ def first_stage(folder: Path, program: subprocess.Popen[bytes]) -> float:
 
 @pytest.mark.timeout(3600)
 def test_a_demo_killed_at_random_moments_ends_with_identical_tables(tmp_path: Path) -> None:
-    """The whole process group gets SIGKILL at random moments, spread over the duration of the work;
-    then one run continues to the end."""
+    """The whole process group gets SIGKILL at random moments, spread over the duration of the work.
+    Then one run continues to the end."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     for folder in (whole, broken):
         folder.mkdir()

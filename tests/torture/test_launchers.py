@@ -39,7 +39,7 @@ def test_the_launcher_submitit_local_completes_a_sweep(tmp_path: Path) -> None:
 
 
 def test_the_launcher_ray_completes_a_sweep(tmp_path: Path) -> None:
-    """A local Ray is started for the sweep; each cell runs in its own worker with one core."""
+    """A local Ray is started for the sweep. Each cell runs in its own worker with one core."""
     pytest.importorskip(
         "hydra_plugins.hydra_ray_launcher", reason="the extra `ray` is not installed"
     )

@@ -19,7 +19,7 @@ from tests.helpers.cells import TINY, environment
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.timeout(900)
-# One cell dies in each stage; during training, in the middle of it. The last cell survives.
+# One cell dies in each stage, and in the middle of trainings. The last cell survives.
 DEATHS = {
     "airplane": ("load.begun:1", "load"),
     "automobile": ("poison.begun:1", "poison"),
@@ -47,7 +47,7 @@ def start(
 
 
 def run(cwd: Path, *overrides: str, faults: str = "") -> tuple[int, str]:
-    """Runs a sweep to its end; returns the exit code and the output."""
+    """Runs a sweep to its end. Returns the exit code and the output."""
     program = start(cwd, *overrides, faults=faults)
     said, _ = program.communicate(timeout=800)
     return program.returncode, said
@@ -97,7 +97,7 @@ def kill_one_in_training(cwd: Path, program: subprocess.Popen[str], *, parent: b
 def test_a_worker_that_dies_at_any_stage_affects_only_its_own_cell(
     action: str, number: int, workers: int, tmp_path: Path
 ) -> None:
-    """Nine of ten cells die, each in a different stage; the tenth completes."""
+    """Nine of ten cells die, each in a different stage. The tenth completes."""
     plans = [
         f"{where.partition(':')[0]}:{action}:{where.partition(':')[2]}:-{target}-"
         for target, (where, _) in DEATHS.items()
@@ -132,7 +132,7 @@ def needs_ray() -> None:
 def test_the_cell_of_a_killed_worker_is_retried_and_completes(
     launcher: str, tmp_path: Path
 ) -> None:
-    """The worker gets SIGKILL during training; only its cell runs again, from the last finished
+    """The worker gets SIGKILL during training. Only its cell runs again, from the last finished
     epoch."""
     if launcher == "ray":
         needs_ray()
@@ -157,7 +157,7 @@ def test_the_cell_of_a_killed_worker_is_retried_and_completes(
 def test_a_killed_launcher_process_is_retried_and_leaves_no_orphan(
     launcher: str, tmp_path: Path
 ) -> None:
-    """Its cell is reported and run again; the process of the cell ends, too."""
+    """Its cell is reported and run again. The process that computed the cell ends, too."""
     if launcher == "ray":
         needs_ray()
     program = start(tmp_path, f"hydra/launcher={launcher}", "target=bird,dog", "recipe.epochs=40")
@@ -204,8 +204,8 @@ def test_killed_and_out_of_memory_cells_are_retried_as_often_as_requested(tmp_pa
 
 
 def test_fail_fast_starts_no_cell_after_the_first_failure(tmp_path: Path) -> None:
-    """The first of three cells dies and is not retried; the other two stay missing. Without the
-    fault all three run."""
+    """The first of three cells dies and is not retried. The other two stay missing. Without the
+    fault, all three run."""
     sweep = ("target=bird,dog,cat", "fail_fast=true", "hydra.sweep.dir=here")
     code, said = run(tmp_path, *sweep, faults="train.step:kill:2:-bird-")
     assert code == 1, said
@@ -220,7 +220,7 @@ def test_fail_fast_starts_no_cell_after_the_first_failure(tmp_path: Path) -> Non
 
 
 def test_cells_that_share_a_diverging_network_train_it_once(tmp_path: Path) -> None:
-    """All of these cells fail in the same way; running the command again trains the network once
+    """All of these cells fail in the same way. Running the command again trains the network once
     more."""
     sweep = ("defense=spectral,none,random", "recipe.lr=1e30", "hydra/launcher=joblib")
     for _ in range(2):
@@ -240,7 +240,8 @@ def test_cells_that_share_a_diverging_network_train_it_once(tmp_path: Path) -> N
 @pytest.mark.parametrize("launcher", ["basic", "joblib"])
 @pytest.mark.parametrize("how", ["SIGTERM to the program", "Ctrl+C at the terminal"])
 def test_a_stopped_sweep_leaves_no_process_behind(how: str, launcher: str, tmp_path: Path) -> None:
-    """Exit code 75, no cell fails, no worker remains; the same command completes the sweep."""
+    """The exit code is 75, no cell fails and no worker remains. The same command completes the
+    sweep."""
     sweep = (f"hydra/launcher={launcher}", "target=bird,dog,cat", "recipe.epochs=40")
     program = start(tmp_path, *sweep, own_group=True)
     pid = 0

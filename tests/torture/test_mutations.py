@@ -73,7 +73,7 @@ def test_a_golden_test_fails_for_a_wrong_formula(
     """The test fails with an assertion error, not because the mutated code cannot run."""
     mutation.apply(copy / "backdoor_lab")
     code, failed = outcome(copy, module)
-    assert code == 1, f"{mutation} survives"
+    assert code == 1, f"no test fails for {mutation}"
     assert any(message.startswith(ASSERTIONS) for message in failed), failed
 
 

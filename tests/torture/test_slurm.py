@@ -36,7 +36,7 @@ LAUNCH = (
 def lab() -> Iterator[Lab]:
     """A Slurm of two nodes with two processors each."""
     folder = Path(tempfile.mkdtemp(prefix="slurm-lab-"))
-    # munge requires a socket that everybody can reach; pytest's folders are private.
+    # munge requires a socket that everybody can reach, but pytest's folders are private.
     folder.chmod(0o755)
     lab = Lab(folder)
     try:
@@ -105,7 +105,7 @@ def test_a_requeued_slurm_job_resumes_its_training(lab: Lab, tmp_path: Path) -> 
 
 
 def test_a_preempted_job_resumes_and_completes(lab: Lab, tmp_path: Path) -> None:
-    """A job of higher priority takes both nodes; afterwards the cell runs again and completes."""
+    """A job of higher priority takes both nodes. Afterwards, the cell runs again and completes."""
     program = sweep(lab, tmp_path, "trigger=pixel", *SLOW)
     training(lab, tmp_path, program)
     lab.call("sbatch", "-p", "high", "-n4", "-o", "/dev/null", "--wrap", "sleep 3")
@@ -141,7 +141,7 @@ def test_another_node_resumes_the_cell_of_a_lost_node(lab: Lab, tmp_path: Path) 
 def test_a_dying_cell_fails_with_its_cause_and_affects_no_other_cell(
     lab: Lab, tmp_path: Path
 ) -> None:
-    """Three array tasks end by SIGKILL, SIGSEGV and an exit; the fourth completes."""
+    """Three array tasks end by SIGKILL, SIGSEGV and an exit. The fourth completes."""
     fault = "train.step:kill:2:-bird-;filter.made:segv:1:-dog-;extract.begun:exit:1:-cat-"
     program = sweep(lab, tmp_path, "target=bird,dog,cat,frog", "retries=0", fault=fault)
     said, _ = program.communicate(timeout=300)

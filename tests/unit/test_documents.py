@@ -212,7 +212,7 @@ def test_every_pair_of_classes_was_run_once() -> None:
 def test_poison_indices_follow_from_the_configuration_in_the_record(
     sweep: str, trigger: str, tmp_path: Path
 ) -> None:
-    """A frozen record has only the hash of its indices; its configuration reproduces them."""
+    """A frozen record has only the hash of its indices. Its configuration reproduces them."""
     record = next(r for r in _of(sweep) if r["choices"]["trigger"] == trigger)
     assert "poison_indices" not in record
     said = record["protocol"]

@@ -45,7 +45,7 @@ def test_the_physical_experiment_covers_every_trigger_and_transformation(
 @pytest.mark.parametrize("experiment", ["matrix", "photographs"])
 def test_comparison_experiments_cover_exactly_the_filters(experiment: str, tmp_path: Path) -> None:
     """A new filter is included automatically, and a new repair must be excluded by name. Presets
-    with the authors' numbers take long; they are excluded by the ending of their names."""
+    with the authors' numbers take long and are excluded by the ending of their names."""
     text = swept(experiment)["defense"]
     left_out = set(text.removeprefix("glob(*,exclude=[").removesuffix("])").split(","))
     names = {path.stem for path in (CONF / "defense").glob("*.yaml")}

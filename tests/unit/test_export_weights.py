@@ -122,7 +122,7 @@ def test_weight_names_equal_those_of_torchvision(
 def test_weights_of_the_standard_network_load_into_resnet18_of_torchvision(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The network has width 64 and the stem cifar; only the two layers in the example must be
+    """The network has width 64 and the stem `cifar`. Only the two layers in the example must be
     changed."""
     ours = build_model({"name": "resnet18", "width": 64, "stem": "cifar"}, channels=3, classes=10,
                        seed=3).eval()  # fmt: skip

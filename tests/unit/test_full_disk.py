@@ -193,7 +193,7 @@ def ready(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def in_child(work: Callable[[], object]) -> tuple[str, str]:
-    """Runs `work` in a forked process; returns the name and text of its error."""
+    """Runs `work` in a forked process. Returns the name and text of its error."""
     reading, writing_end = os.pipe()
     pid = os.fork()
     if pid == 0:

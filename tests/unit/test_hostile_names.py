@@ -59,7 +59,7 @@ def test_a_hostile_name_is_plain_text_in_markdown(name: str) -> None:
 
 
 def tex_shows(text: str) -> str:
-    """The text that LaTeX shows; an error for anything with another effect."""
+    """The text that LaTeX shows. Fails if LaTeX would do anything else."""
     said = []
     while text:
         for pattern, sign in TEX.items():

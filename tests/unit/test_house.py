@@ -24,7 +24,7 @@ from backdoor_lab.defenses.options import OPTION_KEYS
 from backdoor_lab.pipeline.parts import defense_of
 from tests.helpers.project import PACKAGE, ROOT, SOURCES, calls, name_of, tree
 
-# Modules and folders of the package by layer; each imports only lower layers.
+# Modules and folders of the package by layer. Each imports only lower layers.
 LAYERS: dict[str, int] = {
     name: number
     for number, names in enumerate([
@@ -126,7 +126,7 @@ def test_there_are_no_circular_imports() -> None:
     while free := {path for path, needed in left.items() if not needed & left.keys()}:
         for path in free:
             del left[path]
-    assert not left, "imports in a circle among: " + ", ".join(map(name_of, left))
+    assert not left, "circular imports among: " + ", ".join(map(name_of, left))
 
 
 def test_no_subpackage_is_large() -> None:
@@ -187,7 +187,7 @@ TAG = re.compile(
 
 
 def markup_in(source: ast.Module) -> list[str]:
-    """The strings that contain HTML; docstrings do not count."""
+    """The strings that contain HTML, except docstrings."""
     docstrings = {id(node.value) for node in ast.walk(source) if isinstance(node, ast.Expr)}
     texts = [
         node.value for node in ast.walk(source)
@@ -246,7 +246,7 @@ def only_dumps_of_marshal(tree: ast.AST) -> bool:
 
 
 def imported_by(node: ast.AST) -> set[str]:
-    """The modules that an import statement names; empty for other nodes."""
+    """The modules that an import statement names. Empty for other nodes."""
     if isinstance(node, ast.ImportFrom):
         return {node.module or ""}
     return {each.name for each in node.names} if isinstance(node, ast.Import) else set()
@@ -263,7 +263,7 @@ def test_only_dumps_may_be_imported_from_marshal(text: str, allowed: bool) -> No
 
 @everywhere()
 def test_no_module_executes_what_it_reads(path: Path) -> None:
-    """No module uses pickle, eval, a shell or Hydra's instantiate; of marshal, only `dumps` is
+    """No module uses pickle, eval, a shell or Hydra's instantiate. Of marshal, only `dumps` is
     used."""
     modules = {module.split(".")[0] for module in imports(path)}
     if only_dumps_of_marshal(ast.parse(path.read_text())):

@@ -25,7 +25,7 @@ def test_the_difference_image_shows_ten_times_the_change_around_gray() -> None:
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_preview_grid_shows_the_images_enlarged(channels: int) -> None:
-    """Each tile's center has the color of the image's pixel; grayscale images stay gray."""
+    """Each tile's center has the color of the image's pixel. Grayscale images stay gray."""
     image = torch.zeros(channels, 4, 4, dtype=torch.uint8)
     image[0, :2, :2] = 200
     picture = preview.grid([("a", [image] * 5), ("b", [255 - image] * 5)])
@@ -41,7 +41,8 @@ def test_the_preview_grid_shows_the_images_enlarged(channels: int) -> None:
 def test_preview_draws_the_triggers_of_the_sweep(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Two triggers, two images each; the triggered tile equals the trigger's output."""
+    """There are two triggers with two images each. The triggered tile equals the trigger's
+    output."""
     out = tmp_path / "p.png"
     arguments = [*TINY, f"store.root={tmp_path / 'store'}", "trigger=pattern,sinusoid"]
     assert preview.main([*arguments, "--images", "2", "--out", str(out)]) == 0

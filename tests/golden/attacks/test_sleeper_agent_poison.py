@@ -1,4 +1,5 @@
-"""Sleeper Agent on a linear network by NumPy, from the paper and the authors' code."""
+"""Sleeper Agent on a linear network, compared with NumPy code written from the paper and the
+authors' code."""
 
 from __future__ import annotations
 
@@ -20,21 +21,24 @@ from tests.helpers.mutations import Mutation
 
 FILE = "attacks/sleeper_agent.py"
 MUTATIONS = [
-    Mutation(FILE, "order[-wanted:]", "order[:wanted]", "the smallest gradient norms"),
-    Mutation(FILE, "-torch.cat(parts)", "torch.cat(parts)", "the sign of the step"),
-    Mutation(FILE, "gradient.sign()", "gradient", "the gradient, not its sign"),
+    Mutation(FILE, "order[-wanted:]", "order[:wanted]", "the smallest gradient norms are chosen"),
+    Mutation(FILE, "-torch.cat(parts)", "torch.cat(parts)", "the step has the opposite sign"),
+    Mutation(FILE, "gradient.sign()", "gradient", "the sign of the gradient is not taken"),
     Mutation(FILE, "gamma=0.1", "gamma=1.0", "the step size does not decay"),
     Mutation(FILE, "(2.667, 1.6, 1.142)", "(1.6, 1.142)", "the step size decays twice"),
-    Mutation(FILE, "torch.randn(clean", "torch.rand(clean", "a uniform start"),
+    Mutation(FILE, "torch.randn(clean", "torch.rand(clean", "the start is uniform"),
     Mutation(FILE, "noise.clamp(-self.eps, self.eps)", "noise", "the start is not clipped"),
-    Mutation(FILE, "self.lr * spread}", "self.lr * spreads[0]}", "equal steps in all channels"),
-    Mutation(FILE, "context.augment(clean + change, generator)", "clean + change", "no flips"),
-    Mutation(FILE, "total = graph[1].detach()", "total = 0 * graph[1].detach()", "lost chunk"),
-    Mutation(FILE, "total = total + self.gradient(*part)", "pass", "chunks match alone"),
+    Mutation(FILE, "self.lr * spread}", "self.lr * spreads[0]}", "all channels have equal steps"),
+    Mutation(FILE, "context.augment(clean + change, generator)", "clean + change",
+             "images are not augmented"),
+    Mutation(FILE, "total = graph[1].detach()", "total = 0 * graph[1].detach()",
+             "one chunk is lost"),
+    Mutation(FILE, "total = total + self.gradient(*part)", "pass", "chunks are matched separately"),
     Mutation(FILE, "clamp(0, 255) - clean", "clamp(-99, 399) - clean", "values leave 0..255"),
-    Mutation(FILE, "(len(part),), context.target", "(len(part),), context.source", "true label"),
+    Mutation(FILE, "(len(part),), context.target", "(len(part),), context.source",
+             "poison has its true label"),
     Mutation(FILE, "return places // columns, places % columns", "return 0 * places, 0 * places",
-             "a fixed place"),
+             "the patch has a fixed place"),
 ]  # fmt: skip
 SHAPE, TARGET, SOURCE, EPS, LR, STEPS = (3, 6, 5), 1, 2, 16.0, 0.1, 9
 LABELS = torch.arange(60) % 4
@@ -42,14 +46,14 @@ NET = linear(90, 4, seed=3)
 
 
 def pictures() -> Tensor:
-    """Random images whose channels have different spreads; some values are 0 and 255."""
+    """Random images whose channels have different spreads. Some values are 0 and 255."""
     generator = torch.Generator().manual_seed(1)
     spread = torch.tensor([30.0, 60.0, 90.0])[:, None, None]
     return (128 + spread * torch.randn((60, *SHAPE), generator=generator)).clamp(0, 255).byte()
 
 
 def context(train: Tensor) -> AttackContext:
-    """The augmentation mirrors every image."""
+    """A context whose augmentation mirrors every image."""
     images = LabeledImages(train, LABELS, ("a", "b", "c", "d"))
     made = AttackContext(images, TARGET, SOURCE, 0, lambda: NET)
     return replace(made, augment=lambda images, generator: images.flip(3))
@@ -74,7 +78,8 @@ class Linear:
         return p, p - np.eye(4)[label]
 
     def gradient(self, images: NDArray[np.float64], label: int) -> NDArray[np.float64]:
-        """Of the summed loss: the weights' part, then the biases' as a last column."""
+        """The gradient of the summed loss: that of the weights, with that of the biases as the last
+        column."""
         _, e = self.errors(images, label)
         return np.hstack([e.T @ images / 255, e.sum(axis=0)[:, None]])
 
@@ -117,7 +122,7 @@ def crafted(train: Tensor, chosen: Tensor, matched: int) -> NDArray[np.float64]:
 
 @pytest.mark.parametrize("matched", [512, 6])
 def test_poison_follows_the_paper(matched: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All poison, or each batch of it, is matched jointly, although only five images are in memory
+    """All poison, or each batch of it, is matched jointly, although only five images are processed
     at a time."""
     monkeypatch.setattr(sleeper_agent, "CHUNK", 5)
     train = pictures()

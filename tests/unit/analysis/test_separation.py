@@ -24,8 +24,8 @@ Array = NDArray[Any]
 
 
 def planted(share: float, shift: float, spread: float, n: int = 40_000) -> tuple[Array, Array]:
-    """Unit Gaussians in three dimensions, with standard deviation `spread` along the second; a
-    share of them is shifted along the first."""
+    """Gaussians with standard deviations 1, `spread` and 0.5 along three axes. A share of them is
+    poison, which is shifted along the first axis."""
     draw = np.random.default_rng(0)
     values = draw.normal(size=(n, 3)) * [1, spread, 0.5] + [3, -4, 5]
     poison = np.arange(n) < share * n
@@ -124,7 +124,8 @@ def test_the_separation_command_prints_one_line_per_network(
 def test_a_cell_with_modified_artifacts_is_omitted_with_a_note(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str
 ) -> None:
-    """The artifacts hold other numbers of the same shape; the other cell is still printed."""
+    """Its artifacts have been replaced by others of the same shape. The other cell is still
+    printed."""
     folder, _ = sweep(tmp_path)
     path = tmp_path / ".store" / f"{what}.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")

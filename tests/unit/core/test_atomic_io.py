@@ -79,7 +79,7 @@ def test_a_list_of_numbers_is_written_on_one_line(tmp_path: Path) -> None:
 
 
 def test_nan_is_never_written_to_json(tmp_path: Path) -> None:
-    """NaN is not valid JSON; the old file stays."""
+    """NaN is not valid JSON. The old file is kept."""
     path = tmp_path / "record.json"
     write_json(path, {"nat1": 1})
     with pytest.raises(ValueError, match=r"(?i)not JSON compliant"):
@@ -165,7 +165,7 @@ def test_a_write_beyond_a_file_size_limit_keeps_the_old_file_and_leaves_no_part_
 
 
 def test_errors_other_than_a_full_disk_are_not_store_full_errors(tmp_path: Path) -> None:
-    """Only a lack of space becomes StoreFullError; other errors name the path."""
+    """Only a lack of space becomes StoreFullError. Other errors name the path."""
     with pytest.raises(StoreError, match="cannot use /a/b: no") as found, room(tmp_path / "x"):
         raise PermissionError(errno.EACCES, "no", "/a/b")
     assert not isinstance(found.value, StoreFullError)

@@ -20,7 +20,7 @@ from backdoor_lab.core.lease import Lease, machine
 
 
 class Clock:
-    """A clock that advances only by sleeping; `during` is called in every sleep."""
+    """A clock that advances only by sleeping. `during` is called in every sleep."""
 
     def __init__(self, during: Callable[[], None] = lambda: None) -> None:
         self.now, self.during = 1000.0, during
@@ -43,7 +43,7 @@ def never() -> bool:
 
 
 def owned_by(path: Path, **changes: Any) -> None:
-    """A lease file of another process; by default the parent of this one."""
+    """Write the lease file of another process, by default the parent of this one."""
     parent = os.getppid()
     owner = {"machine": machine(), "pid": parent, "start": lease._start_of(parent)}
     path.write_text(json.dumps(owner | {"token": "theirs", "beat": 0} | changes))
@@ -145,7 +145,7 @@ def test_a_lease_does_not_depend_on_the_wall_clock(
 
 @pytest.mark.parametrize("reaped", [True, False])
 def test_the_lease_of_a_killed_process_is_taken_over_at_once(tmp_path: Path, reaped: bool) -> None:
-    """A real process on this machine gets SIGKILL; its lease is taken over even if it remains as a
+    """A real process on this machine gets SIGKILL. Its lease is taken over even if it remains as a
     zombie."""
     path = tmp_path / "x.claim"
     owner = child(lambda: None if Lease(path).acquire(never) else os._exit(2))

@@ -1,4 +1,4 @@
-"""Paths on command lines and in configurations are made absolute and checked; errors are one line
+"""Paths on command lines and in configurations are made absolute and checked. Errors are one line
 with exit code 2."""
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Sealed text is decoded by orjson where it is installed, with the results and errors of json."""
+"""Sealed text is decoded by orjson where it is installed, with the same results and errors as
+json."""
 
 from __future__ import annotations
 

@@ -248,8 +248,8 @@ class Diverging(Make):
 def test_a_diverged_stage_is_not_computed_again_if_the_store_has_a_failure_folder(
     tmp_path: Path,
 ) -> None:
-    """Every store with the same failure folder raises the same error until the folder is emptied;
-    other inputs, and stores without the folder, are unaffected."""
+    """Every store with the same failure folder raises the same error until the folder is emptied.
+    Other inputs, and stores without the folder, are unaffected."""
     make, failures = Diverging(), tmp_path / "failures"
     for _ in range(3):
         with pytest.raises(DivergedError, match="loss is nan at call 1"):

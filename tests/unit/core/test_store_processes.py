@@ -45,7 +45,7 @@ def all_rounds(root: Path, barrier: Any, rounds: int) -> None:
 
 
 def at_once(root: Path, method: str, rounds: int) -> None:
-    """Four processes run all rounds; none of them fails."""
+    """Run all rounds in four processes at the same time. None of them fails."""
     context: Any = multiprocessing.get_context(method)
     barrier = context.Barrier(4)
     processes = [context.Process(target=all_rounds, args=(root, barrier, rounds)) for _ in range(4)]

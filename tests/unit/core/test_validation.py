@@ -1,4 +1,4 @@
-"""Value checks with one form of message; names and paths that must not leave their root."""
+"""Value checks with one form of message, and names and paths that must not leave their root."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
-    """The four tiny files, unpacked; official hashes are patched, nothing is written."""
+    """The four tiny files, unpacked. Official hashes are patched, and nothing is written."""
     images, labels = PIXELS[:, 0, :28, :28], np.tile(np.arange(10, dtype=np.uint8), 2)
     contents = [images, labels, images[:10], labels[:10]]
     plain = {

@@ -26,7 +26,7 @@ from backdoor_lab.data.image_folder import ImageFolder
 from tests.helpers.image_files import parts, pictures, tar, zipped
 
 MIB = 1 << 20
-# Peak memory beyond the imports, as counted by the kernel; a child process starts from zero.
+# The peak memory beyond that of the imports, as counted by the kernel in a new process.
 READ = """
 import resource, sys
 from backdoor_lab.data.image_folder import ImageFolder

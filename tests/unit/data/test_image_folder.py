@@ -255,7 +255,7 @@ def test_circular_links_are_not_followed_forever(tmp_path: Path) -> None:
 
 
 def test_a_bitmap_with_16_bits_per_pixel_is_decoded(tmp_path: Path) -> None:
-    """Red, green and blue have 5, 6 and 5 bits; one pixel decodes to 255, 0, 255."""
+    """Red, green and blue have 5, 6 and 5 bits. One pixel decodes to 255, 0, 255."""
     import struct
 
     masks = struct.pack("<III", 0xF800, 0x07E0, 0x001F)

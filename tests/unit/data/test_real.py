@@ -1,4 +1,4 @@
-"""A real archive of 60,000 photographs, where it is available."""
+"""A real archive of 60,000 photographs, if it is available."""
 
 from __future__ import annotations
 

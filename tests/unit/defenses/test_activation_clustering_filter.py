@@ -83,7 +83,7 @@ def test_thresholds_decide_whether_the_cluster_is_removed() -> None:
 
 
 def test_suspicious_classes_are_those_with_a_small_cluster() -> None:
-    """Only the class with planted poison is scored; the others keep everything."""
+    """Only the class with planted poison is scored. The others keep all examples."""
     values = torch.cat([mixed(150, 0, 0, 1), mixed(150, 15, 15, 2), mixed(150, 0, 0, 3)])
     features = Features(values, torch.arange(3).repeat_interleave(150))
     blind = ActivationClustering(

@@ -55,7 +55,7 @@ def planted(images: Tensor, rows: slice) -> Tensor:
 def judged(
     defense: Beatrix, images: Tensor, labels: Tensor, *, per_class: int = 40, target: int | None = 0
 ) -> Any:
-    """The result of the filter with the network `Passing`; ε is 5."""
+    """The result of the filter with the network `Passing` and ε = 5."""
     classes = int(labels.max()) + 1
     aside = pictures(per_class * classes, 99), torch.arange(per_class * classes) % classes
     aside[0][:, 0, 0, 0] = (70 + aside[1]).byte()

@@ -1,5 +1,5 @@
-"""Ranking metrics and removal curves, compared with scikit-learn and with values computed by hand,
-also for ties."""
+"""Ranking metrics and removal curves, with and without ties, compared with scikit-learn and with
+values computed by hand."""
 
 from __future__ import annotations
 
@@ -77,8 +77,8 @@ def test_ranking_metrics_that_are_undefined_are_none() -> None:
 
 
 def test_the_poison_left_after_each_removal_matches_values_computed_by_hand() -> None:
-    """The scores are 9 5 5 5 1; the examples with score 9 and one of those with score 5 are poison.
-    Each removal among the ties removes a third of a poisoned example."""
+    """The scores are 9, 5, 5, 5, 1. The example with score 9 and one of those with score 5 are
+    poison. Each removal among the ties removes a third of a poisoned example."""
     scores = torch.tensor([5.0, 9, 5, 1, 5]).double()
     is_poison = torch.tensor([True, True, False, False, False])
     expected = [(0, 2.0), (1, 1.0), (2, 0.666667), (3, 0.333333), (4, 0.0), (5, 0.0)]

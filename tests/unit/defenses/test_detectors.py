@@ -108,7 +108,7 @@ def test_isolation_forest_depends_only_on_the_seed() -> None:
 
 
 def test_isolation_forest_scores_follow_the_paper() -> None:
-    """Every score lies in 0..1; a distant row is isolated early and scores well above 0.5."""
+    """Every score lies in 0..1. A distant row is isolated early and scores well above 0.5."""
     values = normal(200, 3)
     values[7] = 30
     scores = IsolationForest().score_class(values, 0, KNOWN).scores
@@ -121,8 +121,8 @@ def test_isolation_forest_scores_follow_the_paper() -> None:
 
 @pytest.mark.parametrize(("n", "k"), [(30, 1), (30, 5), (6, 20)])
 def test_knn_score_is_the_distance_to_the_kth_neighbor(n: int, k: int) -> None:
-    """The score is compared with the k-th smallest distance to another row, computed by SciPy; k is
-    at most n - 1."""
+    """The score is compared with the k-th smallest distance to another row, computed by SciPy,
+    where k is at most n - 1."""
     values = normal(n, 4)
     distances = np.sort(cdist(values.double(), values.double()), axis=1)
     scores = KNN(n_neighbors=k).score_class(values, 0, KNOWN).scores
@@ -152,8 +152,8 @@ def test_local_outlier_factor_follows_its_definition() -> None:
 
 
 def test_robust_covariance_resists_a_quarter_of_outliers() -> None:
-    """The outliers get the highest robust distances; the plain Mahalanobis distance, distorted by
-    them, ranks others higher."""
+    """The outliers get the highest robust distances. They distort the plain Mahalanobis distance,
+    which ranks other examples higher."""
     values = normal(400, 5)
     values[:100, 0] = 8 + 0.1 * values[:100, 0]
     scores = EllipticEnvelope().score_class(values, 0, KNOWN).scores

@@ -121,7 +121,7 @@ def test_an_option_of_confusion_training_has_one_value_or_one_per_round(key: str
 
 
 def test_abl_isolates_the_lowest_losses_of_the_whole_set() -> None:
-    """The isolation ratio refers to the whole set; ``auto`` removes the isolated images of each
+    """The isolation ratio refers to the whole set. ``auto`` removes the isolated images of each
     class."""
     given = planted(signal=0)
     defense = ABL(
@@ -248,7 +248,8 @@ class Column(nn.Module):
 
 
 def test_sensitivity_matches_a_computation_by_hand() -> None:
-    """The mean of (f(x) - f(t(x)))² where f returns the pixels; a black image does not change."""
+    """It is the mean of (f(x) - f(t(x)))², where f returns the pixels. A black image does not
+    change."""
     images = torch.tensor([[0, 0, 0, 0], [5, 0, 0, 0]], dtype=torch.uint8).view(2, 1, 2, 2)
     given = context(images, torch.tensor([0, 1]))
     draw = given.generator("transformation")

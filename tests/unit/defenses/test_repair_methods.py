@@ -32,7 +32,7 @@ def four_channels() -> Small:
 
 
 def two_bright(n: int = 40) -> tuple[Tensor, Tensor]:
-    """Images of four pixels. Pixel y is bright for class y, with pixel 0 darker than pixel 1; the
+    """Images of four pixels. Pixel y is bright for class y, and pixel 0 is darker than pixel 1. The
     last two pixels are dark."""
     labels = torch.arange(n) % 2
     images = torch.zeros(n, 4, dtype=torch.uint8)
@@ -190,8 +190,8 @@ def test_anp_draws_from_at_most_the_given_number_of_clean_images() -> None:
 
 
 def gated() -> Small:
-    """Channels 0 and 1 detect two classes by their pixel. Channel 2 detects the last pixel:
-    variation in clean images hardly exceeds its threshold; a white pixel forces class 1."""
+    """Channels 0 and 1 detect two classes by their pixel. Channel 2 detects the last pixel: clean
+    images hardly exceed its threshold, and a white pixel forces class 1."""
     first, norm, last = nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 2)
     with torch.no_grad():
         first.weight.copy_(torch.eye(3))
@@ -297,8 +297,8 @@ def test_alternating_unlearning_matches_sgd_computed_by_hand() -> None:
 
 
 def cornered(n: int = 160, poison: int = 16) -> tuple[Tensor, Tensor]:
-    """Black and dark images without any structure, then dark images with a white last pixel that
-    are labeled black."""
+    """Dark noise images of two classes that differ in brightness, followed by images of the
+    brighter class with a white last pixel that are labeled as the darker class."""
     generator = torch.Generator().manual_seed(6)
     labels = torch.arange(n + poison) % 2
     labels[n:] = 1

@@ -32,7 +32,7 @@ def hidden(n: int = 600, d: int = 12, shift: float = 6.0, poisoned: int = 30) ->
 
 def test_whitening_finds_poison_that_spectral_signatures_miss() -> None:
     """Poison is six standard deviations away on a narrow axis. Plain spectral scores are at chance
-    level; scores after whitening find all of it (the paper's figure 1)."""
+    level. Scores after whitening find all of it (the paper's figure 1)."""
     values = hidden()
     is_poison = torch.arange(600) >= 570
     assert auroc(SpectralSignatures().score_class(values, 0, KNOWN).scores, is_poison) < 0.7

@@ -14,8 +14,8 @@ from backdoor_lab.numerics.otsu import variance_between
 def test_the_variance_between_groups_equals_a_direct_computation_for_every_cut(
     descending: bool,
 ) -> None:
-    """It is n² times w₀ w₁ (μ₀ - μ₁)², where w and μ are the weights and means of the two
-    groups."""
+    """The function returns n² times w₀ w₁ (μ₀ - μ₁)², where w and μ are the weights and means of
+    the two groups."""
     values = torch.randn(50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     ordered = values.sort(descending=descending).values
     by_hand = [
