@@ -60,8 +60,8 @@ def test_exact_tests_with_ties_and_zeros_agree_with_brute_force(sample: list[flo
 
 
 def test_paired_statistics_match_values_computed_by_hand() -> None:
-    # Differences 1, 2, 3 have mean 2 and standard deviation 1, so t = 2 sqrt(3). With two degrees of
-    # freedom, P(|T| > t) = 1 - t / sqrt(t^2 + 2) = 1 - sqrt(12 / 14).
+    # Differences 1, 2, 3 have mean 2 and standard deviation 1, so t = 2 sqrt(3). With two degrees
+    # of freedom, P(|T| > t) = 1 - t / sqrt(t^2 + 2) = 1 - sqrt(12 / 14).
     found = paired([1.0, 2.0, 3.0])
     assert (found.n, found.mean) == (3, 2.0)
     assert found.t == pytest.approx(1 - math.sqrt(12 / 14))
