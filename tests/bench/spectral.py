@@ -166,7 +166,8 @@ def _arts_calls(values: Features) -> NDArray[np.float64]:
 
 
 def _art_python() -> Path | None:
-    """The Python of an environment with ART, which is created on first use. None if that fails."""
+    """The Python of an environment that has ART. The environment is created on first use. None if
+    that fails."""
     home = KEPT / "art"
     python = home / "bin" / "python"
     if (home / ".ready").is_file():

@@ -118,8 +118,8 @@ def bare(job: TrainingJob, machine: ComputeDevice) -> float:
 
 
 class _Plain:
-    """A typical loop: float32, NCHW, PIL transforms of each image in a DataLoader, loss read at
-    each step."""
+    """A typical training loop: float32, NCHW, PIL transforms in a DataLoader, and the loss is read
+    at every step."""
 
     def __init__(self, job: TrainingJob) -> None:
         self.net = build_model(job.model, channels=3, classes=10, seed=0).train()

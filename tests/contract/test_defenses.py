@@ -371,7 +371,7 @@ def test_controls_ignore_non_finite_features(name: str, bad: float) -> None:
 
 
 @pytest.mark.parametrize("name", BLIND)
-def test_no_defense_but_the_oracles_can_see_the_ground_truth(name: str) -> None:
+def test_defenses_other_than_the_oracles_cannot_see_the_ground_truth(name: str) -> None:
     defense = made(name)
     assert isinstance(defense, Defense)
     assert list(inspect.signature(defense.__call__).parameters) == ["features", "known"]

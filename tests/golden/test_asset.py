@@ -165,9 +165,9 @@ def attacked_features(attacked: Precise, images: Tensor) -> np.ndarray:
 
 
 def test_two_batches_follow_the_notebook() -> None:
-    """There are four updates. For each batch, the first decreases the variance of clean logits
-    (with the divisor classes - 1), and the second increases the cross-entropy of the outliers in
-    both tails. Each uses its own Adam."""
+    """There are two updates per batch. The first decreases the variance of clean logits (with the
+    divisor classes - 1), and the second increases the cross-entropy of the outliers in both tails.
+    Each has its own Adam."""
     network, attacked = precise(PIXELS, CLASSES, 3), precise(PIXELS, CLASSES, 5, norm=True)
     attacked.body[1].running_mean.fill_(2.0)  # type: ignore[index]
     layers = TwoLayers.of(network)

@@ -112,7 +112,9 @@ def nearly_tied(n: int, d: int) -> Tensor:
 
 
 @pytest.mark.parametrize(("n", "d"), [(300, 20), (20, 300), (1500, 128)])
-def test_nearly_equal_singular_values_remove_the_same_examples_as_svd(n: int, d: int) -> None:
+def test_the_same_examples_as_with_svd_are_removed_if_singular_values_are_nearly_equal(
+    n: int, d: int
+) -> None:
     """The two top singular values differ by 0.3 %."""
     values = nearly_tied(n, d).float()
     expected = by_numpy(values.numpy())

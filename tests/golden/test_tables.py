@@ -276,7 +276,7 @@ def csv_differences(before: str, now: str) -> Iterator[str]:
 
 
 def alike(one: str, other: str) -> bool:
-    """Whether two CSV cells are equal, numbers up to the last binary digits."""
+    """Whether two CSV cells are equal. Numbers may differ in the last binary digits."""
     if one == other:
         return True
     try:

@@ -91,7 +91,7 @@ def training_set(images: Tensor, labels: Tensor, **changes: Any) -> TrainingSet:
 
 
 def toy_set(n: int = 48) -> TrainingSet:
-    """Random images with a bright or a dark center, as two classes that are learned in a few
+    """Random images of two classes, with a bright or a dark center, that are learned in a few
     steps."""
     generator = torch.Generator().manual_seed(3)
     images = torch.randint(0, 120, (n, 3, 8, 8), generator=generator, dtype=torch.uint8)

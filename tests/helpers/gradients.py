@@ -31,7 +31,7 @@ wall-clock time would fail on a busy machine."""
 
 
 def classifier(case: dict[str, Any], images: Tensor) -> Classifier:
-    """The network of a case, as at the start of a training on one CPU."""
+    """The network of a case, as at the start of training on one CPU."""
     machine = ComputeDevice(torch.device("cpu"), case["bf16"], channels_last=True, threads=1)
     where = torch.arange(len(images))
     training = TrainingSet(images, images[:0], where, where % len(CLASSES), CLASSES, "", None)

@@ -70,5 +70,5 @@ def _text(node: ast.expr, texts: dict[str, str]) -> str:
 
 
 def golden_modules() -> list[Path]:
-    """The golden test modules that name mutations."""
+    """The golden test modules that list mutations."""
     return [path for path in sorted(GOLDEN.rglob("test_*.py")) if mutations_of(path)]

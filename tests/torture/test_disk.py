@@ -43,7 +43,7 @@ def test_a_cell_that_failed_on_a_full_disk_resumes_when_there_is_space(
 def test_a_full_disk_while_caching_the_data_stops_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A data set that does not fit on the disk stops the command before any cell."""
+    """A data set that does not fit on the disk stops the command before any cell runs."""
     monkeypatch.setattr("backdoor_lab.core.failpoints._seen", {})
     monkeypatch.setenv("BACKDOOR_LAB_FAULT", "data.made:full:1")
     with pytest.raises(StoreFullError, match=r"no room.*store\.root"):

@@ -20,7 +20,7 @@ from tests.helpers.cells import lasting, run_here
 
 
 class Bomb:
-    """Leaves a marker when unpickled."""
+    """An object whose unpickling leaves a marker."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -65,6 +65,6 @@ def test_an_npz_with_objects_is_refused(tmp_path: Path) -> None:
     "name", ["../../x", "a/b", "..", "$(touch x)", "a b", "`x`", "a;b", "x" * 65]
 )
 def test_names_that_would_leave_their_folder_are_refused(name: str, tmp_path: Path) -> None:
-    """Names become folder names: only safe ones are accepted."""
+    """Names become folder names, so only safe ones are accepted."""
     with pytest.raises(LabError, match="must match"):
         run_here(tmp_path / "store", tmp_path / "cell", f"trigger.name='{name}'")

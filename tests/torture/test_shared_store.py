@@ -17,7 +17,8 @@ DEFENSES = ("spectral", "none", "random", "oracle")
 
 
 def side_by_side(root: Path, cells: list[tuple[str, ...]], start: float) -> list[int]:
-    """One forked process per list of overrides, all starting at the same moment."""
+    """Run one forked process for each list of overrides, all starting at the same moment. Returns
+    their exit codes."""
     children = []
     for number, overrides in enumerate(cells):
         pid = os.fork()
@@ -61,7 +62,7 @@ def test_four_processes_running_the_same_cell_train_its_networks_once(
     assert len(list((tmp_path / "fits").iterdir())) == 2
 
 
-def test_eight_cells_over_four_processes_share_two_attacks(tmp_path: Path) -> None:
+def test_eight_cells_in_four_processes_share_two_attacked_networks(tmp_path: Path) -> None:
     """Two attacked networks are trained, and one retraining is shared by both oracles."""
     cells = [(f"trigger={t}", f"defense={d}") for t in ("pixel", "pattern") for d in DEFENSES]
     for half in (cells[::2], cells[1::2]):

@@ -92,7 +92,8 @@ def archive(path: Path, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A copy of the project with a `python` that has imported torch, and a folder of photos."""
+    """A copy of the project, with a folder of photos and a `python` that need not import torch
+    again."""
     base = tmp_path_factory.mktemp("documents")
     where = base / "project"
     ignored = shutil.ignore_patterns("__pycache__", "runs", ".store")

@@ -79,7 +79,9 @@ def test_report_experiments_cover_all_twelve_cells_and_the_controls(
     assert list(asked)[:2] == ["seed", "defense"]
 
 
-def test_spectral_variants_are_selected_on_triggers_that_are_not_reported(tmp_path: Path) -> None:
+def test_spectral_variants_are_selected_on_triggers_that_are_not_in_the_report(
+    tmp_path: Path,
+) -> None:
     config = configuration(tmp_path, "experiment=spectral_variants")
     assert not config["retrain"]
     assert swept("spectral_variants")["trigger"] == "glob(*,exclude=[pixel,pattern,*_authors])"

@@ -84,7 +84,7 @@ WRITERS = {
 
 
 def writing() -> Iterator[str]:
-    """``file:function`` for every function of the package with a writing call."""
+    """``file:function`` for every function of the package that calls a writing function."""
     for path in SOURCES:
         for node in ast.walk(tree(path)):
             if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):

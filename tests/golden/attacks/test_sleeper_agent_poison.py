@@ -97,7 +97,7 @@ class Linear:
 
 
 def crafted(train: Tensor, chosen: Tensor, matched: int) -> NDArray[np.float64]:
-    """The poison (n, C, H, W) of signed Adam, with `matched` images per batch."""
+    """The poison (n, C, H, W) that signed Adam finds, with `matched` images per batch."""
     given, model = context(train), Linear()
     generator = given.generator(streams.SLEEPER_AGENT)
     torch.randperm(15, generator=generator)  # the order of the source images

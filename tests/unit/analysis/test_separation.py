@@ -34,8 +34,8 @@ def planted(share: float, shift: float, spread: float, n: int = 40_000) -> tuple
 
 
 def expected(share: float, shift: float) -> float:
-    """The AUROC in closed form of squared values, for clean values normal around -pδ and poison
-    normal around (1-p)δ."""
+    """The closed form of the AUROC of squared values. Clean values are normal around -pδ, and
+    poison is normal around (1-p)δ."""
     far, near = shift / np.sqrt(2), (1 - 2 * share) * shift / np.sqrt(2)
     return float(norm.cdf(far) * norm.cdf(near) + norm.cdf(-far) * norm.cdf(-near))
 

@@ -192,7 +192,7 @@ PLACES: dict[str, Callable[[Path], Path]] = {
     ("place", "what"),
     [(p, w) for p in PLACES for w in [*FILES, *TEXTS] if (p, w) != ("entry", "directory")],
 )
-def test_anything_in_the_place_of_a_stored_file_is_renamed_and_the_file_computed_again(
+def test_anything_in_the_place_of_a_stored_file_is_renamed_and_the_file_is_computed_again(
     place: str, what: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     obstacle(PLACES[place](entry_of(tmp_path)), what)

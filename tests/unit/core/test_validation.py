@@ -69,7 +69,7 @@ def test_a_whole_number_may_be_given_as_a_float_without_a_fraction() -> None:
             validation.whole("n", bad)
 
 
-def test_unknown_words_are_refused_and_the_nearest_one_suggested() -> None:
+def test_unknown_words_are_refused_and_the_nearest_one_is_suggested() -> None:
     assert validation.choice("protocol.placement", "append", ["append", "replace"]) == "append"
     with pytest.raises(
         ConfigError, match=r"`protocol.placement` 'apend' is not known\. Did you mean"

@@ -126,7 +126,8 @@ def test_synthetic_images_with_shift_zero_have_every_object_in_the_center() -> N
 
 
 def _middles(rings: Any) -> Any:
-    """The center of each ring in half widths, (n, 2): the mean position of its bright pixels."""
+    """The center of each ring, (n, 2), in units of half the width: the mean position of its bright
+    pixels."""
     bright = rings.astype(float).mean(axis=1)
     bright = bright > (bright.min(axis=(1, 2)) + bright.max(axis=(1, 2)))[:, None, None] / 2
     axis = (np.arange(rings.shape[-1]) + 0.5) / rings.shape[-1] * 2 - 1

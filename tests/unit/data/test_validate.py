@@ -38,7 +38,7 @@ def arrays(train: Split | None = None, test: Split | None = None, names: str = "
 
 @QUICK
 @given(BAD_FLOATS, st.integers(0, 11), st.sampled_from([np.float32, np.float64]))
-def test_a_pixel_value_other_than_0_to_255_is_refused_with_its_index(
+def test_the_error_for_an_invalid_pixel_value_names_its_index(
     bad: float, place: int, dtype: type
 ) -> None:
     images = np.full(SHAPE, 7, dtype)

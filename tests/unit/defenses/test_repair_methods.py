@@ -207,7 +207,7 @@ def gated() -> Small:
 
 
 def faint(n: int = 80) -> tuple[Tensor, Tensor]:
-    """Pixel y is bright for class y, the last pixel is uniform in 0..19."""
+    """Images in which pixel y is bright for class y and the last pixel is uniform in 0..19."""
     labels = torch.arange(n) % 2
     images = torch.zeros(n, 3, dtype=torch.uint8)
     images[torch.arange(n), labels] = 200
@@ -249,7 +249,7 @@ def stained() -> tuple[Tensor, Tensor]:
 
 
 def test_unlearning_the_isolated_images_removes_the_backdoor() -> None:
-    """With anti-backdoor learning but without its unlearning phase, the planted pixel decides the
+    """Without the unlearning phase of anti-backdoor learning, the planted pixel decides the
     prediction."""
     images, labels = stained()
     given = context(images, labels)

@@ -45,7 +45,7 @@ def test_entropy_matches_values_computed_by_hand(weight: float) -> None:
 
 
 def test_a_constant_network_has_maximal_entropy() -> None:
-    """Equal logits over k classes have log2 k bits."""
+    """Equal logits over k classes give an entropy of log2 k bits."""
     network = linear(4, 8)
     with torch.no_grad():
         network.body.weight.zero_()

@@ -231,7 +231,7 @@ def test_the_command_exits_with_1_if_a_default_drifts(
     assert capsys.readouterr().err == "anp: lr is 0.3, but the fidelity table says 0.2\n"
 
 
-def test_the_command_prints_all_methods_or_the_rows_of_one(
+def test_the_command_prints_all_methods_or_the_rows_of_one_method(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main([]) == 0

@@ -62,7 +62,7 @@ def test_no_step_is_taken_after_a_stop_request(
     assert weight.item() == 1
 
 
-def test_no_module_but_descent_calls_backward() -> None:
+def test_only_the_module_descent_calls_backward() -> None:
     """Lightning trains the classifiers. Two methods call `step` themselves, because they do not
     follow the gradient of one loss: they use its sign, or a weighted sum of two gradients."""
     package = Path(backdoor_lab.__file__).parent
