@@ -32,6 +32,8 @@ STEPPING = [
     for path in sorted((ROOT / "conf/trigger").glob("*.yaml"))
     if "steps" in OmegaConf.load(path)
 ]
+#: Step sizes for two optimization steps, where the default would change no pixel.
+LARGE = {"narcissus": 1e6, "narcissus_authors": 1e6}
 SIZES = [(32, 32), (28, 28), (33, 17), (5, 64)]
 SCALED = {"tact"}
 """Triggers whose patches cannot be scaled to images with a side of 5 pixels."""
@@ -59,6 +61,8 @@ def ready(name: str, channels: int = 3, height: int = 32, width: int = 32) -> Tr
     options = config(name)
     if "steps" in options:
         options["steps"] = 2
+    if name in LARGE:
+        options["lr"] = LARGE[name]
     made = build("trigger", options, Trigger)
     made.check_image_size(channels, height, width)
     if made.needs_preparing:

@@ -58,6 +58,8 @@ BRIEF = {
     "training_epochs": 1,
     "unlearning_epochs": 1,
 }
+# The first steps of RAdam are too small to change a pixel.
+LARGE = {"narcissus": {"lr": 1e6}, "narcissus_authors": {"lr": 1e6}}
 # Triggers whose images are the outcome of floating-point optimization or of a network.
 OPTIMIZED = ("label_consistent", "narcissus", "sleeper_agent", "steganographic")
 DEMO = (
@@ -187,7 +189,7 @@ def options(group: str, name: str) -> dict[str, Any]:
             ),
         }
     )
-    for key, value in BRIEF.items():
+    for key, value in {**BRIEF, **LARGE.get(name, {})}.items():
         if key in whole[group]:
             whole[group][key] = value
     found: Any = OmegaConf.to_container(whole[group], resolve=True)
@@ -210,7 +212,7 @@ def trigger_case(name: str) -> Case:
     if trigger.needs_preparing:
         trigger.state = trigger.prepare(work)
     made = poison(train, trigger, plan, seed=5, context=work)
-    exact = name not in OPTIMIZED
+    exact = name.removesuffix("_authors") not in OPTIMIZED
     return {
         "rows": array(made.training.rows, exact=exact),
         "index": array(made.training.index, exact=True),

@@ -26,7 +26,7 @@ FACTORS = (10, 5, 2, 1)
 #: Settings with which optimized triggers are affordable on a CPU at 224 pixels.
 FEWER = {
     "label_consistent": ["trigger.steps=20"],
-    "narcissus": ["trigger.steps=40", "trigger.batch_size=8"],
+    "narcissus": ["trigger.steps=80", "trigger.batch_size=8"],
     "sleeper_agent": ["trigger.steps=10", "trigger.batch_size=8"],
     "steganographic": ["trigger.steps=40", "trigger.batch_size=8"],
 }

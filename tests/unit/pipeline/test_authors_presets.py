@@ -20,6 +20,7 @@ COSTLY = {
         "pretrain_epochs": [100, 100, 40, 40, 40, 40],
     },
     "defense/neural_cleanse_authors": {"steps": 1000, "batches_per_step": 31},
+    "trigger/narcissus_authors": {"steps": 15000, "batch_size": 350},
     "trigger/sleeper_agent_authors": {"steps": 250},
     "defense/spectre_authors": {"layer": "layer3.1.relu:input"},
 }
@@ -29,6 +30,7 @@ SHORT = {
     "defense/abl_unlearning_authors": ("defense.epochs=1", "defense.training_epochs=1"),
     "defense/confusion_authors": ("defense.steps=2", "defense.pretrain_epochs=1"),
     "defense/neural_cleanse_authors": ("defense.steps=2",),
+    "trigger/narcissus_authors": ("trigger.steps=60", "trigger.batch_size=8"),
     "trigger/sleeper_agent_authors": ("trigger.steps=2",),
     "defense/spectre_authors": ("model.width=4",),
 }
