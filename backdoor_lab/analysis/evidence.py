@@ -45,7 +45,7 @@ class Curve:
 
     @property
     def by_chance(self) -> tuple[Array, Array]:
-        """The two end points of the curve expected for removal in random order: `removed` and
+        """The end points of the curve expected for removal in random order, as `removed` and
         `left`."""
         ends = self.removed[[0, -1]]
         return ends, np.array([self.total, self.total - self.scored], np.float64)
@@ -91,8 +91,8 @@ def cut_of(scores: Array, keep: Array) -> float | None:
 
 
 def projections(values: Array) -> Array:
-    """Centers `values` float64 (n, d) and projects them on their top two right singular directions:
-    float64 (n, 2). Spectral signatures use the square of the first column as the score.
+    """Centers `values` float64 (n, d) and projects them onto their top two right singular
+    directions: float64 (n, 2). Spectral signatures use the square of the first column as the score.
 
     The sign of a direction is arbitrary; here its entry of largest magnitude is positive. Without a
     second direction, the second column is 0.
@@ -127,8 +127,8 @@ def operating_point(keep: Array, is_poison: Array) -> tuple[int, int]:
 
 
 def recorded_curve(record: Mapping[str, Any]) -> tuple[Curve, tuple[int, int]] | None:
-    """Returns the removal curve stored in a record, and the point (removed, left) on it that the
-    defense chose. Both exclude cover images, which count as neither clean nor poisoned.
+    """Returns the removal curve stored in a record, and the point (removed, left) that the defense
+    reached. Both exclude cover images, which count as neither clean nor poisoned.
 
     Returns None if ``detection.curve`` is missing or is not a decreasing curve of finite numbers.
     """
@@ -180,7 +180,7 @@ def picks(scores: Array, keep: Array, is_poison: Array, is_cover: Array, limit: 
 
 
 def sampled(where: Array, limit: int) -> Array:
-    """Returns `where` int (n,), or `limit` evenly spaced entries of it (deterministic)."""
+    """Returns `limit` evenly spaced entries of `where` int (n,), or all if there are fewer."""
     if len(where) <= limit:
         return where
     return where[np.linspace(0, len(where) - 1, limit).round().astype(int)]

@@ -20,10 +20,10 @@ EXACT_UP_TO = 50
 
 @dataclass(frozen=True)
 class PairedStats:
-    """Statistics of `n` paired differences: their `mean` and standard deviation `std`; `half`, half
-    the width of the 95 % t interval of the mean (None for a single pair); `t`, `sign` and
-    `wilcoxon`, two-sided p values, None if a test is undefined; `constant`, whether all differences
-    are equal, so that there is no t test."""
+    """Statistics of `n` paired differences, which have the given `mean` and standard deviation
+    `std`. `half` is half the width of the 95 % t interval of the mean, None for a single pair. `t`,
+    `sign` and `wilcoxon` are two-sided p values, None if a test is undefined. `constant` says
+    whether all differences are equal, in which case there is no t test."""
 
     n: int
     mean: float

@@ -1,5 +1,5 @@
-"""Explains why a spectral filter does or does not find a cell's poison, by statistics of the
-features of the target class, computed with the ground truth."""
+"""Explains why a spectral filter finds or misses a cell's poison, using statistics of the features
+of the target class that are computed with the ground truth."""
 
 from __future__ import annotations
 

@@ -21,16 +21,16 @@ class ABL(ModelBasedFilter):
     NeurIPS 2021, section 3.2, equation 3. A separate model is trained on the poisoned set with the
     loss sign(L - `gamma`) · L, where L is the mean cross-entropy of a batch. This keeps the loss of
     most images near gamma, while the loss of poisoned images falls below it. The score of an image
-    is minus its cross-entropy in eval mode. ``removal_budget=auto`` removes the fraction
+    is its negative cross-entropy in eval mode. ``removal_budget=auto`` removes the fraction
     `isolation_ratio` of all images with the lowest loss, rounded down.
 
     As in the authors' code, images are not augmented, every epoch has the same batches of 128, and
-    SGD has the constant learning rate `lr`, Nesterov momentum 0.9 and weight decay 1e-4, whatever
-    the recipe. The order of the images is drawn once, before the first epoch, since poison may come
-    last in the set.
+    SGD has the constant learning rate `lr`, Nesterov momentum 0.9 and weight decay 1e-4, regardless
+    of the recipe. The images are shuffled once, before the first epoch, since poison may come last
+    in the set.
 
-    `epochs` is the number of epochs of this training. By default it is a fifth of the recipe's, as
-    in the paper (20 of 100). The authors' code uses 10 (``defense=abl_authors``).
+    `epochs` is the number of epochs of the separate model. By default, it is a fifth of the
+    recipe's, as in the paper (20 of 100). The authors' code uses 10 (``defense=abl_authors``).
     """
 
     def __init__(
@@ -85,8 +85,8 @@ def ascent(gamma: float) -> Loss:
 
 
 def lowest(losses: Tensor, share: float) -> Tensor:
-    """Returns the indices of the lowest fraction `share` of `losses` (n,), rounded down, but at
-    least two."""
+    """Returns the indices of the lowest of `losses` (n,): the fraction `share` of them, rounded
+    down, but at least two."""
     # Unlearning uses batch normalization, which needs at least two images.
     count = max(2, int(share * len(losses)))
     return losses.sort(stable=True).indices[:count]

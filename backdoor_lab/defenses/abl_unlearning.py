@@ -18,11 +18,11 @@ class ABLUnlearning(ModelRepair):
     NeurIPS 2021, section 3, in the form of the authors' code. First, as in `abl`, a model is
     trained for `epochs` with local gradient ascent, and the fraction `isolation_ratio` of all
     images with the lowest loss is isolated. The model is then trained on the other images for
-    `training_epochs` (by default the rest of the recipe's epochs), two thirds of them with learning
-    rate `lr` and the last third with a tenth of it, with the recipe's augmentation. Finally, for
-    `unlearning_epochs` passes over the isolated images without augmentation, it maximizes their
-    cross-entropy with learning rate `unlearning_lr`. Batch size, momentum and weight decay are
-    those of `abl` throughout. The attacked model is not used.
+    `training_epochs` (by default the rest of the recipe's epochs), with the recipe's augmentation.
+    The learning rate is `lr` for two thirds of these epochs and a tenth of it for the last third.
+    Finally, the cross-entropy of the isolated images is maximized for `unlearning_epochs` passes
+    with learning rate `unlearning_lr`, without augmentation. Batch size, momentum and weight decay
+    are those of `abl` throughout. The attacked model is not used.
 
     The authors' code has 5 epochs of unlearning, but the first one only evaluates the model. It
     trains on the other images for 60 epochs after 10 epochs of isolation
@@ -67,7 +67,7 @@ class ABLUnlearning(ModelRepair):
         return network, {"isolated": len(bad), "of": len(losses), "epochs": [first, then]}
 
     def train_on(self, passes: Passes, good: Tensor, epochs: int) -> None:
-        """Trains on the images at indices `good` for `epochs`."""
+        """Trains on the images at indices `good` for `epochs` epochs."""
         given, purpose = passes.context, streams.TRAINING_ON
         order = given.generator(purpose, streams.ORDER)
         augment = given.generator(purpose, streams.AUGMENTATION, device=given.device)

@@ -1,4 +1,4 @@
-"""Activation clustering."""
+"""The activation clustering filter."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ class ActivationClustering(Principal):
 
     Chen, Carvalho, Baracaldo, Ludwig, Edwards, Lee, Molloy, Srivastava, "Detecting Backdoor Attacks
     on Deep Neural Networks by Activation Clustering", SafeAI@AAAI 2019: the features of a class are
-    reduced to `n_components` components (`reduce`: independent components, ica, as in the paper, or
-    pca) and clustered by 2-means. Score: distance to the larger cluster's centroid minus distance
-    to the smaller one's, positive exactly for members of the smaller cluster.
+    reduced to `n_components` components, by independent component analysis as in the paper
+    (``reduce=ica``) or by PCA (``reduce=pca``), and clustered by 2-means. The score is the distance
+    to the larger cluster's centroid minus the distance to the smaller one's, which is positive
+    exactly for members of the smaller cluster.
 
     ``removal_budget=auto`` removes the smaller cluster of suspicious classes. With ``rule=size``, a
     class is suspicious if the smaller cluster's share of the class is below `size_threshold`; with
@@ -79,9 +80,9 @@ class ActivationClustering(Principal):
 
 
 def _independent(components: Tensor, seed: int) -> Tensor:
-    """Independent components with variance 1 from principal components (n, k), by FastICA
-    (Hyvärinen and Oja 2000) with the bounds of ART. If it does not converge in 1,000 steps, the
-    result of the last step is used.
+    """Returns independent components with variance 1, computed from principal components (n, k) by
+    FastICA (Hyvärinen and Oja 2000) with ART's tolerance. If it does not converge in 1,000 steps,
+    the result of the last step is used.
     """
     import warnings
 
@@ -96,8 +97,8 @@ def _independent(components: Tensor, seed: int) -> Tensor:
 
 
 def _two_means(points: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Membership in the smaller of two clusters, bool (n,), and for each point (n,) the distance
-    to the larger cluster's centroid minus that to the smaller one's."""
+    """Returns which points are in the smaller of two clusters, bool (n,), and for each point (n,)
+    its distance to the larger cluster's centroid minus its distance to the smaller one's."""
     from sklearn.cluster import KMeans  # type: ignore[import-untyped]
 
     made = KMeans(2, n_init=10, random_state=seed).fit(points.numpy())

@@ -15,7 +15,7 @@ from backdoor_lab.defenses.networks import Batch, ModelRepair, clean_of
 Norms: TypeAlias = "list[tuple[str, nn.BatchNorm1d | nn.BatchNorm2d]]"
 Loss: TypeAlias = "Callable[[Batch, list[Tensor]], Tensor]"
 START = 1
-"""Number of the random stream for the initial perturbations, one of the streams of this method."""
+"""Number of the random stream from which the initial perturbations are drawn."""
 
 
 class ANP(ModelRepair):
@@ -33,8 +33,8 @@ class ANP(ModelRepair):
     replacement from at most `clean_images` of the held-out clean images, augmented as in training.
     Channels whose final mask is at most `threshold` are pruned: γ = 0.
 
-    Batches are normalized by their own statistics. All defaults are the paper's, whose 500 images
-    are 1 % of CIFAR-10.
+    Batches are normalized by their own statistics. All defaults are the paper's; its 500 images are
+    1 % of CIFAR-10.
     """
 
     def __init__(
@@ -71,7 +71,8 @@ class ANP(ModelRepair):
         return network, {"pruned": pruned, "of": sum(len(mask) for mask in masks)}
 
     def masks(self, context: DefenseContext) -> list[Tensor]:
-        """The mask of each batch normalization of the attacked model: float (channels,), 0..1."""
+        """Returns the mask of each batch normalization of the attacked model: float (channels,),
+        0..1."""
         network = context.network()
         norms = norms_of(network)
         for _, module in norms:
@@ -106,9 +107,9 @@ class ANP(ModelRepair):
 
 
 def masked_loss(network: nn.Module, norms: Norms, masks: list[Tensor]) -> Loss:
-    """Returns the cross-entropy of `network` as a function of a batch and a perturbation: a list of
-    δ for every batch normalization, then of ξ for every one. With the masks m, the scales are (m +
-    δ) γ and the shifts (1 + ξ) β."""
+    """Returns the cross-entropy of `network` as a function of a batch and a perturbation: a list
+    with δ for every batch normalization, then ξ for every one. With the masks m, the scales are (m
+    + δ) γ and the shifts (1 + ξ) β."""
     scales = [module.weight.detach() for _, module in norms]
     shifts = [module.bias.detach() for _, module in norms]
 
@@ -131,15 +132,17 @@ def uniform(like: Tensor, bound: float, generator: torch.Generator) -> Tensor:
 
 
 def norms_of(network: nn.Module) -> Norms:
-    """Names and modules of the batch normalizations with scale and shift. Raises ConfigError if
-    there are none."""
+    """Returns the names and modules of the batch normalizations that have a scale and a shift.
+    Raises ConfigError if there are none."""
     found = [
         (name, module)
         for name, module in network.named_modules()
         if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)) and module.affine
     ]
     if not found:
-        raise ConfigError("`defense=anp` needs a network with batch normalization")
+        raise ConfigError(
+            "`defense=anp` needs a network with batch normalization, such as model=resnet18"
+        )
     return found
 
 

@@ -1,4 +1,4 @@
-"""ASSET: a model that unlearns outliers, but no clean images, has a high loss on poison."""
+"""ASSET: finds poison by its high loss in a model trained to unlearn outliers."""
 
 from __future__ import annotations
 
@@ -18,33 +18,34 @@ from backdoor_lab.numerics.layers import before_pooling
 OUTLYING = 2.0
 """Adjusted outlyingness above which an image is unlearned."""
 WIDTH = 128
-"""Width of the network that distinguishes training images from clean ones."""
+"""Width of the hidden layers of the network that distinguishes training images from clean ones."""
 ITERATIONS = 100
-"""How many times this network takes its two training steps for each batch."""
+"""Training iterations, of two steps each, of the network that is trained anew for each batch."""
 MLP_LR = 1e-4
 DENSITY = 1e-6
-"""The threshold for the losses is derived from this density of a normal distribution fitted to the
+"""The loss threshold is derived from this density of a normal distribution that is fitted to the
 lower half of the losses."""
 VARIANCE_FLOOR = 1e-6
 """Added to the variance of the lower half of the losses."""
 
 Part = tuple[Tensor, Tensor, Tensor, int]
-"""Training images and their labels, clean images, and the seed of the network that is to
-distinguish these two kinds of images."""
+"""Training images, their labels, clean images, and the seed of the network that distinguishes the
+training images from the clean ones."""
 
 
 class ASSET(ModelBasedFilter):
-    """Removes images with a high loss in a model that unlearns outliers but no clean images.
+    """Removes images with a high loss in a model that was trained to unlearn outliers.
 
     Pan, Zeng, Lyu, Lin, Jia, "ASSET: Robust Backdoor Data Detection Across a Multiplicity of Deep
     Learning Paradigms", USENIX Security 2023, as in the authors' notebook. An untrained model of
     the attacked architecture takes two steps of Adam for each batch of the training set. The first
     decreases the variance of the logits of held-out clean images (see `offset`). The second
     increases the loss on some images of the batch: a small network, trained anew for each batch,
-    learns to distinguish the batch from the clean images by features of the attacked model, and the
-    images for which its outputs are outliers are unlearned. The first step cancels the second for
-    clean images, but not for poison. The score of an image is its loss. ``removal_budget=auto``
-    removes the images whose loss reaches `threshold`, at most half of a class.
+    learns to distinguish the batch from the clean images, given features of the attacked model, and
+    the images for which its outputs are outliers are unlearned. The first step cancels the effect
+    of the second on clean images, but not on poison. The score of an image is its loss.
+    ``removal_budget=auto`` removes the images whose loss is at least `threshold`, but at most half
+    of a class.
 
     The authors' code uses 1,000 clean images; here `protocol.clean_holdout` sets their number.
     """
@@ -74,7 +75,8 @@ class ASSET(ModelBasedFilter):
 
     def batches(self, context: DefenseContext) -> Iterator[Part]:
         """Yields each training image once per epoch, in random order and without augmentation. Each
-        batch has as many clean images as training images, all different if there are enough."""
+        batch is accompanied by `batch_size` different clean images, or by all if there are
+        fewer."""
         clean, number = clean_of(context), 0
         order = context.generator(streams.OFFSET, streams.ORDER)
         generator = context.generator(streams.OFFSET)
@@ -90,32 +92,33 @@ class ASSET(ModelBasedFilter):
 
 
 def offset(network: nn.Module, attacked: nn.Module, parts: Iterable[Part], lr: float) -> None:
-    """Trains `network` in place: two steps for each of `parts`, each with its own state of Adam.
+    """Trains `network` in place with two steps of Adam for each of `parts`.
 
-    The first step decreases the mean variance of the logits of a clean image. The second increases
-    the cross-entropy of outliers among the training images, and is omitted if there are no
-    outliers. Features come from `attacked` with batch normalization by the batch's own statistics.
+    The first step decreases the variance of each clean image's logits, averaged over the images.
+    The second increases the cross-entropy of outliers among the training images, and is omitted if
+    there are no outliers. The two steps have separate optimizers. Features are computed by
+    `attacked` with batch statistics.
     """
     flattening, unlearning = (torch.optim.Adam(network.parameters(), lr=lr) for _ in range(2))
     attacked.train()
     network.train()
     with torch.enable_grad():
         for images, labels, clean, seed in parts:
-            descend(flattening, network(clean).var(dim=1).mean(), "a variance of logits")
+            descend(flattening, network(clean).var(dim=1).mean(), "the variance of clean logits")
             inspected, known = before_pooling(attacked, images), before_pooling(attacked, clean)
             outputs = distinguished(new_mlp(inspected, seed), inspected, known)
             marked = (outlyingness(outputs) > OUTLYING).nonzero().flatten()
             if len(marked):
-                # Batch normalization may refuse a single image.
+                # Batch normalization may reject a single image.
                 marked = marked.repeat(2) if len(marked) == 1 else marked
                 loss = -F.cross_entropy(network(images[marked]), labels[marked])
-                descend(unlearning, loss, "a loss of images that are unlearned")
+                descend(unlearning, loss, "the loss of unlearned images")
     network.eval()
 
 
 def new_mlp(features: Tensor, seed: int) -> nn.Module:
-    """Returns an untrained network with two hidden layers that maps rows such as `features` (n, d)
-    to 0..1, on their device."""
+    """Returns an untrained network with two hidden layers that maps rows of `features` (n, d) to
+    0..1, on the device of `features`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         layers = (
@@ -126,8 +129,9 @@ def new_mlp(features: Tensor, seed: int) -> nn.Module:
 
 
 def distinguished(mlp: nn.Module, inspected: Tensor, clean: Tensor) -> Tensor:
-    """Trains `mlp` to return 1 for the rows of `inspected` (n, d) and 0 for those of `clean`
-    (m, d), in alternating steps on the squared error; returns its outputs (n,) for `inspected`."""
+    """Trains `mlp` to return 1 for the rows of `inspected` (n, d) and 0 for those of `clean` (m,
+    d), in alternating steps that decrease the squared error. Returns its outputs (n,) for
+    `inspected`."""
     kinds = [
         (rows, wanted, torch.optim.Adam(mlp.parameters(), lr=MLP_LR))
         for rows, wanted in ((inspected, 1.0), (clean, 0.0))
@@ -135,17 +139,17 @@ def distinguished(mlp: nn.Module, inspected: Tensor, clean: Tensor) -> Tensor:
     for _ in range(ITERATIONS):
         for rows, wanted, adam in kinds:
             error = (mlp(rows) - wanted).square().mean()
-            descend(adam, error, "an error of the network that distinguishes clean images")
+            descend(adam, error, "the error of the network that detects clean images")
     with torch.no_grad():
         outputs: Tensor = mlp(inspected).flatten()
     return outputs
 
 
 def outlyingness(x: Tensor) -> Tensor:
-    """Returns the adjusted outlyingness (n,) of `x` (n,): the distance from the median, relative to
-    that of the whisker of a boxplot adjusted for skewness (Hubert and Vandervieren, Computational
-    Statistics and Data Analysis, 2008). NaN for a value that equals the median if the whisker
-    equals it too.
+    """Returns the adjusted outlyingness (n,) of `x` (n,): the distance from the median divided by
+    the distance of the whisker from the median, in a boxplot adjusted for skewness (Hubert and
+    Vandervieren, Computational Statistics and Data Analysis, 2008). NaN if the value and the
+    whisker both equal the median.
     """
     x = x.double().cpu()
     middle = x.median()
@@ -167,7 +171,8 @@ def medcouple(x: Tensor) -> float:
     kernel = (upper[:, None] + lower) / (upper[:, None] - lower)
     ties = int((z == 0).sum())
     if ties:
-        # Pairs of two values at the median: the sign of their distance from the antidiagonal.
+        # For pairs of values that both equal the median, the kernel is the sign of their distance
+        # from the antidiagonal.
         i = torch.arange(ties)
         kernel[:ties, len(lower) - ties :] = (i[:, None] + i - (ties - 1)).sign().double()
     ordered = kernel.flatten().sort().values
@@ -175,11 +180,11 @@ def medcouple(x: Tensor) -> float:
 
 
 def threshold(losses: Tensor) -> float:
-    """Returns the loss from which images are removed, given those of the training set float64 (n,).
+    """Returns the loss at and above which images are removed, given the `losses` float64 (n,).
 
     With the mean m and the standard deviation s of the losses up to the median, and the density p =
-    1e-6, this threshold is m + s sqrt(-2 ln(p) s sqrt(2 pi)), as in the authors' code. (The normal
-    density is p at m + s sqrt(-2 ln(p s sqrt(2 pi))).)
+    1e-6, this threshold is m + s sqrt(-2 ln(p) s sqrt(2 pi)), as in the authors' code. (The density
+    of the normal distribution is p at m + s sqrt(-2 ln(p s sqrt(2 pi))) instead.)
     """
     lower = losses.sort().values
     lower = lower[lower <= lower[(len(lower) - 1) // 2]]

@@ -62,7 +62,7 @@ class Defense(ABC):
 
 
 class OracleControl(ABC):
-    """Base class of controls, which are given the ground truth, unlike defenses."""
+    """Base class of controls that are given the ground truth, unlike defenses."""
 
     #: Whether replaced images are restored, in addition to removing poison.
     restores: ClassVar[bool] = False
@@ -91,8 +91,8 @@ class SampleFilter(Defense):
     """A defense that scores each class separately and removes the examples with the highest scores.
 
     `unused` names the fields of `FilterOptions` that have no effect; configurations that differ
-    only in these are the same cell. The default is `center`; filters that use it must override
-    `unused`.
+    only in these are the same cell. The default is `center`; filters that use `center` must
+    override `unused`.
     """
 
     unused: ClassVar[tuple[str, ...]] = ("center",)
@@ -207,8 +207,8 @@ class SampleFilter(Defense):
     def _refuse(self, known: DefenderKnowledge, label: int, removed: int, size: int) -> None:
         epsilon = "" if known.epsilon is None else f" with ε = {known.epsilon}"
         raise ConfigError(
-            f"`defense.removal_budget={self.budget.text}`{epsilon} removes {removed} of"
-            f" the {size} examples of class {known.classes[label]}: nothing would be left. Lower"
+            f"`defense.removal_budget={self.budget.text}`{epsilon} would remove {removed}"
+            f" of the {size} examples of class {known.classes[label]}: nothing would be left. Lower"
             " the budget or the ratio, set defense.max_removed (50%), or filter fewer classes"
             f" (now defense.filter_scope={self.scope})"
         )
@@ -217,7 +217,7 @@ class SampleFilter(Defense):
 def top_scoring(scores: Tensor, removed: int, *, seed: int) -> Tensor:
     """Returns the indices, int64 (removed,), of the highest of `scores` float64 (n,).
 
-    Ties are broken at random with `seed`: breaking them by position would favor appended poison,
+    Ties are broken at random with `seed`: breaking them by position would spare appended poison,
     which comes last. Raises DivergedError if a score is not finite.
 
     >>> top_scoring(torch.tensor([0.1, 0.9, 0.5]), 2, seed=0)
@@ -265,8 +265,9 @@ def modified_z(x: Tensor) -> Tensor:
 def suspects_by_size(scores_of: dict[int, ClassScores], false_alarms: float = 0.01) -> list[int]:
     """Returns the classes whose `suspicion`, which must be positive, is unusually large.
 
-    Compares modified z-scores of the logarithms with the threshold that, for normal logarithms,
-    some class exceeds with probability `false_alarms` (7 % for ten classes with the usual 3.5).
+    The modified z-scores of the logarithms are compared with a threshold. If the logarithms are
+    normally distributed, the probability that any class exceeds it is `false_alarms`. (With the
+    usual threshold of 3.5 and ten classes, it would be 7 %.)
     """
     tiny = torch.finfo(torch.float64).tiny
     sizes = torch.tensor(
@@ -280,8 +281,8 @@ def suspects_by_size(scores_of: dict[int, ClassScores], false_alarms: float = 0.
 @functools.cache
 def critical_z(k: int, false_alarms: float) -> float:
     """Returns the modified z-score that the largest of `k` normal values exceeds with probability
-    `false_alarms`, simulated with a fixed seed. Infinite if `k` is below 3, too few values to
-    compare. Up to k = 200 the relative error of the probability is below 10 %."""
+    `false_alarms`, simulated with a fixed seed. Infinite if `k` is below 3, since so few values
+    cannot be compared. Up to k = 200 the relative error of the probability is below 10 %."""
     if k < 3:
         return float("inf")
     draws = min(20_000, 4_000_000 // k)
@@ -291,7 +292,7 @@ def critical_z(k: int, false_alarms: float) -> float:
 
 
 def row_order(values: Tensor) -> Tensor:
-    """Returns an order, int64 (n,), of the rows of `values` (n, d), independent of their positions.
+    """Returns an order, int64 (n,), of the rows of `values` (n, d) that ignores their positions.
 
     Methods that sample rows or start from some of them use this order, so that an example's score
     does not depend on its position in the set.

@@ -46,8 +46,9 @@ class Beatrix(ModelBasedFilter):
     `protocol.layer`. ``removal_budget=auto`` removes the images that deviate more than `percentile`
     % of the clean images do. For this, each fifth of the clean images is compared with the ranges
     of the other four fifths. A class is suspicious if its anomaly index exceeds `class_threshold`.
-    The index is computed from a kernel two-sample statistic, which compares the mean features of
-    the class's images above the threshold for removal with those of its images below it.
+    The index is computed from a kernel two-sample statistic, which compares the features of the
+    class's images above the removal threshold, averaged over positions, with those of its images
+    below it.
 
     Features are computed and compared in groups of images, so that memory does not grow with the
     number of images: see `gram_ranges.rows_at_once`. As in the authors' code, the clean images of a
@@ -111,7 +112,7 @@ class Beatrix(ModelBasedFilter):
         clean = maps.of_clean(label, self.clean_per_class)
         threshold = fold_threshold(clean, self.orders, self.width, self.percentile / 100)
         ranges = Ranges.of(clean, self.orders, self.width)
-        # Mean features need the most memory, and only decide which classes are suspicious.
+        # The mean features take the most memory, and only decide which classes are suspicious.
         compares = self.scope == "suspicious"
         parts = [
             (ranges.deviations(rows), rows.mean(dim=2) if compares else rows[:, 0, :0])

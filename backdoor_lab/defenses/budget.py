@@ -16,8 +16,8 @@ _FORM = re.compile(
     r"(?P<eps>\d+(\.\d+)?)eps|(?P<percent>\d+(\.\d+)?)%|p(?P<percentile>\d+(\.\d+)?)|(?P<count>\d+)"
 )
 RULE = (
-    "one of 1.5eps (times the number of poisoned images), 15% (of the class), p85 (above that"
-    " percentile), 100 (examples) or auto"
+    "one of 1.5eps (1.5 times the number of poisoned images), 15% (of the class), p85 (scores"
+    " above the 85th percentile), 100 (examples) or auto"
 )
 
 
@@ -30,7 +30,8 @@ class RemovalBudget:
     - ``1.5eps``: 1.5 times the number of poisoned images (Tran, Li, Madry 2018, Algorithm 1).
     - ``15%``: this share of the class, rounded.
     - ``p85``: the examples above the 85th percentile of the class's scores, interpolated as by
-      `numpy.percentile` (as in the authors' code): n - 1 - ⌊0.85 (n - 1)⌋ of n examples.
+      `numpy.percentile` (as in the code of Tran, Li and Madry): n - 1 - ⌊0.85 (n - 1)⌋ of n
+      examples.
     - ``100``: this number of examples.
     - ``auto``: decided from the scores (see `otsu_count`).
 
@@ -59,8 +60,8 @@ class RemovalBudget:
         return "eps" in f"{self.text}{self.cap}"
 
     def size(self, class_size: int, epsilon: int | None) -> int | None:
-        """Returns how many examples to remove from a class of `class_size` examples; None if the
-        scores decide."""
+        """Returns how many examples to remove from a class of `class_size` examples; None for
+        ``auto``, since the number then depends on the scores."""
         if str(self.text) == "auto":
             return None
         return self.capped(_size(str(self.text), class_size, epsilon), class_size, epsilon)
@@ -92,7 +93,7 @@ def otsu_count(scores: Tensor) -> int:
     scores.
 
     Otsu's threshold (1979, equation 12) divides the sorted scores, float64 (n,), so that the
-    variance inside the two groups is minimal. The result is at most half of the class.
+    variance within the two groups is minimal. The result is at most half of the class.
 
     >>> import torch
     >>> otsu_count(torch.tensor([0.1, 0.2, 9.0, 0.3, 0.2]))

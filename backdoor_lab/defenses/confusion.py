@@ -32,20 +32,21 @@ DECAY = 1e-4
 PRETRAINING = (0.01, 0.9, DECAY)
 """Learning rate, momentum and weight decay of pretraining."""
 BATCH_FACTOR = 2
-"""Every second step of confusion training includes training images."""
+"""One of every BATCH_FACTOR steps of confusion training includes training images."""
 FLOOR = 50
 """After each round at least one in FLOOR images of every class is kept."""
 LAST_FLOOR = 100
-"""Used in place of FLOOR after the last but one round."""
+"""Replaces FLOOR after the second-to-last round."""
 RARE = 1e-3
-"""Added to the frequency of each class; the loss of a class is divided by the square root of the
+"""Added to the frequency of each class; the loss of the class is divided by the square root of the
 sum."""
 
 
 @dataclass(frozen=True)
 class Round:
-    """One round: `epochs` of pretraining, then `steps` of confusion training. The fraction `share`
-    of the set is kept for the next round; None for the last round."""
+    """One round: `epochs` epochs of pretraining, then `steps` steps of confusion training with the
+    learning rate `lr`. `share` is the fraction of the set that is kept for the next round, or None
+    in the last round. `weight`: see `confuse`."""
 
     share: float | None
     steps: int
@@ -60,19 +61,20 @@ class ConfusionTraining(ModelBasedFilter):
     Qi, Xie, Wang, Wu, Mahloujifar, Mittal, "Towards A Proactive ML Approach for Detecting Backdoor
     Poison Samples", USENIX Security 2023, section 4 and the authors' code. Each round trains a base
     model on a part of the set, then a copy of it on batches of that part together with held-out
-    clean images under wrong labels (see `confuse`). This destroys the link between images and
-    classes but not between a trigger and its target, which no wrong label contradicts. The images
+    clean images that have wrong labels (see `confuse`). This breaks the association of images with
+    classes, but not that of a trigger with its target, which no wrong label contradicts. The images
     with the lowest loss form the part for the next round: the fraction `shares` of the set, but at
-    least 1/50 of each class. `steps`, `weight`, `lr` and `pretrain_epochs` are one value for all
-    rounds or a list with one value per round; there is one more round than `shares` has entries.
+    least 1/50 of each class (1/100 for the last round). `steps`, `weight`, `lr` and
+    `pretrain_epochs` are one value for all rounds or a list with one value per round; there is one
+    more round than `shares` has entries.
 
     The score is the log-probability of the label minus that of the likeliest other class, so that
     images that the last model fits have the highest scores. ``removal_budget=auto`` removes the
     fitted images of suspicious classes (see `suspects`), at most half of a class.
 
-    The base model of the first round is a new one, or a copy of the attacked model if
-    `pretrain_epochs` is 0 for it. By default it is 0, and there are fewer steps and epochs than in
-    the authors' code: `defense=confusion_authors` has their numbers, which need a GPU.
+    The first round starts from a new model or, if it has no pretraining, from a copy of the
+    attacked model. By default, it has none, and there are fewer steps and epochs than in the
+    authors' code. `defense=confusion_authors` has the authors' numbers and needs a GPU.
     """
 
     needs_clean = True
@@ -90,7 +92,7 @@ class ConfusionTraining(ModelBasedFilter):
     ) -> None:
         super().__init__(options)
         if not isinstance(shares, (list, tuple)) or not shares:
-            raise ConfigError(f"`defense.shares` must be a list, as [0.5, 0.2], got {shares!r}")
+            raise ConfigError(f"`defense.shares` must be a list such as [0.5, 0.2], got {shares!r}")
         kept = [
             validation.number("defense.shares", each, low=1e-9, below=1 + 1e-9) for each in shares
         ]
@@ -140,7 +142,7 @@ class ConfusionTraining(ModelBasedFilter):
         self, base: nn.Module, context: DefenseContext, among: Tensor, number: int
     ) -> None:
         """Trains `base` in place on the training images at indices `among`; in the last round also
-        on the clean images, each under the next class's label."""
+        on the clean images, each labeled as the next class."""
         last = self.rounds[number].share is None
         clean = clean_of(context)
         n, classes = len(among), len(context.classes)
@@ -194,8 +196,9 @@ def _predicted(context: DefenseContext) -> Tensor:
 
 
 def parts(n: int, batch: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Yields 0..n-1 in random order, in int64 batches of size `batch`; the last one may be smaller.
-    A single row is repeated, since batch normalization may refuse it."""
+    """Yields the indices 0..n-1 in random order, in int64 batches of size `batch`; the last one may
+    be smaller. A batch with a single index has it twice, since batch normalization may reject a
+    single image."""
     for part in torch.randperm(n, generator=generator).split(batch):
         yield part.repeat(2) if len(part) == 1 else part
 
@@ -208,8 +211,8 @@ def confuse(
     classes: int,
     weights: Tensor | None,
 ) -> None:
-    """Trains `network` in place by SGD on batches of `clean` under wrong labels, and, in every
-    second step, of `inspected`.
+    """Trains `network` in place by SGD on batches of `clean` with wrong labels and, in every second
+    step, also on batches of `inspected`.
 
     `clean` has predicted classes as labels. They are shifted by 1 in the first step, by 2 in the
     second, and so on, never by a multiple of `classes`. A step with both kinds of images minimizes
@@ -231,7 +234,7 @@ def confuse(
                 loss = (ours + (round_.weight - 1) * F.cross_entropy(first, wrong)) / round_.weight
             else:
                 loss = F.cross_entropy(network(images), wrong)
-            descend(sgd, loss, "a loss of confusion training")
+            descend(sgd, loss, "the loss of confusion training")
     network.eval()
 
 
@@ -243,8 +246,9 @@ def class_weights(context: DefenseContext, among: Tensor) -> Tensor:
 
 
 def distilled(losses: Tensor, labels: Tensor, share: float, floor: int) -> Tensor:
-    """Returns the ascending indices of the images to keep: the fraction `share` of all images, at
-    least one image, and the fraction 1 / `floor` of each class, with the lowest `losses` (n,)."""
+    """Returns the indices of the images to keep, in ascending order. These are the images with the
+    lowest `losses` (n,): the fraction `share` of all images, but at least one, and the fraction 1 /
+    `floor` of each class."""
     order = losses.sort(stable=True).indices
     kept = torch.zeros(len(losses), dtype=torch.bool)
     kept[order[: max(1, int(share * len(losses)))]] = True

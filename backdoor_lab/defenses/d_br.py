@@ -1,4 +1,4 @@
-"""D-BR: unlearns images that are sensitive to transformations, relearns insensitive ones."""
+"""D-BR: unlearns images that are sensitive to transformations, and relearns insensitive ones."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ class DBR(ModelRepair):
     D-BR of Chen, Wu, Wang, "Effective Backdoor Defense by Exploiting Sensitivity of Poisoned
     Samples", NeurIPS 2022, sections 4 and 5. A separate model is trained on the poisoned set for
     `first_epochs` without augmentation, so that it learns little but the trigger, and fine-tuned
-    for `tuning_epochs` with the intra-class loss (`center_similarity`); its learning rate starts at
-    `first_lr` and falls as a cosine over 100 epochs. The feature consistency of a training image x
-    is the mean of (f(x) - f(t(x)))², where f is the input of the last linear layer and t is a
-    random rotation by up to 180° and a random shift by up to a fifth of the image size. The
-    fraction `clean_ratio` of images with the smallest change is taken as clean, the fraction
+    for `tuning_epochs` with the intra-class loss (`center_similarity`). The learning rate of this
+    model starts at `first_lr` and falls as a cosine over 100 epochs. The feature consistency of a
+    training image x is the mean of (f(x) - f(t(x)))², where f is the input of the last linear layer
+    and t is a random rotation by up to 180° and a random shift by up to a fifth of the image size.
+    The fraction `clean_ratio` of images with the smallest change is taken as clean, the fraction
     `poison_ratio` with the largest as poison. For `epochs` passes with learning rate `lr`, the
     attacked model then alternately unlearns the poison and relearns the clean images, with the
     recipe's augmentation.
 
     All numbers are those of the authors' code, including batch size 128, momentum 0.9 and weight
-    decay 5e-4, whatever the recipe. The code keeps the model with the best accuracy minus ASR on
-    test images, which requires the trigger; here the last model is kept. If less than the fraction
-    `poison_ratio` of the set is poisoned, clean images are unlearned too.
+    decay 5e-4, regardless of the recipe. The code keeps the model with the best accuracy minus ASR
+    on test images, which requires the trigger; here the last model is kept. If less than the
+    fraction `poison_ratio` of the set is poisoned, clean images are unlearned too.
     """
 
     needs_clean = False
@@ -119,9 +119,9 @@ def cosine(lr: float, epoch: int) -> float:
 
 
 def center_similarity(values: Tensor, labels: Tensor) -> Tensor:
-    """Returns the intra-class loss of the authors' code: over all pairs of the classes in `labels`
-    (n,), the mean cosine of their mean features in `values` (n, d); pairs of a class with itself
-    count as 0."""
+    """Returns the intra-class loss of the authors' code: the cosine similarity of the mean features
+    of two classes, averaged over all ordered pairs of classes, where pairs of a class with itself
+    count as 0. `values` (n, d) are the features, `labels` (n,) the classes."""
     centers = torch.stack([values[labels == y].mean(dim=0) for y in labels.unique()])
     centers = F.normalize(centers, dim=1)
     own = torch.eye(len(centers), dtype=torch.bool, device=values.device)
@@ -162,8 +162,8 @@ def separated(change: Tensor, clean_ratio: float, poison_ratio: float) -> tuple[
     """Returns the indices int64 of the images taken as clean and as poison, by their `change` (n,).
 
     The two thresholds are values of the sorted changes. An image whose change equals a threshold is
-    taken too; if it equals both thresholds, as clean. At least two images are taken as clean and
-    two as poison, since batch statistics need two.
+    taken, too; if it equals both thresholds, it is taken as clean. At least two images are taken as
+    clean and two as poison, since batch statistics need two.
     """
     n, ordered = len(change), change.sort().values
     low = ordered[max(1, int(clean_ratio * n))]

@@ -20,7 +20,7 @@ class Detector(Principal):
     """A scikit-learn outlier detector, fitted on the class that it scores.
 
     The features of each class are first reduced to their top `n_components` principal components,
-    since distances are hardly informative in hundreds of dimensions. If a class has fewer than
+    since distances carry little information in hundreds of dimensions. If a class has fewer than
     three distinct examples, all its scores are 0, and the notes report this. Scores depend on the
     seed and the set of rows, not on their order.
     """

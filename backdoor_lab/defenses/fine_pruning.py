@@ -26,7 +26,7 @@ class FinePruning(ModelRepair):
     The method assumes that some channels are activated only by the trigger. If triggered images
     have the same features as their target class, this layer has no such channels, and pruning stops
     the attack only when it also destroys accuracy. Held-out images that the model already fits
-    contribute no gradient.
+    contribute almost no gradient.
     """
 
     def __init__(
@@ -62,10 +62,11 @@ class FinePruning(ModelRepair):
 
 
 def dormant(values: Tensor, last: nn.Linear, labels: Tensor, max_accuracy_drop: float) -> Tensor:
-    """Returns the indices, int64, of the columns of `values` float64 (n, d) to prune, lowest mean
+    """Returns which inputs of the linear layer `last` to prune: their indices, int64, lowest mean
     first.
 
-    Keeps at least one column.
+    `values` float64 (n, d) are the inputs for images with these `labels`. At least one input is
+    kept.
     """
     weight = last.weight.detach().double().cpu()
     outputs = values @ weight.T
@@ -81,5 +82,5 @@ def dormant(values: Tensor, last: nn.Linear, labels: Tensor, max_accuracy_drop: 
 
 
 def accuracy(outputs: Tensor, labels: Tensor) -> float:
-    """Accuracy of the logits `outputs` (n, classes) for `labels` int64 (n,)."""
+    """Returns the accuracy of the logits `outputs` (n, classes) for `labels` int64 (n,)."""
     return float((outputs.argmax(dim=1) == labels).double().mean())

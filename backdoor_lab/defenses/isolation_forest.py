@@ -13,7 +13,8 @@ class IsolationForest(Detector):
     """Removes the examples that random splits isolate earliest.
 
     Liu, Ting, Zhou, "Isolation Forest", ICDM 2008, equation 2: score 2^(-E[h(x)] / c(psi)) in 0..1
-    over `n_estimators` trees, each grown on psi = 256 examples (section 4.2) or the whole class.
+    over `n_estimators` trees, each grown on psi = 256 examples (section 4.2), or on the whole class
+    if it is smaller.
     """
 
     stream = streams.ISOLATION_FOREST

@@ -1,4 +1,4 @@
-"""The final rule of confusion training: whether the fitted images of a class form a cluster."""
+"""The last step of confusion training: finds the classes whose fitted images form a cluster."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ RATIO = 2.0
 LARGEST_RATIO = 1.5
 """Likelihood ratio above which the class with the largest ratio is suspicious."""
 ADDED = 1e-3
-"""Added to each entry of a covariance."""
+"""Added to each entry of a covariance matrix."""
 
 
 def suspects(values: Tensor, fitted: Tensor, labels: Tensor) -> Tensor:
-    """Returns the classes, int64 (k,), whose likelihood ratio (see `log_likelihood_ratio`) is above
-    2, and the one with the largest ratio if this is above 1.5."""
+    """Returns the suspicious classes, int64 (k,): those with a likelihood ratio above 2 (see
+    `log_likelihood_ratio`), and the class with the largest ratio if that is above 1.5."""
     classes = labels.unique()
     ratios = [log_likelihood_ratio(values[labels == y], fitted[labels == y]) for y in classes]
     largest = max(ratios)
@@ -26,12 +26,12 @@ def suspects(values: Tensor, fitted: Tensor, labels: Tensor) -> Tensor:
 
 
 def log_likelihood_ratio(values: Tensor, fitted: Tensor) -> float:
-    """Returns the gain in log-likelihood per image if the `fitted` images of a class have a normal
-    distribution of their own, instead of that of the other images.
+    """Returns how much the log-likelihood per image of a class increases if its `fitted` images
+    have a normal distribution of their own, instead of that of the other images.
 
-    `values` float64 (n, d) are projected on their top two principal directions, whose signs, which
-    are arbitrary, are chosen so that the mean is not negative. The result is 0 if fewer than two
-    images are fitted or fewer than two are not.
+    `values` float64 (n, d) are projected onto their top two principal directions. The arbitrary
+    sign of each direction is chosen so that the mean projection is not negative. The result is 0 if
+    fewer than two images are fitted or fewer than two are not.
     """
     own = fitted.numpy()
     if not 2 <= own.sum() <= len(own) - 2:

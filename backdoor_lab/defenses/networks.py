@@ -187,8 +187,8 @@ def apart(size: int) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def shuffled(n: int, batch: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Yields 0..n-1 in random order, in int64 batches of size `batch`. An incomplete last batch is
-    dropped unless it is the only one."""
+    """Yields the indices 0..n-1 in random order, in int64 batches of size `batch`. An incomplete
+    last batch is dropped unless it is the only one."""
     order = torch.randperm(n, generator=generator)
     for start in track(range(0, max(1, n - batch + 1), batch), "batch"):
         yield order[start : start + batch]
@@ -227,6 +227,6 @@ def train(
     with torch.enable_grad():
         for images, labels in batches:
             value = loss(network(images), labels)
-            descend(sgd, value, "a training loss of the defense")
+            descend(sgd, value, "the training loss of the defense")
             after()
     return network.eval()

@@ -1,4 +1,4 @@
-"""Neural Cleanse: finds, for each class, the smallest patch that causes its prediction."""
+"""Neural Cleanse: finds the smallest trigger that makes the model predict each class."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ EPS = 1e-7
 
 @dataclass(frozen=True)
 class Reversed:
-    """A trigger reversed for a class: x becomes (1 - mask) · x + mask · pattern. `mask` float
-    (1, H, W) in 0..1; `pattern` (C, H, W) in 0..255."""
+    """A reverse-engineered trigger of one class: x becomes (1 - mask) · x + mask · pattern. `mask`
+    float (1, H, W) in 0..1; `pattern` (C, H, W) in 0..255."""
 
     mask: Tensor
     pattern: Tensor
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Triggered copies of `images` (n, C, H, W), float."""
+        """Returns triggered copies of `images` (n, C, H, W), as floats."""
         return (1 - self.mask) * images.float() + self.mask * self.pattern
 
     @property
@@ -54,10 +54,10 @@ class Search:
 
 @dataclass
 class MaskWeight:
-    """The weight λ of the mask size. It is 0 until `PATIENCE` steps in succession succeed, then
-    `FIRST_WEIGHT`; from then on `PATIENCE` successes in succession double it, and as many failures
-    divide it by 2^1.5. `raised` and `lowered` tell whether it has been doubled and divided since
-    then."""
+    """The weight λ of the mask size. It is 0 until `PATIENCE` steps in a row succeed, and then
+    becomes `FIRST_WEIGHT`. After that, `PATIENCE` successes in a row double it, and as many
+    failures in a row divide it by 2^1.5. `raised` and `lowered` say whether it has been doubled,
+    and whether it has been divided."""
 
     value: float = 0.0
     raised: bool = False
@@ -99,7 +99,7 @@ class Smallest:
 
 
 class NeuralCleanse(ModelRepair):
-    """Reverses a trigger for each class, and unlearns the smallest if it is an outlier.
+    """Reverse-engineers a trigger for each class, and unlearns the smallest if it is an outlier.
 
     Wang, Yao, Shan, Li, Viswanath, Zheng, Zhao, "Neural Cleanse: Identifying and Mitigating
     Backdoor Attacks in Neural Networks", IEEE S&P 2019, sections IV and VI. For each class, mask
@@ -111,9 +111,9 @@ class NeuralCleanse(ModelRepair):
     smaller for 25 steps. A class is suspicious if its mask size is below the median with an anomaly
     index |size - median| / (1.4826 MAD) above `threshold`.
 
-    The model is then trained by SGD for `epochs` with learning rate `lr` on the clean images, of
-    which a fraction `patched_ratio` of each batch carries the smallest suspicious trigger with the
-    true label. If no class is suspicious, the model is unchanged.
+    The model is then trained by SGD for `epochs` with learning rate `lr` on the clean images. In
+    each batch, a fraction `patched_ratio` of the images carries the smallest suspicious trigger and
+    keeps the true label. If no class is suspicious, the model is unchanged.
 
     All numbers are the authors' except the length of the search, `steps` times `batches_per_step`:
     1,000 batches per class. The authors use up to 31,000 batches (1,000 steps of 31;
@@ -182,7 +182,7 @@ class NeuralCleanse(ModelRepair):
 
 
 def reverse(network: nn.Module, context: DefenseContext, label: int, search: Search) -> Reversed:
-    """The smallest trigger found that makes the model predict `label` for clean images."""
+    """Returns the smallest trigger found that makes the model predict `label` for clean images."""
     clean = clean_of(context)
     generator = context.generator(streams.REVERSED, label)
     values = start(clean.shape, generator).to(context.device).requires_grad_()
@@ -208,7 +208,7 @@ def reverse(network: nn.Module, context: DefenseContext, label: int, search: Sea
 
 
 def start(shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:
-    """Parameters float (1 + C, H, W) of a uniformly random mask and pattern."""
+    """Returns the parameters, float (1 + C, H, W), of a uniformly random mask and pattern."""
     channels, height, width = shape
     drawn = torch.rand(1 + channels, height, width, generator=generator, dtype=torch.float64)
     return ((drawn - 0.5) * (2 - EPS)).atanh().float()
@@ -222,8 +222,9 @@ def trigger_of(values: Tensor) -> Reversed:
 
 
 def objective(outputs: Tensor, label: int, weight: float, mask: Tensor) -> Tensor:
-    """Cross-entropy of the logits `outputs` (n, classes) for `label` plus `weight` times the mask
-    size, summed over images as in the authors' code (Adam's update hardly depends on the scale)."""
+    """Returns the cross-entropy of the logits `outputs` (n, classes) for `label` plus `weight`
+    times the mask size, summed over images as in the authors' code. (Adam's updates hardly depend
+    on the scale of the loss.)"""
     wanted = torch.full((len(outputs),), label, device=outputs.device)
     entropy = F.cross_entropy(outputs, wanted, reduction="sum")
     return entropy + len(outputs) * weight * mask.abs().sum()
@@ -237,8 +238,9 @@ def endless(n: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
 
 
 def anomaly(sizes: list[float]) -> list[float]:
-    """How far each of `sizes` is below the median, in units of 1.4826 MAD (consistent with a
-    standard deviation); negative above the median. Finite even if most sizes are equal."""
+    """Returns how far each of `sizes` is below the median, divided by 1.4826 MAD, an estimate of
+    the standard deviation; negative for sizes above the median. Finite even if most sizes are
+    equal."""
     x = torch.tensor(sizes, dtype=torch.float64)
     below = x.quantile(0.5) - x
     mad = below.abs().quantile(0.5).clamp(min=1e-6 * float(x.max()) + 1e-12)

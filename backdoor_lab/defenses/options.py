@@ -10,8 +10,8 @@ from backdoor_lab.defenses.budget import RemovalBudget
 
 SCOPES = ("target", "all", "suspicious")
 UNKNOWN_TARGET = (
-    "`defense.filter_scope=target` needs the target class, which the defender does not know here:"
-    " set defense.filter_scope=all"
+    "`defense.filter_scope=target` needs the target class, which this protocol does not reveal: set"
+    " defense.filter_scope=all"
 )
 
 

@@ -16,7 +16,7 @@ Loss: TypeAlias = "Callable[[Tensor, Tensor], Tensor]"
 
 @dataclass(frozen=True)
 class PassSettings:
-    """Settings of SGD that a method's authors fixed, so that the recipe's are not used."""
+    """SGD settings that are fixed by a method's authors and used in place of the recipe's."""
 
     batch_size: int
     momentum: float
@@ -55,7 +55,7 @@ class Passes:
             for part in track(batches_of(where, self.settings.batch_size), "batch"):
                 labels = self.context.labels[part].to(self.context.device)
                 value = loss(self.network(self.context.images(part, augment)), labels)
-                descend(self.sgd, value, "a training loss of the defense")
+                descend(self.sgd, value, "the training loss of the defense")
         self.network.eval()
 
 

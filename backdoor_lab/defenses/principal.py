@@ -12,7 +12,7 @@ class Principal(SampleFilter):
 
     @staticmethod
     def components(values: Tensor, k: int) -> Tensor:
-        """Centers `values` (n, d) and projects them on their top `k` principal directions.
+        """Centers `values` (n, d) and projects them onto their top `k` principal directions.
 
         Returns float64 (n, r) with r <= k: directions without variance are dropped, so that r is 0
         if all rows are equal.
@@ -20,7 +20,7 @@ class Principal(SampleFilter):
         values = values.double()
         centered = values - values.mean(dim=0)
         eigenvalues, directions = top_directions(centered, k)
-        # The mean is rounded, so that even equal rows can deviate from it by this much.
+        # Because the mean is rounded, even equal rows can deviate from it by this much.
         rounding = (torch.finfo(torch.float64).eps * max(values.shape)) ** 2
         real = directions.any(dim=0) & (eigenvalues > rounding * values.square().sum())
         return centered @ directions[:, real]

@@ -14,7 +14,8 @@ from backdoor_lab.defenses.base import DefenderKnowledge, Defense, SampleFilter
 
 class Random(Defense):
     """Removes from each class as many examples as the filter `like` does, chosen at random. Gives a
-    random score to the examples that `like` scores. The options of filters apply to `like`."""
+    random score to the examples that `like` scores. The protocol's options for filters apply to
+    `like`."""
 
     def __init__(self, *, like: SampleFilter) -> None:
         if not isinstance(like, SampleFilter):

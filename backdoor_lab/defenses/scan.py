@@ -27,25 +27,26 @@ STEPS = 100
 
 
 class SCAn(SampleFilter):
-    """Splits each class into two groups, given the variation within clean classes, and flags one.
+    """Splits each class into two groups by a model of clean classes, and flags one of the groups.
 
     Tang, Wang, Tang, Zhang, "Demon in the Variant: Statistical Analysis of DNNs for Robust Backdoor
     Contamination Detection", USENIX Security 2021. Features are modeled as a class identity plus a
     variation common to all classes: r = mu + e, mu ~ N(0, S_mu), e ~ N(0, S_e). Both covariances
-    are estimated from held-out clean images (`variation`). J is a class's log-likelihood ratio per
-    example of two groups against one; J* is the absolute difference between J and its median over
-    classes, divided by the MAD scaled to a standard deviation. A class with J* above `threshold`
-    (e^2 in the paper) is suspicious, and ``removal_budget=auto`` removes its suspicious group.
+    are estimated from held-out clean images (`variation`). J is a class's log-likelihood ratio, per
+    example, of two groups against one group; J* is the absolute difference between J and its median
+    over classes, divided by the MAD scaled to a standard deviation. A class with J* above
+    `threshold` (e^2 in the paper) is suspicious, and ``removal_budget=auto`` removes its suspicious
+    group.
 
     The group nearer to the clean examples of the class is taken as clean; if the class has none,
     the larger group is. The score is the log-likelihood ratio of the other group against the clean
     group, positive exactly for members of the other group. The authors' code does not choose
-    between the groups and has no threshold. It differs from the paper in one point, in which this
-    class follows the paper: in J, the code does not estimate the identity of the class as in the
-    model of clean images (its `calc_test` omits a factor S_mu S_e^-1).
+    between the groups and has no threshold. It also differs from the paper in how J estimates the
+    identity of the class: its `calc_test` omits a factor S_mu S_e^-1 of the estimate in the model
+    of clean images. This class follows the paper.
 
-    Only directions in which clean images vary are used, so that with fewer clean images than
-    features (`protocol.clean_holdout`) poison in other directions is missed.
+    Only directions in which clean images vary are used. If there are fewer clean images than
+    features, poison in other directions is missed; `protocol.clean_holdout` sets their number.
     """
 
     def __init__(
@@ -154,7 +155,7 @@ class Variation:
         return cls(whiten, whiten.T @ identity @ whiten, means)
 
     def own(self, label: int, middle: Tensor) -> Tensor | None:
-        """The whitened clean mean (r,) of a class; None if it has no clean examples."""
+        """Returns the whitened mean (r,) of a class's clean examples; None if it has none."""
         return (self.means[label] - middle) @ self.whiten if label in self.means else None
 
     def identity(self, white: Tensor) -> Tensor:
@@ -167,10 +168,11 @@ class Variation:
 def variation(values: Tensor, labels: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
     """Returns the covariances (d, d) of identity and variation, from clean `values` float64 (n, d).
 
-    Expectation maximization as in the authors' code (paper, section 4). The identity of a class of
-    m examples with mean x is S_mu (S_mu + S_e / m)^-1 x. S_mu is the covariance over examples of
-    the identities of their classes, S_e that of what remains. Ends when the Frobenius norms of both
-    changes sum to at most `tolerance`, or after 100 steps.
+    Uses expectation maximization as in the authors' code (paper, section 4). The identity of a
+    class of m examples with mean x is S_mu (S_mu + S_e / m)^-1 x. S_mu is the covariance of the
+    examples' class identities, S_e that of the examples minus these identities. Ends when the
+    Frobenius norms of the changes of the two covariances sum to at most `tolerance`, or after 100
+    steps.
     """
     values = values - values.mean(dim=0)
     _, which, sizes = labels.unique(return_inverse=True, return_counts=True)
@@ -193,7 +195,7 @@ def variation(values: Tensor, labels: Tensor, tolerance: float) -> tuple[Tensor,
 
 
 def _identity_map(m: int, between: Tensor, within: Tensor, inverse: Tensor) -> Tensor:
-    """The matrix that maps the sum of m examples of a class to its identity."""
+    """Returns the matrix that maps the sum of a class's m examples to the identity of the class."""
     return within @ torch.linalg.pinv(m * between + within, hermitian=True) @ between @ inverse
 
 
@@ -211,9 +213,9 @@ def drawn_half(values: Tensor, seed: int) -> Tensor:
 def two_groups(white: Tensor, start: Tensor) -> Tensor | None:
     """Returns which rows of `white` float64 (n, d) belong to the second of two groups: bool (n,).
 
-    Starts with the members `start` bool (n,) of the second group, and alternates between computing
-    the mean of each group and assigning each row to the group with the nearer mean, until nothing
-    changes, at most STEPS times. None if all rows are equal.
+    `start` bool (n,) is the initial second group. Alternates between computing the mean of each
+    group and assigning each row to the group with the nearer mean, until the groups no longer
+    change, but at most STEPS times. None if all rows are equal.
     """
     centered = white - white.mean(dim=0)
     alike = float(centered.abs().max()) <= 1e-9 * float(white.abs().max()) if len(white) else True

@@ -17,7 +17,7 @@ STEEPEST = 16.0
 
 
 class SpectralSignatures(Principal):
-    """Removes the examples with the largest projections on their class's top singular direction.
+    """Removes the examples with the largest projections onto their class's top singular direction.
 
     Tran, Li, Madry, "Spectral Signatures in Backdoor Attacks", NeurIPS 2018, Algorithm 1: tau_i =
     ((R(x_i) - mean R) . v)^2, where v is the top right singular vector of the centered n x d
@@ -29,13 +29,14 @@ class SpectralSignatures(Principal):
     direction's `tail` to the power `tail_power` (0: equal weights). A few distant examples, such as
     poison, make the tail heavy even if the class varies more along other directions; Peña and
     Prieto, "Multivariate Outlier Detection and Robust Covariance Matrix Estimation", Technometrics
-    43(3), 2001, use kurtosis for this. The weights are an extension. `rounds` is the number of
-    rounds. The first round uses the whole class. Round k + 1 leaves out the examples with the
-    highest scores so far, as many as the fraction k / `rounds` of the budget, and recomputes mean,
-    directions and weights without them; tau is summed over all rounds. Rousseeuw and Van Driessen,
-    "A Fast Algorithm for the Minimum Covariance Determinant Estimator", Technometrics 41(3), 1999,
-    re-estimate mean and scatter like this. The sum is an extension: poison found in an early round
-    keeps its score in later rounds, whose directions no longer point toward it.
+    43(3), 2001, use kurtosis in the same way. The weights are an extension. `rounds` is the number
+    of rounds. The first round uses the whole class. Round k + 1 leaves out the examples with the
+    highest scores of rounds 1 to k; their number is the fraction k / `rounds` of the budget. It
+    recomputes the mean, the directions and the weights without them. Tau is summed over all rounds.
+    Rousseeuw and Van Driessen, "A Fast Algorithm for the Minimum Covariance Determinant Estimator",
+    Technometrics 41(3), 1999, re-estimate the mean and the scatter in the same way. The sum is an
+    extension: poison that an early round finds keeps its high score, although the directions of
+    later rounds no longer point toward it.
 
     ``filter_scope=suspicious`` selects classes whose `tail` along a top direction is an outlier
     among the classes; the variance itself differs too much between clean classes to be used. Of
@@ -110,8 +111,9 @@ class _Axes:
 
 
 def tail(x: Tensor) -> float:
-    """Returns the variance of `x` float64 (n,) divided by its squared half-width: about 1 for a
-    normal sample, more with a few distant values, 1 for zero variance. Invariant to scale.
+    """Returns the variance of `x` float64 (n,) divided by its squared half-width. This is about 1
+    for a normal sample, larger if there are a few distant values, and 1 if the variance is zero. It
+    does not depend on the scale of `x`.
 
     The half-width is the distance from the median within which 68.27 % of the values lie.
     """

@@ -19,23 +19,22 @@ class SPECTRE(Principal):
     """Removes the examples with the highest quantum-entropy scores after robust whitening.
 
     Hayase, Kong, Somani, Oh, "SPECTRE: Defending Against Backdoor Attacks Using Robust Statistics",
-    ICML 2021, as in the authors' code. A class of n examples is centered and projected on its top k
-    principal directions. All examples are whitened by the covariance of those that remain after the
-    filter of Diakonikolas et al. 2017 (`filtered`, with parameter `tau`), which removes at most
-    `filter_limit` times the number ε of poisoned examples; for k = 1 they are not whitened. The
-    score is h^T Q h / tr Q with Q = exp(`alpha` (S - I) / (||S|| - 1)), where S is the covariance
-    of the whitened features.
+    ICML 2021, as in the authors' code. A class of n examples is centered and projected onto its top
+    k principal directions. All examples are whitened by the covariance of those that remain after
+    the filter of Diakonikolas et al. 2017 (`filtered`, with parameter `tau`), which removes at most
+    `filter_limit` times the number ε of poisoned examples. For k = 1, the examples are not
+    whitened. The score is h^T Q h / tr Q with Q = exp(`alpha` (S - I) / (||S|| - 1)), where S is
+    the covariance of the whitened features.
 
     k is `rank` or, by default, the value among 1, 4, 9, ..., `max_rank` with the largest tr(S Q) /
-    tr Q. This is computed in `max_rank` dimensions, whitened by the covariance of the examples that
-    would not be removed. There are at least ten examples per dimension, so that `max_rank` is lower
-    for classes below 1,000 examples.
+    tr Q. For this quotient, the examples have `max_rank` dimensions and are whitened by the
+    covariance of those that would not be removed. There must be at least ten examples per
+    dimension, so `max_rank` is lowered for small classes.
 
     ε is the number of poisoned examples if the budget is a multiple of it, otherwise the number of
     examples that the budget removes, divided by 1.5. It is at most a third of the class; with
-    ``auto`` it is a third. `layer` is the layer to use in place of `protocol.layer`. Difference
-    from the code: if no direction of S is above average, ||S|| <= 1, all directions have equal
-    weight.
+    ``auto`` it is a third. `layer` is the layer to use in place of `protocol.layer`. Unlike in the
+    code, all directions have equal weight if no eigenvalue of S is above 1.
     """
 
     def __init__(
@@ -91,7 +90,8 @@ class SPECTRE(Principal):
         return weighted_variance(white, self.alpha), scores, k
 
     def _whitened(self, points: Tensor, poisoned: float) -> Tensor:
-        """Centered `points` (n, k), whitened by the covariance of those that the filter keeps."""
+        """Returns the centered `points` (n, k), whitened by the covariance of those that the filter
+        keeps."""
         if points.shape[1] == 1:
             return points
         share, limit = poisoned / len(points), round(self.filter_limit * poisoned)
@@ -100,7 +100,7 @@ class SPECTRE(Principal):
 
 
 def que(white: Tensor, alpha: float) -> Tensor:
-    """Quantum-entropy scores (n,) of whitened features `white` float64 (n, k).
+    """Returns the quantum-entropy scores (n,) of whitened features `white` float64 (n, k).
 
     Dong, Hopkins, Li, "Quantum Entropy Scoring for Fast Robust Mean Estimation and Improved
     Outlier Detection", NeurIPS 2019, in the form of SPECTRE's Algorithm 1.
@@ -110,13 +110,15 @@ def que(white: Tensor, alpha: float) -> Tensor:
 
 
 def weighted_variance(white: Tensor, alpha: float) -> float:
-    """tr(S Q) / tr Q for the covariance S of `white` float64 (n, k) and the weights Q of `que`."""
+    """Returns tr(S Q) / tr Q for the covariance S of `white` float64 (n, k); Q is as in
+    `SPECTRE`."""
     eigenvalues, weights, _ = _weighted(white, alpha)
     return float(eigenvalues @ weights)
 
 
 def _weighted(white: Tensor, alpha: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Eigenvalues of S, the weights of their directions, with sum 1, and the directions."""
+    """Returns the eigenvalues of the covariance of `white`, the weights of their directions, which
+    sum to 1, and the directions."""
     eigenvalues, directions = torch.linalg.eigh(covariance(white, correction=1))
     beyond = eigenvalues[-1] - 1
     if beyond <= 1e-9:

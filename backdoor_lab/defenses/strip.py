@@ -18,14 +18,14 @@ class STRIP(ModelBasedFilter):
     Gao, Xu, Wang, Chen, Ranasinghe, Nepal, "STRIP: A Defence Against Trojan Attacks on Deep Neural
     Networks", ACSAC 2019, section 4. For each image x, `n_overlays` held-out clean images c_1..c_N
     are drawn with replacement and added: x + `overlay_weight` · c_i, without clipping, as in the
-    authors' code. H is the mean over i of the entropy in bits of the attacked model's prediction.
-    Score: -H. ``removal_budget=auto`` removes images with an entropy of at most the quantile
-    `false_positive_rate` of a normal distribution fitted to the entropies of held-out images.
+    authors' code. The score is -H, where H is the mean over i of the entropy, in bits, of the
+    attacked model's prediction. ``removal_budget=auto`` removes the images whose H is at most the
+    `false_positive_rate` quantile of a normal distribution fitted to the H of held-out images.
 
-    One half of the held-out images is the pool of overlays, the other half gives the threshold (the
-    authors use 10,000 and 2,000 images). The overlays of an image depend on its pixels and the seed
-    alone, so that equal images have equal scores. The paper screens inputs at run time; this filter
-    cleans a training set.
+    One half of the held-out images is the pool of overlays, and the other half determines the
+    threshold (the authors use 10,000 and 2,000 images). The overlays of an image depend on its
+    pixels and the seed alone, so that equal images have equal scores. The paper screens inputs at
+    run time; this filter cleans a training set.
     """
 
     needs_clean = True
@@ -65,15 +65,16 @@ class STRIP(ModelBasedFilter):
         return SampleScores(-found, found <= threshold, {"threshold_bits": threshold})
 
     def threshold(self, usual: Tensor) -> float:
-        """The `false_positive_rate` quantile of a normal distribution fitted to the entropies
-        `usual` (m,). An image with a lower entropy is suspicious."""
+        """Returns the `false_positive_rate` quantile of a normal distribution fitted to the
+        entropies `usual` (m,) of clean images. An image whose entropy is not higher is
+        suspicious."""
         spread = usual.std(unbiased=False) * normal_quantile(self.false_positive_rate)
         return float(usual.mean() + spread)
 
     @staticmethod
     def _halves(context: DefenseContext) -> tuple[Tensor, Tensor]:
-        """The pool of overlays and the images that give the threshold, on the device. They are
-        disjoint unless there is only one image."""
+        """Returns the pool of overlays and the images that determine the threshold, on the device.
+        They are disjoint unless there is only one image."""
         clean = clean_of(context)
         order = torch.randperm(len(clean), generator=context.generator(streams.OVERLAYS))
         shuffled = clean.images[order].to(context.device)
@@ -82,8 +83,9 @@ class STRIP(ModelBasedFilter):
 
 
 def drawn(context: DefenseContext, image: Tensor, pool: int, count: int) -> Tensor:
-    """Indices int64 (count,) of the overlays of an image, drawn with replacement from 0..pool-1.
-    They depend on the seed and the pixels of `image` uint8 (C, H, W), not on its position."""
+    """Returns the indices, int64 (count,), of an image's overlays, drawn with replacement from
+    0..pool-1. They depend on the seed and the pixels of `image` uint8 (C, H, W), not on its
+    position."""
     content = zlib.crc32(image.contiguous().numpy().tobytes())
     generator = context.generator(streams.OVERLAYS, content)
     return torch.randint(pool, (count,), generator=generator)
@@ -109,5 +111,5 @@ def entropy(
 
 
 def normal_quantile(share: float) -> float:
-    """The quantile `share` of the standard normal distribution."""
+    """Returns the `share` quantile of the standard normal distribution."""
     return float(torch.special.ndtri(torch.tensor(share, dtype=torch.float64)))

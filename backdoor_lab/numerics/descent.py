@@ -8,7 +8,7 @@ from backdoor_lab.core.lazy import Tensor, torch
 
 
 def descend(optimizer: torch.optim.Optimizer, loss: Tensor, name: str) -> None:
-    """Takes one step of `optimizer` along the gradient of `loss`.
+    """Takes one step of `optimizer` that decreases `loss`.
 
     Only the optimizer's own tensors receive gradients; a model that the loss depends on is not
     modified. Before the step, raises DivergedError, with `name` in the message, if the loss is not

@@ -13,12 +13,12 @@ FOLDS = 5
 ADDED = 1e-6
 CHUNK_BYTES = 2**28
 TEMPORARIES = 6
-"""Arrays of C^2 numbers per image that one comparison holds at once, at most."""
+"""Maximum number of arrays of C^2 numbers per image that a comparison holds at once."""
 
 
 def gram_entries(maps: Tensor, p: int) -> Tensor:
-    """Upper triangles (n, C (C + 1) / 2) of the Gram matrices of order p of `maps` (n, C, HW):
-    the p-th root, with its sign, of the sum over positions of v_i^p v_j^p."""
+    """Returns the upper triangles (n, C (C + 1) / 2) of the Gram matrices of order p of `maps` (n,
+    C, HW): the signed p-th root of the sum over positions of v_i^p v_j^p."""
     upper = torch.triu_indices(maps.shape[1], maps.shape[1])
     power = maps**p
     gram = (power @ power.transpose(1, 2))[:, upper[0], upper[1]]
@@ -26,22 +26,22 @@ def gram_entries(maps: Tensor, p: int) -> Tensor:
 
 
 def rows_at_once(channels: int) -> int:
-    """How many images are compared at once, so that the arrays take about `CHUNK_BYTES`."""
+    """Returns how many images to compare at once so that the arrays take about `CHUNK_BYTES`."""
     return max(1, CHUNK_BYTES // (8 * TEMPORARIES * channels**2))
 
 
 @dataclass(frozen=True)
 class Ranges:
-    """The lowest and highest clean value of each Gram entry, float64 (C (C + 1) / 2,), for orders
-    1, 2, ...: the median minus and plus `width` median absolute deviations. Of an even number of
-    values the median is the lower of the middle two, as in torch."""
+    """The range of each Gram entry for orders 1, 2, ...: from the clean median minus `width` median
+    absolute deviations (`low`) to the median plus as much (`high`), float64 (C (C + 1) / 2,). The
+    median of an even number of values is the lower of the middle two, as in torch."""
 
     low: list[Tensor]
     high: list[Tensor]
 
     @classmethod
     def of(cls, clean: Tensor, orders: int, width: float) -> Ranges:
-        """The ranges of `clean` maps float64 (n, C, HW)."""
+        """Returns the ranges of `clean` maps float64 (n, C, HW)."""
         low, high = [], []
         for p in range(1, orders + 1):
             entries = gram_entries(clean, p)
@@ -52,10 +52,11 @@ class Ranges:
         return cls(low, high)
 
     def deviations(self, maps: Tensor) -> Tensor:
-        """The deviation of each row of `maps` float64 (n, C, HW) from the ranges: float64 (n,).
+        """Returns the deviation of each row of `maps` float64 (n, C, HW) from the ranges: float64
+        (n,).
 
-        An entry's distance to its range, divided by |bound + 1e-6|; the sum over entries and
-        orders, divided by the number of orders and by C^2 / 2.
+        Each entry's distance to the nearer bound of its range is divided by |bound + 1e-6|. The sum
+        over entries and orders is divided by the number of orders and by C^2 / 2.
         """
         parts = maps.split(rows_at_once(maps.shape[1]))
         return torch.cat([self._deviations(rows) for rows in parts])
@@ -70,11 +71,12 @@ class Ranges:
 
 
 def fold_threshold(clean: Tensor, orders: int, width: float, share: float) -> float:
-    """The deviation that a `share` of clean images does not exceed, from `clean` maps (n, C, HW).
+    """Returns the deviation that a `share` of clean images does not exceed, given `clean` maps (n,
+    C, HW).
 
-    In each of five folds, n // 5 images are compared with the ranges of all others. Of the m
-    deviations in ascending order, the threshold is number ⌊m `share`⌋, counted from 0. With fewer
-    than five images, each is a fold.
+    In each of five folds, n // 5 images are compared with the ranges of all others. The threshold
+    is the deviation at index ⌊m `share`⌋ of the m deviations in ascending order. With fewer than
+    five images, each image is a fold.
     """
     size = max(1, len(clean) // FOLDS)
     found = []

@@ -1,4 +1,4 @@
-"""Finds layers of a model by name and records what passes through them."""
+"""Finds layers of a model by name and records their inputs or outputs."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from backdoor_lab.core.lazy import Tensor, nn, torch
 
 PENULTIMATE, POOLED = "penultimate", ":pool"
 INPUT = ":input"
-"""Suffix of a layer name: what enters the module instead of what leaves it."""
+"""Suffix of a layer name that selects the module's input instead of its output."""
 LAST_STAGE_INPUT = "last_stage_input"
-"""The feature maps that enter the last part of a network with convolutions: `last_stage`."""
+"""The layer name that selects the input of the last part of a network that contains convolutions;
+see `last_stage`."""
 AUTOENCODER = "autoencoder"
 """The layer name that selects the features of an autoencoder instead of a layer of the model; see
 training/autoencoder.py."""
@@ -32,11 +33,10 @@ class FeatureHook:
     """Records a layer's features during a forward pass: ``with FeatureHook(net, layer) as tap``.
 
     `layer` is ``penultimate`` (the input of the last linear layer), ``last_stage_input`` (see
-    `last_stage`) or a module's name (``layer4``), whose output is flattened or, with the suffix
-    ``:pool`` (``layer4:pool``), averaged over all positions; with ``:input`` it is the module's
-    input, flattened. `tap.values` are the features of the last pass, float (n, d), and
-    `tap.channels` the number of channels before flattening. `key` is the option that names the
-    layer, for errors.
+    `last_stage`) or the name of a module, whose output is flattened (``layer4``) or averaged over
+    all positions (``layer4:pool``). With ``layer4:input``, the features are the flattened input of
+    the module. `tap.values` are the features of the last pass, float (n, d), and `tap.channels` the
+    number of channels before flattening. `key` is the option that names the layer, for errors.
     """
 
     def __init__(self, net: nn.Module, layer: str, key: str = "protocol.layer") -> None:
@@ -57,7 +57,7 @@ class FeatureHook:
         self._handle.remove()
 
     def _catch_input(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        # The module may overwrite its input, as a rectifier in place does.
+        # The module may overwrite its input, as an in-place ReLU does.
         self.values, self.channels = inputs[0].flatten(1).clone(), inputs[0].shape[1]
 
     def _catch_output(self, _: nn.Module, __: object, output: Tensor) -> None:
@@ -108,8 +108,8 @@ def before_pooling(network: nn.Module, images: Tensor) -> Tensor:
 
 def last_stage(net: nn.Module) -> nn.Module | None:
     """Returns the last of several consecutive parts of `net` that contain convolutions: ``layer4``
-    of a ResNet, the last block of a DenseNet, the last convolution of a VGG. None if there are no
-    two."""
+    of a ResNet, the last block of a DenseNet, the last convolution of a VGG. None if there are
+    fewer than two such parts."""
     parts = [part for part in net.children() if any(map(_convolves, part.modules()))]
     if len(parts) > 1:
         return parts[-1]

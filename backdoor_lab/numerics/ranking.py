@@ -18,7 +18,7 @@ def roc_steps(scores: Array, positive: Array) -> tuple[Array, Array]:
 
     `scores` (n,) without NaN, `positive` bool (n,). Returns two float64 arrays (t + 1,), one for
     the positive and one for the negative examples. They start with 0 and go from the highest score
-    down; the ROC curve plots the first array over the second.
+    down; the ROC curve plots the first array against the second.
 
     >>> roc_steps(np.array([0.9, 0.2, 0.4]), np.array([True, False, True]))
     (array([0., 1., 2., 2.]), array([0., 0., 0., 1.]))

@@ -1,4 +1,4 @@
-"""A covariance that wrong rows can hardly change: the filter of Diakonikolas et al. 2017.
+"""Robust estimation of a covariance: the filter of Diakonikolas et al. 2017.
 
 Diakonikolas, Kamath, Kane, Li, Moitra, Stewart, "Being Robust (in High Dimensions) Can Be
 Practical", ICML 2017, with the constants of the code of SPECTRE (Hayase et al. 2021).
@@ -14,17 +14,18 @@ from backdoor_lab.core.lazy import Tensor, torch
 SCALE = 10.0
 SHIFT = 3.0
 ACCURACY = 1e-10
-"""Of the largest eigenvalue, relative."""
+"""Relative accuracy of the largest eigenvalue."""
 DENSE = 8
-"""Up to this many dimensions, the operator on matrices is decomposed as a whole."""
+"""Maximum number of dimensions for which all eigenvalues of the operator are computed."""
 
 
 def filtered(points: Tensor, share: float, tau: float, limit: int) -> Tensor:
-    """The rows of `points` float64 (n, d) that the filter keeps: bool (n,).
+    """Returns which rows of `points` float64 (n, d) the filter keeps: bool (n,).
 
-    `share` is the share of wrong rows, `tau` the allowed probability of failure; at most `limit`
-    rows are removed, in rounds, until the fourth moments are as expected of normal rows with this
-    share of wrong ones. `points` have mean 0; the rest is not centered again.
+    `share` is the fraction of corrupted rows and `tau` the allowed probability of failure. Rows are
+    removed in rounds, at most `limit` in all, until the fourth moments are as expected of normal
+    rows of which this fraction is corrupted. `points` must have mean 0; the remaining rows are not
+    centered again.
     """
     kept = torch.arange(len(points))
     form = torch.ones(points.shape[1], points.shape[1], dtype=torch.float64)
@@ -40,16 +41,17 @@ def filtered(points: Tensor, share: float, tau: float, limit: int) -> Tensor:
 
 
 def covariance(points: Tensor, correction: int = 0) -> Tensor:
-    """The covariance (d, d) of the rows of `points` (n, d), divided by n - `correction`."""
+    """Returns the covariance (d, d) of the rows of `points` (n, d), with the divisor n -
+    `correction`."""
     centered = points - points.mean(dim=0)
     return centered.T @ centered / max(1, len(points) - correction)
 
 
 def root_of(covariance: Tensor, points: Tensor) -> Tensor:
-    """W = `covariance`^(-1/2) (d, d), to whiten `points` (n, d) by ``points @ W``.
+    """Returns W = `covariance`^(-1/2) (d, d), which whitens `points` (n, d) by ``points @ W``.
 
-    Directions without variance stay finite: their variance is replaced by 1e-12 times the largest
-    mean square in `points`.
+    W is finite even if some directions have no variance: their variance is replaced by 1e-12 times
+    the largest mean square in `points`.
     """
     eigenvalues, directions = torch.linalg.eigh(covariance)
     least = points.square().mean(dim=0).max() * 1e-12
@@ -59,8 +61,8 @@ def root_of(covariance: Tensor, points: Tensor) -> Tensor:
 def _round(
     points: Tensor, share: float, tau: float, limit: int, form: Tensor
 ) -> tuple[Tensor | None, Tensor]:
-    """The rows that one round keeps, bool (n,), None if the filter ends; and the quadratic form
-    (d, d) that decided, from which the next round starts to search."""
+    """Returns which rows one round keeps, bool (n,), or None if the filter ends; and the quadratic
+    form (d, d) from which the next round starts its search."""
     n, d = points.shape
     white = points @ root_of(points.T @ points / n, points)
     squares = white.square().sum(dim=1)
@@ -79,8 +81,9 @@ def _round(
 
 
 def _tail_bound(distances: Tensor, share: float) -> float | None:
-    """T, the first of the ascending `distances` minus 3 that more distances exceed than of normal
-    rows would: all but a share 3 ε / (T log T)^2, or all of them if T <= 10 log(1 / ε)."""
+    """Returns the smallest T > 0 among the `distances` minus 3 for which at least a fraction p of
+    the distances is at most T + 3. With ε = `share`, p is 3 ε / (T log T)^2, or 1 if T <= 10 log(1
+    / ε). None if there is no such T."""
     ordered = distances.sort().values
     bounds = ordered - SHIFT
     allowed = 3 * share / (bounds * bounds.clamp(min=1e-9).log()).square()
@@ -91,15 +94,15 @@ def _tail_bound(distances: Tensor, share: float) -> float | None:
 
 
 def _lowest(values: Tensor, count: int) -> Tensor:
-    """Whether each value is among the `count` lowest, ties included."""
+    """Returns which values are among the `count` lowest, ties included."""
     if count < 1:
         return torch.zeros(len(values), dtype=torch.bool)
     return values <= values.kthvalue(count).values
 
 
 def _largest_variance(white: Tensor, start: Tensor) -> tuple[float, Tensor]:
-    """The largest variance of y^T V y over the rows y of `white` (n, d), whose second moments are
-    I, and the symmetric V (d, d) of Frobenius norm 1 that has it."""
+    """Returns the largest variance of y^T V y over the rows y of `white` (n, d), whose second
+    moments are I, and the symmetric V (d, d) of Frobenius norm 1 that attains it."""
     n, d = white.shape
     rows, unit = white.numpy(), torch.eye(d, dtype=torch.float64).numpy()
 

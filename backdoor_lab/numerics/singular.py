@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from backdoor_lab.core.lazy import Tensor, torch
 
 BLOCK = 1024
-"""Number of rows converted to float64 at a time, few enough to stay in the processor's cache."""
+"""Number of rows converted to float64 at a time, few enough to fit into the processor's cache."""
 SMALL = 64
 """Number of rows or columns below which decomposing in float64 is faster than in float32."""
 STEPS = 120
@@ -20,7 +20,7 @@ STEPS = 120
 KRYLOV = 1e-5
 """Residual, relative to the eigenvalue, at which the Lanczos method stops: the limit of float32."""
 GAP = 1e-4
-"""Relative gap of the two top eigenvalues below which float32 cannot distinguish them."""
+"""Relative gap between the two top eigenvalues below which float32 cannot distinguish them."""
 CORRECTIONS = 4
 ACCURACY = 1e-9
 """Maximum angle between the computed direction and the exact one, in radians."""

@@ -10,11 +10,12 @@ MAD_OF_NORMAL = 1.4826
 
 
 def kernel_distance(first: Tensor, second: Tensor) -> float:
-    """m n / (m + n) times the squared maximum mean discrepancy of two samples, (m, d) and (n, d).
+    """Returns m n / (m + n) times the squared maximum mean discrepancy of samples (m, d) and (n,
+    d).
 
     The kernel is the sum of two Gaussians, exp(-s / b) + exp(-2 s / b), of the squared distance s;
-    b is the lower median of s over all ordered pairs of rows of both samples, each row paired with
-    itself included. 0 if a sample is empty or all rows are equal. Needs 4 (m + n)^2 bytes.
+    b is the lower median of s over all ordered pairs of rows of both samples, including each row
+    paired with itself. 0 if a sample is empty or all rows are equal. Needs 4 (m + n)^2 bytes.
     """
     m, n = len(first), len(second)
     both = torch.cat([first, second]).double()
@@ -34,23 +35,25 @@ def kernel_distance(first: Tensor, second: Tensor) -> float:
 
 
 def anomaly_index(values: Tensor, added: float = 0.0) -> Tensor:
-    """|x - median| / (1.4826 (MAD + `added`)) of each of `values` float64 (k,); same shape."""
+    """Returns |x - median| / (1.4826 (MAD + `added`)) for each x of `values` float64 (k,); same
+    shape."""
     distance = (values - values.quantile(0.5)).abs()
     mad = distance.quantile(0.5) + added
     return distance / (MAD_OF_NORMAL * mad.clamp(min=torch.finfo(torch.float64).tiny))
 
 
 def _squares(rows: Tensor, others: Tensor) -> Tensor:
-    # Through a product of matrices, small distances would be lost in rounding.
+    # If computed from a product of matrices, small distances would be lost to rounding.
     mode = "donot_use_mm_for_euclid_dist"
     return torch.cdist(rows, others, compute_mode=mode).square()
 
 
 def _median_of_squares(rows: Tensor) -> float:
-    """The lower median over all ordered pairs, from the distances of the unordered ones."""
+    """Returns the lower median over all ordered pairs, computed from the unordered pairs."""
     count = len(rows)
     distances = torch.pdist(rows).numpy()
-    # Sorted, the n zeros of the rows with themselves come first, then every distance twice.
+    # Among the sorted distances of ordered pairs, the n zeros of rows paired with themselves come
+    # first, followed by every other distance twice.
     rank = (count * count - 1) // 2 - count
     if rank < 0:
         return 0.0
