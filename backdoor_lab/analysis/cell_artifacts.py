@@ -24,7 +24,7 @@ class CellArtifacts:
 
 
 def cell_artifacts(reader: ArtifactReader, record: dict[str, Any]) -> CellArtifacts | None:
-    """Read the stored outputs of the cell of a record; None if any of them is not in the store."""
+    """Read the stored outputs of a record's cell; None if any of them is not in the store."""
     training = reader.training(record)
     filter_result = (
         reader.filter_result(record, len(training.index)) if training is not None else None

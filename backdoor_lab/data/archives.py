@@ -76,7 +76,7 @@ class Tar(Members):
                 path = inner_path(member.name, self.root)
                 _note(found, path, member.isdir(), member.size, self.root)
                 self._places[path] = (member.offset_data, member.size)
-                # tarfile would keep all members and headers in memory.
+                # Otherwise, tarfile would keep all members and headers in memory.
                 tar.members = []
                 tar.pax_headers.clear()
             _check_end(stream, tar.offset)
@@ -96,7 +96,7 @@ class Tar(Members):
             yield path, _bytes_at(stream, offset, min(size, HEAD))
 
     def _wanted(self, wanted: Container[str]) -> Iterator[tuple[str, int, int, IO[bytes]]]:
-        # The listing has read all headers; reading them again would take twice as long.
+        # The listing has already read all headers. Reading them again would double the time.
         if not self._places:
             self.listing()
         with self._open() as (_, stream):

@@ -40,9 +40,9 @@ LAYOUTS = ("auto", "NHWC", "NCHW")
 class ArrayFile(Source):
     """Reads `root`, an .npz file with the arrays of `KEYS` and, optionally, `classes`.
 
-    Images are (N, H, W), (N, H, W, C) or (N, C, H, W) with C 1 or 3; if a shape fits both forms
-    with C, `layout` must specify one. See `validate.byte_images` for accepted values. Labels are
-    (N,) or (N, 1). Class names are the parameter `classes`, else the file's, else "0", "1", ...
+    Images are (N, H, W), (N, H, W, C) or (N, C, H, W) with C 1 or 3; if a shape fits both of the
+    forms with C, `layout` must say which. See `validate.byte_images` for accepted values. Labels
+    are (N,) or (N, 1). Class names are the parameter `classes`, else the file's, else "0", "1", ...
     `size` resizes images as in `ImageFolder`. If the file has no test arrays, a fraction
     `test_share` of every class, drawn with `split_seed`, is held out of the training arrays. Raises
     DataError for object arrays, which could run code when loaded.
@@ -90,7 +90,7 @@ class ArrayFile(Source):
         largest = max(max(split.labels, default=-1) for split in read)
         classes = self._classes(found, int(largest) + 1)
         if len(read) == 1:
-            # A set with too few names for its labels is refused later, by `validate.checked`.
+            # A data set with fewer names than labels is refused later, by `validate.checked`.
             names = (*classes, *map(str, range(len(classes), int(largest) + 1)))
             read = list(divided(read[0], self.held_out, names))
         return Arrays(read[0], read[1], classes)
@@ -164,7 +164,7 @@ def resized(images: NDArray[Any], size: int | None) -> NDArray[Any]:
     count, channels = images.shape[:2]
     found = np.empty((count, channels, size, size), np.uint8)
     for image, target in zip(images, found, strict=True):
-        # Pillow too resizes color images channel by channel.
+        # Pillow also resizes color images channel by channel.
         for plane, place in zip(image, target, strict=True):
             picture = Image.fromarray(np.ascontiguousarray(plane))
             place[:] = np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR))

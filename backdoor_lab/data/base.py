@@ -137,7 +137,7 @@ def path_given(value: Any, what: str) -> str:
 def pattern_hint(root: Path) -> str:
     """Returns a hint for the error message if the missing path `root` looks like a glob pattern,
     else an empty string."""
-    return " (a pattern like this is for sweeps, with -m)" if has_magic(str(root)) else ""
+    return " (patterns like this work only in sweeps, with -m)" if has_magic(str(root)) else ""
 
 
 def name_from(path: str) -> str:

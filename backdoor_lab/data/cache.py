@@ -1,4 +1,4 @@
-"""Opens data sets, which are validated and written to the store once as .npy files, then
+"""Opens data sets. Each is validated and written to the store once, as .npy files, which are then
 memory-mapped."""
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def open_dataset(source: Source, store: Store) -> Dataset:
         _tell(source.name, read.notes)
         return _in_memory(source, read)
     _unstored.pop(fingerprint, None)
-    # Files next to a folder's images may have changed since the images were stored.
+    # The other files in an image folder may have changed since the images were stored.
     notes = {**entry.meta.get("notes", {}), **source.notes}
     _tell(source.name, notes)
     classes = tuple(entry.meta["classes"])
@@ -73,8 +73,8 @@ def open_dataset(source: Source, store: Store) -> Dataset:
 
 
 def classes_and_fingerprint(source: Source, store: Store) -> tuple[tuple[str, ...], str]:
-    """Returns the class names of `source` and its fingerprint; reads the images only if nothing
-    cheaper suffices. Raises the same errors as `open_dataset`."""
+    """Returns the class names of `source` and its fingerprint; reads the images only if necessary.
+    Raises the same errors as `open_dataset`."""
     fingerprint = source.fingerprint()
     entry = store.find("data", _inputs(fingerprint))
     if entry is not None:

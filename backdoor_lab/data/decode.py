@@ -139,12 +139,12 @@ class _Work:
         if self.images is None:
             reason = self.refused[min(self.refused)] if self.refused else "no image"
             raise DataError(
-                f"{self.where}: of {many(len(self.rows), 'image')} none can be read: {reason}"
+                f"{self.where}: none of {many(len(self.rows), 'image')} can be read: {reason}"
             )
         sound = [path for path in self.rows if path not in self.refused]
         rows = {path: row for row, path in enumerate(sound)}
         for path, row in rows.items() if self.refused else ():
-            self.images[row] = self.images[self.rows[path]]  # no row is overwritten unread
+            self.images[row] = self.images[self.rows[path]]  # row <= its old place
         return Decoded(self.images[: len(rows)], rows, dict(sorted(self.refused.items())))
 
     def _one(self, path: str, content: Content) -> None:

@@ -143,8 +143,8 @@ class Folder(Members):
 
 
 def hash_of(path: Path) -> str:
-    """Returns the SHA-256 of a file; in one process, it is computed again only if size or mtime
-    change."""
+    """Returns the SHA-256 of a file; within a process, it is computed again only if the size or the
+    mtime has changed."""
     try:
         info = path.stat()
         return _hash_of(path, info.st_size, info.st_mtime_ns)

@@ -70,8 +70,8 @@ def whole_labels(labels: NDArray[Any], where: str) -> NDArray[np.int64]:
 
 
 def refuse(bad: NDArray[np.bool_], values: NDArray[Any], where: str, rule: str) -> None:
-    """Raises DataError if `bad` is true anywhere; the message states the first such index and their
-    number."""
+    """Raises DataError if `bad` is true anywhere; the message states the first index where it is
+    true, and how many there are."""
     if not bad.any():
         return
     broken = int(bad.sum())

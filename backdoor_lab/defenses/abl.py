@@ -69,7 +69,7 @@ class ABL(ModelBasedFilter):
         return network, losses_at(network, context, everything)
 
     def epochs_of(self, context: DefenseContext) -> int:
-        """Returns the number of epochs of the isolation training."""
+        """Returns the number of epochs of local gradient ascent."""
         return self.epochs or max(1, round(SHARE_OF_EPOCHS * context.hyperparameters.epochs))
 
 

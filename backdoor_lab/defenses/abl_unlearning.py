@@ -15,14 +15,14 @@ class ABLUnlearning(ModelRepair):
     """Trains a model on the poisoned set by anti-backdoor learning.
 
     Li, Lyu, Koren, Lyu, Li, Ma, "Anti-Backdoor Learning: Training Clean Models on Poisoned Data",
-    NeurIPS 2021, section 3, in the form of the authors' code. First, as in `abl`, a model is
-    trained for `epochs` with local gradient ascent, and the fraction `isolation_ratio` of all
-    images with the lowest loss is isolated. The model is then trained on the other images for
-    `training_epochs` (by default the rest of the recipe's epochs), with the recipe's augmentation.
-    The learning rate is `lr` for two thirds of these epochs and a tenth of it for the last third.
-    Finally, the cross-entropy of the isolated images is maximized for `unlearning_epochs` passes
-    with learning rate `unlearning_lr`, without augmentation. Batch size, momentum and weight decay
-    are those of `abl` throughout. The attacked model is not used.
+    NeurIPS 2021, section 3, as in the authors' code. First, as in `abl`, a model is trained for
+    `epochs` with local gradient ascent, and the fraction `isolation_ratio` of all images with the
+    lowest loss is isolated. The model is then trained on the other images for `training_epochs` (by
+    default the rest of the recipe's epochs), with the recipe's augmentation. The learning rate is
+    `lr` for two thirds of these epochs and a tenth of it for the last third. Finally, the
+    cross-entropy of the isolated images is maximized for `unlearning_epochs` passes with learning
+    rate `unlearning_lr`, without augmentation. Batch size, momentum and weight decay are those of
+    `abl` throughout. The attacked model is not used.
 
     The authors' code has 5 epochs of unlearning, but the first one only evaluates the model. It
     trains on the other images for 60 epochs after 10 epochs of isolation

@@ -19,13 +19,13 @@ START = 1
 
 
 class ANP(ModelRepair):
-    """Prunes channels whose mask shrinks during training under adversarial perturbation.
+    """Trains a mask for each channel under adversarial perturbation, and prunes small masks.
 
     Wu, Wang, "Adversarial Neuron Pruning Purifies Backdoored Deep Models", NeurIPS 2021, section 4.
     A channel is the scale γ and shift β of a batch normalization. Each channel has a mask m. Each
     step perturbs the scale to (m + δ) γ and the shift to (1 + ξ) β: δ and ξ are drawn uniformly
-    from ±`eps` and then changed by one signed step of size eps that increases the loss, so that
-    they lie within ±2 eps. Then the masks m, which stay in 0..1, are changed to decrease
+    from [-`eps`, `eps`] and then changed by one signed step of size eps that increases the loss, so
+    that they lie in [-2 eps, 2 eps]. Then the masks m, which stay in 0..1, are changed to decrease
 
         `alpha` · L(m γ, β) + (1 - alpha) · L((m + δ) γ, (1 + ξ) β)
 
@@ -125,8 +125,8 @@ def masked_loss(network: nn.Module, norms: Norms, masks: list[Tensor]) -> Loss:
 
 
 def uniform(like: Tensor, bound: float, generator: torch.Generator) -> Tensor:
-    """Returns numbers drawn uniformly from ±`bound`, with the shape and type of `like`, as a tensor
-    that requires grad."""
+    """Returns numbers drawn uniformly from [-`bound`, `bound`], with the shape and type of `like`,
+    as a tensor that requires grad."""
     drawn = 2 * torch.rand(like.shape, generator=generator) - 1
     return (bound * drawn).to(like).requires_grad_()
 

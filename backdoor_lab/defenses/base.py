@@ -21,7 +21,7 @@ from backdoor_lab.defenses.options import DEFAULTS, OPTION_KEYS, UNKNOWN_TARGET,
 
 @dataclass(frozen=True)
 class DefenderKnowledge:
-    """What a protocol reveals to a defense: `target`, the attacked class; `epsilon`, the number of
+    """What a protocol reveals to a defense: `target`, the target class; `epsilon`, the number of
     poisoned images; `clean`, features of a small held-out clean set. Each is None if not revealed.
     `context` holds images and models, for defenses that require them."""
 
@@ -102,7 +102,7 @@ class SampleFilter(Defense):
         self.obey(options)
 
     def obey(self, options: FilterOptions) -> None:
-        """Sets the protocol's options for filters. `build` calls it after `__init__`, so that
+        """Sets the protocol's options for filters. `build` calls this after `__init__`, so that
         subclasses need not pass the options on."""
         self.options = options
         if (
@@ -265,9 +265,8 @@ def modified_z(x: Tensor) -> Tensor:
 def suspects_by_size(scores_of: dict[int, ClassScores], false_alarms: float = 0.01) -> list[int]:
     """Returns the classes whose `suspicion`, which must be positive, is unusually large.
 
-    The modified z-scores of the logarithms are compared with a threshold. If the logarithms are
-    normally distributed, the probability that any class exceeds it is `false_alarms`. (With the
-    usual threshold of 3.5 and ten classes, it would be 7 %.)
+    Compares the modified z-scores of the logarithms with a threshold. If the logarithms are normal,
+    any exceeds it with probability `false_alarms` (7 % for ten classes with the usual 3.5).
     """
     tiny = torch.finfo(torch.float64).tiny
     sizes = torch.tensor(
@@ -292,7 +291,7 @@ def critical_z(k: int, false_alarms: float) -> float:
 
 
 def row_order(values: Tensor) -> Tensor:
-    """Returns an order, int64 (n,), of the rows of `values` (n, d) that ignores their positions.
+    """Returns an order, int64 (n,), of the rows of `values` (n, d), given only their content.
 
     Methods that sample rows or start from some of them use this order, so that an example's score
     does not depend on its position in the set.

@@ -59,14 +59,14 @@ class ConfusionTraining(ModelBasedFilter):
     """Removes images that a model still fits after training on mislabeled clean images.
 
     Qi, Xie, Wang, Wu, Mahloujifar, Mittal, "Towards A Proactive ML Approach for Detecting Backdoor
-    Poison Samples", USENIX Security 2023, section 4 and the authors' code. Each round trains a base
-    model on a part of the set, then a copy of it on batches of that part together with held-out
-    clean images that have wrong labels (see `confuse`). This breaks the association of images with
-    classes, but not that of a trigger with its target, which no wrong label contradicts. The images
-    with the lowest loss form the part for the next round: the fraction `shares` of the set, but at
-    least 1/50 of each class (1/100 for the last round). `steps`, `weight`, `lr` and
-    `pretrain_epochs` are one value for all rounds or a list with one value per round; there is one
-    more round than `shares` has entries.
+    Poison Samples", USENIX Security 2023, as in section 4 and the authors' code. Each round trains
+    a base model on a part of the set, then a copy of it on batches of that part together with
+    held-out clean images that have wrong labels (see `confuse`). This breaks the association of
+    images with classes, but not that of a trigger with its target, which no wrong label
+    contradicts. The images with the lowest loss form the part for the next round: a fraction of the
+    set, given by `shares`, but at least 1/50 of each class (1/100 for the last round). `steps`,
+    `weight`, `lr` and `pretrain_epochs` are one value for all rounds or a list with one value per
+    round; there is one more round than `shares` has entries.
 
     The score is the log-probability of the label minus that of the likeliest other class, so that
     images that the last model fits have the highest scores. ``removal_budget=auto`` removes the
@@ -176,7 +176,7 @@ class ConfusionTraining(ModelBasedFilter):
 
 
 def _each(name: str, given: Any, rounds: int) -> list[Any]:
-    """Returns one value per round. Raises ConfigError for a list of another length."""
+    """Returns one value per round. Raises ConfigError for a list of the wrong length."""
     values = list(given) if isinstance(given, (list, tuple)) else [given] * rounds
     if len(values) != rounds:
         raise ConfigError(
@@ -197,8 +197,8 @@ def _predicted(context: DefenseContext) -> Tensor:
 
 def parts(n: int, batch: int, generator: torch.Generator) -> Iterator[Tensor]:
     """Yields the indices 0..n-1 in random order, in int64 batches of size `batch`; the last one may
-    be smaller. A batch with a single index has it twice, since batch normalization may reject a
-    single image."""
+    be smaller. A batch of one index repeats it, since batch normalization may reject a single
+    image."""
     for part in torch.randperm(n, generator=generator).split(batch):
         yield part.repeat(2) if len(part) == 1 else part
 

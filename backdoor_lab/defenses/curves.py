@@ -55,7 +55,7 @@ def average_precision(scores: Tensor, positive: Tensor) -> float:
 
 
 def tpr_at_fpr(scores: Tensor, positive: Tensor, limit: float) -> float | None:
-    """Returns the largest true positive rate of a threshold whose false positive rate is at most
+    """Returns the largest true positive rate of all thresholds whose false positive rate is at most
     `limit`. Tied examples share a threshold. None unless there are positive and negative
     examples."""
     true, false = _steps(scores, positive)

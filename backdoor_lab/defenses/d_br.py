@@ -15,7 +15,7 @@ from backdoor_lab.numerics.layers import PENULTIMATE, FeatureHook, head
 
 SETTINGS = PassSettings(batch_size=128, momentum=0.9, weight_decay=5e-4)
 COSINE_EPOCHS = 100
-"""Epochs after which the learning rate of the first model would be zero."""
+"""Number of epochs after which the learning rate of the separate model would reach zero."""
 DEGREES = 180
 """Largest rotation of an image."""
 SHIFT = 0.2
@@ -114,7 +114,7 @@ class DBR(ModelRepair):
 
 
 def cosine(lr: float, epoch: int) -> float:
-    """Returns the learning rate of the first model in its `epoch`, counted from 0."""
+    """Returns the learning rate of the separate model in its `epoch`, counted from 0."""
     return lr * (1 + math.cos(math.pi * epoch / COSINE_EPOCHS)) / 2
 
 

@@ -13,7 +13,7 @@ class EllipticEnvelope(Detector):
 
     Rousseeuw and Van Driessen, "A Fast Algorithm for the Minimum Covariance Determinant Estimator",
     Technometrics 1999: the squared distance uses the mean and the covariance of the half of the
-    class whose covariance has the smallest determinant. There are at least five examples per
+    class whose covariance has the smallest determinant. There must be at least five examples per
     dimension (section 4 of the paper), so small classes are reduced to fewer dimensions. If all
     examples of that half are equal, the mean and covariance of the whole class are used.
     """

@@ -1,4 +1,4 @@
-"""Control with the ground truth: removes exactly the poisoned examples."""
+"""Control that knows the ground truth: removes exactly the poisoned examples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training in passes over training images, as in the authors' code of ABL and D-BR."""
+"""Trains a network in passes over chosen images, as in the authors' code of ABL and D-BR."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Passes:
         self, where: Tensor, lr: float, loss: Loss, augment: torch.Generator | None = None
     ) -> None:
         """Minimizes `loss(logits, labels)` in one pass over the training images at indices `where`,
-        in their order, augmented as in the attacked model's training if the generator `augment` is
+        in this order, augmented as in the attacked model's training if the generator `augment` is
         given. Leaves the network in eval mode. Raises DivergedError if a loss is not finite."""
         for group in self.sgd.param_groups:
             group["lr"] = lr

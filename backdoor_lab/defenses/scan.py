@@ -46,7 +46,8 @@ class SCAn(SampleFilter):
     of clean images. This class follows the paper.
 
     Only directions in which clean images vary are used. If there are fewer clean images than
-    features, poison in other directions is missed; `protocol.clean_holdout` sets their number.
+    features, poison in other directions is missed. `protocol.clean_holdout` sets the number of
+    clean images.
     """
 
     def __init__(

@@ -4,5 +4,5 @@ A method is a choice of ``trigger=`` or ``defense=``. Its YAML file in ``attacks
 has one row for each value or step that affects its results: our value, the paper's value, and the
 value in the authors' code with a quotation of the line. README.md in this folder describes the
 format. The status of a method must agree with its rows (rules.py), and our values are compared with
-the configuration and the code (ours.py), so that these files cannot become outdated unnoticed.
+the configuration and the code (ours.py), so that outdated files are detected.
 """

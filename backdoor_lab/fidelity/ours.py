@@ -75,14 +75,15 @@ def _check(row: Row, method: Method, options: dict[str, Any], root: Path) -> lis
 
 
 def _quoted(token: str, component: str) -> tuple[str, str]:
-    """The file of a quoted text, `component` unless the text begins with another, and the text."""
+    """Returns the file of a quoted text and the text. The file is `component` unless the text
+    begins with another file name."""
     match = _ELSEWHERE.fullmatch(token)
     return (match["place"], match["text"]) if match else (component, token)
 
 
 def _defaults(method: Method, options: dict[str, Any], root: Path) -> list[str]:
-    """Compare the numbers in the signature of a method's class with the table. Skips presets, whose
-    name differs from that of their YAML file: their values differ on purpose."""
+    """Compare the numbers in the signature of a method's class with the table. Skips presets such
+    as ``abl_authors``, whose values differ from the defaults on purpose."""
     path = root / method.component
     kind = str(options.get("_target_")).rpartition(".")[2]
     found = []

@@ -21,7 +21,7 @@ GROUPS = {"attacks": "trigger", "defenses": "defense"}
 STATUSES = ("exact", "reduced", "different", "no code", "ours")
 KINDS = ("option", "constant", "step")
 SAME = "same"
-"""Stands in for an authors' value that equals ours in other units or words."""
+"""Stands for a value of the authors that equals ours but is stated in other units or words."""
 _SOURCE = re.compile(
     r"(?P<repo>[\w.-]+/[\w.-]+)@(?P<commit>[0-9a-f]{7,40}):(?P<path>.+):(?P<line>\d+)"
 )

@@ -11,8 +11,8 @@ HEADERS = ("method", "status", "equal to", "rows", "differ", "cost", "paper")
 
 
 def overview(methods: Iterable[Method]) -> str:
-    """A table of methods as text, one line each. The function `cost` explains the column
-    ``cost``."""
+    """A table of methods as text, one line each. For the column ``cost``, see the function
+    `cost`."""
     return columns([HEADERS, *(_line(method) for method in methods)])
 
 

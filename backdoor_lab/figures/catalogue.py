@@ -66,7 +66,7 @@ def of_sweep(whole: SweepData) -> Iterator[Named]:
 
 
 def promised(whole: SweepData, cells: Sequence[CellRecord]) -> dict[str, float]:
-    """The AUROC predicted from the features of each cell, along the direction of its poison, by
+    """The AUROC predicted from the features of each cell (see `separation.predicted_auroc`), by
     cell id.
 
     Cells without stored features are omitted. Empty if the sweep has fewer than SEVERAL ratios.

@@ -17,8 +17,8 @@ Array = NDArray[Any]
 
 @styled
 def scores(bars: Histogram) -> Figure:
-    """Histograms of the scores in the target class, in % of its clean and of its poisoned images,
-    and the threshold: images with this score or a higher one are removed."""
+    """Histograms of the scores of the clean and of the poisoned images in the target class, each in
+    percent of its group. A line marks the threshold at and above which images are removed."""
     figure = new(4.2, 3.0)
     draw_scores(figure.add_subplot(), bars)
     return figure
@@ -83,8 +83,8 @@ def draw_projections(axes: Axes, along: Array, is_poison: Array, keep: Array) ->
 
 @styled
 def removal(curve: Curve, at: tuple[int, int]) -> Figure:
-    """The number of poisoned images left against the number of images removed, by score and at
-    random. `at` is the pair (removed, left) that the defense reached."""
+    """The number of poisoned images left against the number of images removed, for removal by score
+    and at random. `at` is the pair (removed, left) that the defense reached."""
     figure = new(4.2, 3.0)
     draw_removal(figure.add_subplot(), curve, at)
     return figure

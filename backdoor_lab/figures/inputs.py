@@ -56,7 +56,7 @@ def projected(reader: ArtifactReader, record: Record, found: CellArtifacts) -> A
 
 
 def losses_of(reader: ArtifactReader, record: Record) -> dict[str, Array]:
-    """The loss per epoch of the first training and of the retraining, as far as they are stored."""
+    """The stored losses per epoch, of the first training and of the retraining."""
     named = {"first training": "train", "retraining": "retrain"}
     found = {name: reader.losses(record, stage) for name, stage in named.items()}
     return {name: values for name, values in found.items() if values is not None and len(values)}

@@ -120,7 +120,7 @@ def _curve(
 
 
 def _mean(table: PivotTable, points: Sequence[tuple[float, str]]) -> Curve | None:
-    """The mean over the triggers; None if one of them has two versions."""
+    """The mean over the triggers; None if the table has two versions of a trigger."""
     if len({unversioned(row[0]) for row in table.rows}) < len(table.rows):
         return None
     found = []

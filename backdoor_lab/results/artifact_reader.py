@@ -1,8 +1,8 @@
 """Read the outputs of a cell's stages from the store, with NumPy only.
 
 Outputs may be missing (the store is not committed) or damaged; a method then returns None and adds
-a note. By default files are not checked against their hashes; tables, which serve as evidence, are
-made with this check.
+a note. By default, files are not checked against their hashes. Tables, which serve as evidence, are
+made from checked files.
 """
 
 from __future__ import annotations
@@ -49,11 +49,13 @@ T = TypeVar("T")
 class Training:
     """A poisoned training set of n examples, with the ground truth.
 
-    `base` uint8 (N, C, H, W) are the clean images; `rows` uint8 (P + Q, C, H, W) the poisoned
-    images, then the cover images; `index` int (n,) the training images, as positions in `base`
-    followed by `rows`; `labels` int (n,) the training labels; `original` int (P + Q,) the clean
-    image each row was made from; `poisoned` is P; `clean_labels` int (N,) the labels before the
-    attack; `classes` the class names.
+    - `base` uint8 (N, C, H, W): the clean images.
+    - `rows` uint8 (P + Q, C, H, W): P poisoned images, then Q cover images. `poisoned` is P.
+    - `index` int (n,): the training images, as positions in `base` followed by `rows`.
+    - `labels` int (n,): the training labels.
+    - `original` int (P + Q,): the clean image from which each row was made.
+    - `clean_labels` int (N,): the labels before the attack.
+    - `classes`: the class names.
     """
 
     base: Array

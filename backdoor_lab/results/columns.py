@@ -65,9 +65,9 @@ COLUMNS: dict[str, str] = {
     "versions.*": "versions of this package, of Python and of libraries",
     **{f"hashes.{name}": f"sha256 of: {what}" for name, what in HASHES.items()},
 }
-"""All columns in order, with their meaning. A name that ends in ``*`` stands for several columns
-that begin alike. Counts are integers, other measures are fractions 0..1; a value is empty if the
-record does not state it."""
+"""All columns in order, with their meaning. A name that ends in ``*`` stands for all columns whose
+names begin with the part before the ``*``. Counts are integers, other measures are fractions 0..1;
+a value is empty if the record does not state it."""
 
 _FLOATS = frozenset(("ratio", *FIGURES, *WORTH, *DETECTION, "peak_memory_mib", "wall_seconds"))
 _COUNTS = frozenset(("seed", *COUNTS))

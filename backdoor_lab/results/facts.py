@@ -163,8 +163,7 @@ def config_names(cells: Sequence[CellRecord]) -> list[str]:
 
 
 def under_names(cells: Sequence[CellRecord]) -> list[str]:
-    """Returns the names of all measures on transformed test images that these cells have, in
-    order."""
+    """Returns the names of all measures on transformed test images that these cells have."""
     found = dict.fromkeys(name for cell in cells for name in cell.numbers)
     return [name for name in found if name.startswith(UNDER)]
 

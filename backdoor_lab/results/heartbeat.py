@@ -59,5 +59,5 @@ def read_heartbeat(path: Path, now: float) -> Heartbeat | None:
     except FileNotFoundError:
         return None
     except (OSError, DataError) as error:
-        raise DataError("heartbeat unreadable") from error
+        raise DataError("the heartbeat file cannot be read") from error
     return Heartbeat(age, content if isinstance(content, dict) else {})

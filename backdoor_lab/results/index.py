@@ -32,7 +32,7 @@ def rewrite(root: Path) -> None:
     path = root / "README.md"
     text = path.read_text(encoding="utf-8")
     if not _TABLE.search(text):
-        raise DataError(f"{path} holds no table that begins with {HEAD.splitlines()[0]}")
+        raise DataError(f"{path} contains no table that begins with {HEAD.splitlines()[0]}")
     write_atomic(path, _TABLE.sub(lambda _: index(root), text).encode())
 
 

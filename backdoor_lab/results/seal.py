@@ -24,8 +24,8 @@ _NEAR = 120
 
 
 def sealed(text: str) -> str:
-    """Appends the seal to the text of a JSON object; the text stays in one line or in one line per
-    key."""
+    """Appends the seal to the text of a JSON object; the result has one line, or one line per key,
+    as `text` does."""
     body = text.rstrip().removesuffix("}").rstrip()
     gap, end = ("\n ", "\n}\n") if "\n" in body else (" ", "}\n")
     return f'{body},{gap}"seal": "{_hash(body.encode())}"{end}'

@@ -17,8 +17,9 @@ store and whose time is not measured."""
 
 
 def is_at_or_before(stage: str, other: str) -> bool:
-    """Whether `stage` is `other` or comes before it, by the names in the store. There, ``measure``
-    is the name of both ``measure1`` and ``measure2``; the first of the two counts."""
+    """Whether `stage` is `other` or comes before it. Both are names of stages in the store, which
+    calls both ``measure1`` and ``measure2`` ``measure``; this name is taken as the first of the
+    two."""
     return _first(stage) <= _first(other)
 
 

@@ -103,10 +103,10 @@ def one_sweep(text: str, hint: str = "") -> Sweep:
 
 
 def _without_repeats(sweep: Sweep) -> list[CellRecord]:
-    """Returns the cells without repeats: completed cells that have the same choices, protocol and
-    config but different ids (from another code version), so that their seed would count twice. Of
-    these, the requested cell is kept. Results of modified code and of other versions of trigger or
-    defense are always kept."""
+    """Returns the cells without repeats. Completed cells are repeats if they have the same choices,
+    protocol and config but different ids, from different versions of the code: their seed would
+    count twice. Of these, the requested cell is kept. Results of modified code and of other
+    versions of trigger or defense are always kept."""
     if len({tuple(cell.choices.values()) for cell in sweep.cells}) == len(sweep.cells):
         return sweep.cells
     often = Counter(tuple(cell.choices.items()) for cell in sweep.cells)
@@ -148,8 +148,8 @@ def default_order(cell: CellRecord) -> tuple[Any, ...]:
 
 
 def cell_folders(folder: Path) -> list[Path]:
-    """Returns the visible folders in `folder`, sorted. Links to folders are followed, only for
-    reading."""
+    """Returns the visible folders in `folder`, sorted. Links to folders are followed, since the
+    folders are only read."""
     return [folder / name for name in _cell_names(folder)]
 
 
@@ -224,7 +224,7 @@ def _damaged(
 def _add(
     sweep: Sweep, found: dict[str, tuple[CellRecord, str]], cell: CellRecord, folder: str
 ) -> None:
-    """Adds a cell unless its id is already present: otherwise a copied folder would count its seed
+    """Adds a cell unless its id is already present, since a copied folder would count its seed
     twice."""
     other = found.get(cell.id)
     if other is None:

@@ -46,8 +46,8 @@ class Airbench(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         x = F.gelu(self.whiten(images))
         x = self.group3(self.group2(self.group1(x)))
-        # For 32x32 images, the last group leaves 3x3 positions: max-pooling of size 3 is the
-        # maximum of all.
+        # For 32x32 images, the last group leaves 3x3 positions, and max-pooling of size 3 would
+        # take the maximum of all of them.
         logits: Tensor = self.head(x.amax(dim=(2, 3)))
         return logits
 

@@ -73,7 +73,7 @@ def train_autoencoder(training: TrainingSet, seed: int, device: torch.device) ->
             images = training.shown(where).to(device)
             with torch.enable_grad():
                 loss = F.mse_loss(net(images), images.float() / 255)
-            descend(adam, loss, f"at epoch {epoch + 1} the autoencoder's loss")
+            descend(adam, loss, f"the autoencoder's loss at epoch {epoch + 1}")
     return net.cpu().eval()
 
 

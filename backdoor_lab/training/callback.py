@@ -1,4 +1,4 @@
-"""A Lightning callback that runs a defense after training: Algorithm 1 of the reproduced report."""
+"""A Lightning callback that runs a defense after training: Algorithm 1 of the published report."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ def after_training(
     callback: DefendAndRetrain[Evidence, Result, Network_co],
     machine: ComputeDevice,
 ) -> None:
-    """Run the callback on a network that is trained and whose weights are stored.
+    """Run the callback on a trained network whose weights are in the store.
 
-    The callback runs at the end of a fit with zero epochs, no matter whether the weights are new or
-    were read from the store. Storing the weights first means that a process killed during the
-    defense does not lose them.
+    The callback runs at the end of a fit with zero epochs, whether the weights are new or were read
+    from the store. Storing the weights first means that a process killed during the defense does
+    not lose them.
     """
     from backdoor_lab.training.train import trainer_for
 

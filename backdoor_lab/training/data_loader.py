@@ -17,11 +17,11 @@ from backdoor_lab.training.recipe import ALTERNATING, Recipe
 
 
 class BatchLoader:
-    """Iterates over the batches of one epoch of a training: images uint8 and labels.
+    """Iterates over the batches of one training epoch: images uint8 and labels.
 
-    The order and the augmentation depend only on `seed` and the number of the epoch, so that a
-    resumed training continues exactly as an uninterrupted one. The last batch of an epoch is
-    dropped if it is incomplete, unless it is the only one; the omitted images differ between
+    The order and the augmentation depend only on `seed` and the number of the epoch, so that
+    resumed training continues exactly as if it had not been interrupted. The last batch of an epoch
+    is dropped if it is incomplete, unless it is the only one; the omitted images differ between
     epochs.
 
     With ``recipe.flip=alternating``, a random half of the images is mirrored in even epochs and the
@@ -52,8 +52,8 @@ class BatchLoader:
         return max(1, len(self.training) // self.recipe.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        # Read the epoch only at the first batch: when a training resumes, Lightning creates the
-        # first iterator before it sets the epoch.
+        # Read the epoch only at the first batch: when training resumes, Lightning creates the first
+        # iterator before it sets the epoch.
         epoch = self.epoch
         generator = torch_generator(self.seed, streams.ORDER, epoch)
         order = torch.randperm(len(self.training), generator=generator).to(self.device)

@@ -1,6 +1,7 @@
 """The device, precision and threads with which a cell is computed.
 
-Of these, only the precision is an input of stages, since only it changes the weights.
+Only the precision is an input of stages: the device and the number of threads change results only
+by rounding.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from backdoor_lab.training.gpu_lock import cuda_names, own_device
 
 ACCELERATORS = ("auto", "cpu", "gpu")
 MOST = 1024
-"""The largest allowed number of threads per cell, and of cells per GPU. No machine has more cores,
-and a library that cannot create as many threads as requested ends the process."""
+"""The maximum number of threads per cell, and of cells per GPU. No machine has more cores, and some
+libraries end the process if they cannot create the requested threads."""
 ISA_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")
 """The environment variables that limit the instruction sets used by oneDNN (two names) and
 PyTorch."""
@@ -53,7 +54,7 @@ class ComputeDevice:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
     def facts(self) -> dict[str, Any]:
-        """The properties of the machine that can affect digits or speed, for records."""
+        """The properties of the machine that can affect results or speed, for records."""
         cuda = self.device.type == "cuda"
         return {
             "device": torch.cuda.get_device_name(self.device) if cuda else "cpu",
@@ -76,8 +77,8 @@ def machine_of(config: dict[str, Any], *, parallel_cells: int = 1) -> ComputeDev
     found = torch.cuda.is_available()
     if wanted == "gpu" and not found:
         raise ConfigError(
-            "`trainer=gpu`, but torch finds no GPU; trainer=cpu runs the same on the CPU,"
-            " trainer=auto uses a GPU if there is one"
+            "`trainer=gpu` needs a GPU, but torch finds none: set trainer=cpu, or trainer=auto,"
+            " which uses a GPU if there is one"
         )
     device = torch.device("cuda" if found and wanted != "cpu" else "cpu")
     threads = int(config["threads"] or 0) or max(1, cores() // max(1, parallel_cells))

@@ -23,7 +23,8 @@ def channel_stats(images: Tensor) -> tuple[Tensor, Tensor]:
     """The mean and standard deviation of each channel, float32 (C,) in 0..255, of `images` uint8
     (n, C, H, W).
 
-    The sums are integers and so exact: the same on every machine, for any number of threads.
+    The sums are exact integers, so the result is the same on every machine and for any number of
+    threads.
     """
     channels = images.shape[1]
     counts = torch.stack(
@@ -47,7 +48,7 @@ def extract(
 ) -> Features:
     """Compute the features of every training example at `layer`, float32, without augmentation.
 
-    TF32 and bfloat16 are off, whatever the training uses, since scores are small differences from a
+    TF32 and bfloat16 are off even if training uses them, since scores are small differences from a
     mean. Raises DivergedError if a feature is not finite.
     """
     machine = replace(machine, bf16=False)
@@ -129,7 +130,7 @@ def _over(
 ) -> Tensor:
     torch.set_num_threads(machine.threads)
     with torch.inference_mode(False):
-        # Outside of inference mode: weights moved inside could not be trained afterwards.
+        # Weights moved to the device in inference mode could not be trained afterwards.
         module.to(machine.device).eval()
     parts = []
     for start in track(range(0, n, CHUNK), "batch"):

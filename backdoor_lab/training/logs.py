@@ -1,4 +1,4 @@
-"""Creates Lightning loggers by name. Only loggers of a fixed list are imported."""
+"""Creates Lightning loggers by name. Only loggers from a fixed list are imported."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Chooses the memory format of networks and activations.
 
-oneDNN's weight gradient of a strided 1x1 convolution in channels-last format writes past its
-workspace if the input has fewer channels than a vector register holds floats
+For a strided 1x1 convolution in channels-last format, oneDNN's code for the weight gradient writes
+past its workspace if the input has fewer channels than a vector register holds floats
 (uxlfoundation/oneDNN#6035): the process crashes, hangs, or silently computes wrong gradients. With
 AVX2 this affects fewer than 8 channels at any image size, with AVX-512 fewer than 16 on images
 larger than 32 pixels (seen from 48 on, with torch 2.14.1). The contiguous format is safe.
@@ -27,10 +27,11 @@ Net = TypeVar("Net", bound=nn.Module)
 def memory_format_of(net: nn.Module, machine: ComputeDevice) -> str:
     """The memory format for training `net` on `machine`.
 
-    CHANNELS_LAST if `trainer.channels_last` is set and no convolution is affected by the oneDNN
-    bug, otherwise CONTIGUOUS. On a CPU, the instruction set and the precision are ignored: a cell's
-    digits must not change with the machine's vector width, and defenses continue in float32 with a
-    network trained in bfloat16. On a GPU, oneDNN is not used.
+    CHANNELS_LAST if `trainer.channels_last` is set and the error in oneDNN that this module's
+    docstring describes affects no convolution of `net`, otherwise CONTIGUOUS. On a CPU, the
+    instruction set and the precision are ignored: results must not depend on the machine's vector
+    width, and defenses run in float32 even on a network trained in bfloat16. On a GPU, oneDNN is
+    not used.
     """
     if not machine.channels_last:
         return CONTIGUOUS
@@ -43,11 +44,11 @@ def _uses_onednn(device: torch.device) -> bool:
 
 
 def _is_unsafe(module: nn.Module) -> bool:
-    """Whether `module` is a convolution that the oneDNN bug (see this module's docstring) can
-    affect."""
+    """Whether `module` is a convolution that the error in oneDNN, described in this module's
+    docstring, can affect."""
     if not isinstance(module, _ConvNd):
         return False
-    # The backward pass of a transposed convolution is that of a plain one from its outputs to its
+    # The backward pass of a transposed convolution is that of a convolution from its outputs to its
     # inputs.
     channels = module.out_channels if module.transposed else module.in_channels
     pointwise, strided = max(module.kernel_size) == 1, max(module.stride) > 1

@@ -18,9 +18,9 @@ class MixupCutmix:
     equation 1): λ x_i + (1 - λ) x_j, with λ drawn from Beta(`recipe.mixup`, `recipe.mixup`) once
     per batch. CutMix (Yun, Han, Oh, Chun, Choe, Yoo, "CutMix", ICCV 2019, equation 1): a box of x_j
     replaces the same box of x_i. The box has the share 1 - λ of the image's area, with λ drawn from
-    Beta(`recipe.cutmix`, `recipe.cutmix`). Its center is anywhere; if it is clipped at the border,
-    λ is corrected. If both are on, each batch uses either with probability 1/2. All draws depend
-    only on `seed` and `epoch`.
+    Beta(`recipe.cutmix`, `recipe.cutmix`). The box may be centered anywhere in the image; if the
+    border clips it, λ is corrected. If both are on, each batch uses one of the two, each with
+    probability 1/2. All draws depend only on `seed` and `epoch`.
     """
 
     def __init__(self, recipe: Recipe, classes: int, seed: int, epoch: int) -> None:

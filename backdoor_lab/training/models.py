@@ -106,8 +106,8 @@ def _resnet(name: str, width: int, stem: str, channels: int, classes: int) -> nn
 
 
 def _initialise(module: nn.Module) -> None:
-    # Initialize as torchvision's ResNet does. The layers replaced above are not initialized that
-    # way.
+    # Initialize as torchvision's ResNet does. The layers that replace some of its layers are not
+    # initialized that way.
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     elif isinstance(module, nn.BatchNorm2d):

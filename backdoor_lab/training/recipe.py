@@ -16,13 +16,12 @@ ALTERNATING = "alternating"
 
 @dataclass(frozen=True)
 class Recipe:
-    """The hyperparameters of a training: SGD with a schedule over `epochs` epochs, and
-    augmentation.
+    """The hyperparameters of training: SGD with a schedule over `epochs` epochs, and augmentation.
 
-    `milestones` and `warmup` are shares of the training, so that a schedule scales with the number
-    of epochs. `crop_padding` and `cutout` (a side length) are in pixels; `mixup` and `cutmix` are
-    the α of a Beta distribution. For these four, 0 means off. `flip` mirrors each image with
-    probability 1/2 or, if ``alternating``, in every other epoch.
+    `milestones` and `warmup` are fractions of the total training time, so that a schedule scales
+    with the number of epochs. `crop_padding` and `cutout` (a side length) are in pixels; `mixup`
+    and `cutmix` are the α of a Beta distribution. For these four, 0 means off. `flip` mirrors each
+    image with probability 1/2 or, if ``alternating``, in every other epoch.
 
     The schedule ``triangle`` rises linearly from `lr_start` to 1 and falls to `lr_end`, as shares
     of `lr`. The shifts of batch normalization have `bias_lr` times the learning rate, and the same

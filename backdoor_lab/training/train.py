@@ -1,4 +1,4 @@
-"""Runs one training: from random weights or the last checkpoint to the last epoch."""
+"""Trains a network, starting from random weights or from the last checkpoint."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ from backdoor_lab.training.unused_columns import guard_unused_columns
 
 CHECKPOINT = {"epoch", "global_step", "history", "loops", "lr_schedulers", "optimizer_states",
               "state_dict"}  # fmt: skip
-"""The keys without which training cannot resume from a checkpoint."""
+"""The keys that a checkpoint must have so that training can resume from it."""
 
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """What determines the weights of a training: network, recipe, images and seed. `mean` and `std`
-    are float (C,), in units of 0..255."""
+    """What determines the trained weights: network, recipe, images and seed. `mean` and `std` are
+    float (C,), in units of 0..255."""
 
     model: dict[str, Any]
     recipe: Recipe
@@ -82,7 +82,7 @@ def _random_classifier(
 def blank_classifier(job: TrainingJob, machine: ComputeDevice) -> Classifier:
     """Create a classifier with uninitialized weights, into which stored weights are to be loaded.
 
-    Random initialization would take a tenth of a second, as long as the training of a tiny cell.
+    Random initialization would take a tenth of a second, as long as training a tiny network.
     """
     if job.model["stem"] is None:
         # Networks without `stem` may have state other than weights, which must be initialized.
@@ -104,9 +104,9 @@ def fit(
     """Train a classifier. Returns it on the CPU, in evaluation mode.
 
     With `scratch`, a checkpoint is saved in this folder after every epoch, and the training resumes
-    from the last one. On a CPU, a resumed training ends with exactly the same weights as an
-    uninterrupted one. Raises DivergedError if a loss or weight is not finite, StoppedError if a
-    stop is requested.
+    from the last one. On a CPU, resumed training ends with exactly the same weights as
+    uninterrupted training. Raises DivergedError if a loss or weight is not finite, StoppedError if
+    a stop is requested.
     """
     torch.set_num_threads(machine.threads)
     batches = BatchLoader(job.training, job.recipe, seed=job.seed, device=machine.device)
@@ -178,7 +178,7 @@ def _check_checkpoint(found: Any, module: Classifier | None) -> None:
         raise KeyError(f"it lacks {', '.join(lacking)}")
     shapes = {name: value.shape for name, value in found["state_dict"].items()}
     if module is not None and shapes != {k: v.shape for k, v in module.state_dict().items()}:
-        raise ValueError("its weights have the shapes of another network")
+        raise ValueError("the shapes of its weights do not match this network")
 
 
 class _Reseed(pl.Callback):

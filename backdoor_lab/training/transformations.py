@@ -41,8 +41,8 @@ class Kind:
 
     @property
     def span(self) -> str:
-        """The allowed strengths as text, for messages."""
-        return f"{self.low:g} to {self.high:g}{', whole' if self.whole else ''}"
+        """The allowed strengths as text, for messages: ``an integer from 1 to 100``."""
+        return f"{'an integer' if self.whole else 'a number'} from {self.low:g} to {self.high:g}"
 
 
 KINDS = {
@@ -56,12 +56,13 @@ KINDS = {
     "noise": Kind("standard deviation in gray levels", 8, 0.5, 128, 0),
 }
 """Every transformation by name. `blur` and `noise` are Gaussian. `shift` moves each image in one of
-eight random directions, repeating its border; `rotate` turns each image left or right at random."""
+eight directions, chosen at random, and repeats its border. `rotate` turns each image left or right
+at random."""
 
 
 def known() -> str:
     """A list of all transformations with their strengths, for messages."""
-    return "; ".join(f"{n} ({k.unit}, {k.span}; {k.default:g})" for n, k in KINDS.items())
+    return "; ".join(f"{n} ({k.unit}, {k.span}; default {k.default:g})" for n, k in KINDS.items())
 
 
 def parse(name: object) -> tuple[str, float]:
@@ -78,8 +79,8 @@ def parse(name: object) -> tuple[str, float]:
     strength = kind.default if found[2] is None else float(found[2])
     if not kind.allows(strength):
         raise ConfigError(
-            f"`measure.asr_under`: {name} is out of range: {found[1]} takes a {kind.unit} of"
-            f" {kind.span}"
+            f"`measure.asr_under`: {name} is out of range: the strength of {found[1]}, a"
+            f" {kind.unit}, must be {kind.span}"
         )
     return found[1], strength
 

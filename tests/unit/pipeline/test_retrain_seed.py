@@ -40,7 +40,7 @@ def test_the_report_experiment_is_refused_without_a_gpu_unless_trainer_is_cpu(
              "target=bird", "ratio=0.3", "retrain=false"]  # fmt: skip
     (refused, done), _ = many(tmp_path, [words, [*words, "trainer=cpu"]])
     assert refused[0] == 2
-    assert "torch finds no GPU; trainer=cpu runs the same on the CPU" in refused[2]
+    assert "needs a GPU, but torch finds none: set trainer=cpu" in refused[2]
     assert len(refused[2].splitlines()) == 1
     code, said, errors, _ = done
     assert code == 0, errors

@@ -85,9 +85,9 @@ def test_file_names_that_match_a_pattern_are_quoted(
 
 
 def test_a_file_name_pattern_is_refused_in_a_command_that_is_not_a_sweep(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"a pattern like this is for sweeps, with -m"):
+    with pytest.raises(DataError, match=r"patterns like this work only in sweeps, with -m"):
         ArrayFile(root=str(tmp_path / "*.npz")).fingerprint()
-    with pytest.raises(DataError, match=r"a pattern like this is for sweeps, with -m"):
+    with pytest.raises(DataError, match=r"patterns like this work only in sweeps, with -m"):
         ImageFolder(root=str(tmp_path / "*.zip")).fingerprint()
 
 
