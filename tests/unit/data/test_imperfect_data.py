@@ -187,7 +187,7 @@ def test_a_data_set_of_only_damaged_images_is_refused(tmp_path: Path) -> None:
     root = filled(tmp_path)
     for path in root.rglob("*.png"):
         path.write_bytes(b"x")
-    with pytest.raises(DataError, match="of 6 images none can be read"):
+    with pytest.raises(DataError, match="none of 6 images can be read"):
         ImageFolder(root=str(root), skip_broken=True).read()
 
 
