@@ -350,7 +350,7 @@ def test_a_relative_budget_removes_nothing_from_classes_of_at_most_two_examples(
 def test_a_budget_that_removes_a_whole_class_is_refused(name: str, classes: str) -> None:
     """The error shows the arithmetic, both when filtering and in the check before training."""
     defense, features = made(name, filter_scope=classes, removal_budget="24"), planted()
-    with pytest.raises(ConfigError, match=r"removes 24 of the (18|24) examples of class"):
+    with pytest.raises(ConfigError, match=r"would remove 24 of the (18|24) examples of class"):
         judged(defense, features)
     with pytest.raises(ConfigError, match="nothing would be left"):
         defense.check(KNOWN, [18, 24, 18])

@@ -307,7 +307,7 @@ def test_a_budget_of_one_and_a_half_epsilon_that_would_empty_clean_classes_is_re
     before training."""
     plan = PoisonSpec(2, None, 0.1, ratio_of="all")
     known = DefenderKnowledge(tuple("abcdefghij"), None, count(plan, CIFAR), 0)
-    with pytest.raises(ConfigError, match="removes 7500 of the 5000 examples of class a"):
+    with pytest.raises(ConfigError, match="would remove 7500 of the 5000 examples of class a"):
         SpectralSignatures(FilterOptions(filter_scope="all")).check(known, after_poison(plan))
     SpectralSignatures(FilterOptions(filter_scope="all", max_removed="50%")).check(
         known, after_poison(plan)

@@ -195,10 +195,10 @@ REFUSED = [
     ("protocol.ratio_of=all ratio=0.95", "190 poisoned images", "180 are eligible"),
     ("protocol.ratio_of=count ratio=1.5", "`ratio`", "whole number, got 1.5"),
     ("defense.removal_budget=26",
-     "`defense.removal_budget=26` removes 26 of the 26 examples of class bird",
+     "`defense.removal_budget=26` would remove 26 of the 26 examples of class bird",
      "nothing would be left"),
     ("protocol=group13_literal ratio=0.1 defense.filter_scope=all",
-     "`defense.removal_budget=1.5eps` with ε = 20 removes 30 of the 20 examples of class airplane",
+     "with ε = 20 would remove 30 of the 20 examples of class airplane",
      "defense.filter_scope=all"),
     ("defense=oracle cover_rate=50", "cover_rate", "50"),
     ("defense=none protocol.placement=replace protocol.poison_from=source source=cat"
