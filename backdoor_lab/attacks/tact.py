@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from backdoor_lab.attacks.base import PixelTrigger, Trigger
-from backdoor_lab.attacks.scaling import SIDE, scale, scaled_side
+from backdoor_lab.attacks.drawing import SIDE, check_area, scale
 from backdoor_lab.core import validation
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.lazy import Tensor
@@ -73,7 +73,9 @@ class TaCT(Trigger):
         return tuple(others[: self.cover_classes])
 
     def _square(self, height: int, width: int) -> PixelTrigger:
-        side = scaled_side("trigger.size", self.size, height, width)
-        away = min(round(self.margin * scale(height, width)), min(height, width) - side)
+        factor = scale(height, width)
+        side = round(self.size * factor)
+        check_area("trigger.size", (self.size * factor) ** 2, side**2, height, width)
+        away = min(round(self.margin * factor), min(height, width) - side)
         near = range(-side - away, -away)
         return PixelTrigger([(row, column) for row in near for column in near], self.color)

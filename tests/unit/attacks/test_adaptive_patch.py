@@ -34,17 +34,16 @@ def workshop(seed: int = 0) -> AttackContext:
 
 def drawn(image: NDArray[np.float64], patch: dict[str, Any], opacity: float) -> None:
     """Lays one patch over one image (C, H, W), in place."""
-    channels, height, width = image.shape
-    color = [np.mean(patch["color"])] if channels == 1 else patch["color"]
-    for down, line in enumerate(patch["rows"]):
-        for right, letter in enumerate(line):
-            row, column = (
-                (patch["position"][0] + down) % height,
-                (patch["position"][1] + right) % width,
-            )
-            if letter == "#":
-                pixel = image[:, row, column]
-                image[:, row, column] = (1 - opacity) * pixel + opacity * np.round(color)
+    colors = patch["color"] if isinstance(patch["color"], dict) else {"#": patch["color"]}
+    places = patch["position"] if isinstance(patch["position"][0], list) else [patch["position"]]
+    for top, left in places:
+        for down, line in enumerate(patch["rows"]):
+            for right, letter in enumerate(line):
+                if letter in colors:
+                    color = colors[letter]
+                    color = np.round(np.mean(color)) if len(image) == 1 else np.array(color)
+                    pixel = image[:, (top + down) % 32, (left + right) % 32]
+                    pixel += opacity * (color - pixel)
 
 
 def with_one(image: Tensor, patch: dict[str, Any]) -> Tensor:
@@ -53,10 +52,10 @@ def with_one(image: Tensor, patch: dict[str, Any]) -> Tensor:
     return torch.from_numpy(values)
 
 
-@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 33, 17)], ids=str)
-def test_test_images_get_every_patch_at_its_test_opacity(shape: tuple[int, int, int]) -> None:
+@pytest.mark.parametrize("channels", [1, 3])
+def test_test_images_get_every_patch_at_its_test_opacity(channels: int) -> None:
     """No other pixel changes."""
-    images = noise(4, *shape)
+    images = noise(4, channels)
     found = AdaptivePatch(patches=PATCHES)(images)
     for image, triggered in zip(images, found, strict=True):
         values = image.numpy().astype(np.float64)
@@ -65,17 +64,12 @@ def test_test_images_get_every_patch_at_its_test_opacity(shape: tuple[int, int, 
         assert np.abs(triggered.numpy() - values).max() <= 0.501
 
 
-def test_the_adaptive_patch_preset_has_the_opacities_of_the_paper() -> None:
-    """Four patches in training; test images get two of them at full opacity."""
-    assert [patch["strength_train"] for patch in PATCHES] == [0.5, 0.2, 0.5, 0.3]
-    assert sorted(patch["strength_test"] for patch in PATCHES) == [0, 0, 1, 1]
-
-
 def which_patch(originals: Tensor, triggered: Tensor) -> list[int]:
     """The number of the one patch that each image carries; none or two fail."""
     numbers = []
+    used = [patch for patch in PATCHES if patch["strength_train"]]
     for image, made in zip(originals, triggered, strict=True):
-        off = [(made - with_one(image, patch)).abs().max() for patch in PATCHES]
+        off = [(made - with_one(image, patch)).abs().max() for patch in used]
         fitting = [number for number, value in enumerate(off) if value <= 0.501]
         assert len(fitting) == 1
         numbers += fitting
@@ -99,8 +93,9 @@ def test_overlapping_patches_are_applied_in_order() -> None:
     """With opacity 0.5, a pixel of 0 first moves halfway to the 200 of one patch and then halfway
     to the 100 of the next."""
     over = [DOT | {"color": 200, "strength_test": 0.5}, DOT | {"color": 100, "strength_test": 0.5}]
-    black = torch.zeros(1, 1, 2, 2, dtype=torch.uint8)
-    assert AdaptivePatch(patches=over)(black).flatten().tolist() == [100, 0, 0, 0]
+    black = torch.zeros(1, 1, 32, 32, dtype=torch.uint8)
+    found = AdaptivePatch(patches=over)(black)
+    assert (found[0, 0, 0, 0], found.sum()) == (100, 100)
 
 
 @pytest.mark.parametrize(
@@ -114,10 +109,17 @@ def test_overlapping_patches_are_applied_in_order() -> None:
         ({"rows": ["#.", "#"]}, "strings of equal length"),
         ({"rows": [".."]}, "at least once"),
         ({"rows": ["#x"]}, "got"),
+        ({"rows": ["#"], "color": {"x": 255}}, "with x where the patch covers"),
+        ({"rows": ["x"], "color": {"xy": 255}}, "a mapping of single letters"),
+        ({"rows": ["x"], "color": {".": 255}}, "a mapping of single letters"),
+        ({"rows": ["x"], "color": {"x": [1, 2]}}, r"trigger\.color"),
+        ({"position": [[0, 0], [30]]}, r"must be \[row, column\] or a list of such pairs"),
+        ({"position": [[0, 0], [32, 0]]}, r"patches\[0\]\.position"),
+        ({"position": [31, 0], "rows": ["#", "#"]}, "edge of 32x32 pixels"),
         ({"color": 256}, r"trigger\.color"),
         ({"strength_train": 1.1}, r"patches\[0\]\.strength_train` must satisfy 0 <= .* <= 1"),
-        ({"strength_train": 0}, "`strength_train` above 0"),
-        ({"strength_test": 0}, "`strength_test` above 0"),
+        ({"strength_train": 0}, "each of the two keys must be above 0"),
+        ({"strength_test": 0}, "each of the two keys must be above 0"),
         ({"strength_test": float("nan")}, r"patches\[0\]\.strength_test"),
         ({"strength_tset": 1}, "Did you mean 'strength_test'"),
     ],
@@ -135,7 +137,24 @@ def test_anything_but_a_list_of_patches_is_refused(patches: Any) -> None:
         AdaptivePatch(patches=patches)
 
 
-def test_a_patch_larger_than_the_image_is_refused() -> None:
-    """The error gives the image's size."""
-    with pytest.raises(ConfigError, match="4x32 pixels"):
-        AdaptivePatch(patches=PATCHES)(noise(1, 3, 4, 32))
+def test_a_patch_that_is_never_used_is_refused() -> None:
+    with pytest.raises(ConfigError, match="every patch needs a `strength_train` or"):
+        AdaptivePatch(patches=[DOT, DOT | {"strength_train": 0, "strength_test": 0}])
+
+
+@pytest.mark.parametrize(("side", "exact"), [(4, "0.391"), (8, "1.56"), (13, "1.49")])
+def test_patches_are_refused_if_rounding_changes_an_area_by_more_than_a_quarter(
+    side: int, exact: str
+) -> None:
+    """The error names the patch, the size of the images and the area before rounding."""
+    with pytest.raises(ConfigError, match=rf"\[\d\]\.rows` .*{side}x40 .* covers {exact} pixels"):
+        AdaptivePatch(patches=PATCHES)(noise(1, 3, side, 40))
+
+
+def test_a_patch_of_non_square_images_is_scaled_by_the_shorter_side() -> None:
+    """Half of 5x5 pixels are rounded to 2x3, in the corner that the position counts from."""
+    five = DOT | {"position": [-5, -5], "rows": ["#####"] * 5}
+    images = torch.zeros(1, 1, 16, 64, dtype=torch.uint8)
+    expected = images.clone()
+    expected[:, :, -2:, -3:] = 255
+    assert torch.equal(AdaptivePatch(patches=[five])(images), expected)
