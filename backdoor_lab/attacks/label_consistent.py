@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 from backdoor_lab.attacks.base import AttackContext, Trigger, gray_levels, to_bytes
 from backdoor_lab.core import validation
 from backdoor_lab.core.errors import ConfigError
@@ -9,6 +12,7 @@ from backdoor_lab.core.lazy import F, Tensor, nn, torch
 from backdoor_lab.core.progress import track
 
 NORMS = ("linf", "l2")
+CORNERS = ("all", "lower_right")
 MARK = ((1, -1, -1), (-1, 1, -1), (1, -1, 1))
 SIDE = len(MARK)
 CHUNK = 256
@@ -27,7 +31,8 @@ class LabelConsistent(Trigger):
     P projects onto the ball and keeps x + d in 0..255. The ascent starts at d = 0, takes `steps`
     steps of `step_size`, and finally truncates d towards 0, so that the bound also holds for the
     stored uint8 image. Then the mark p is added (section 4.4 and the authors' code). It has 3×3
-    values of +1 and −1 in each corner, mirrored in the right corners:
+    values of +1 and −1 in each corner, mirrored in the right corners, or, with `corners` =
+    ``lower_right``, in that corner alone:
 
         x' = clip(x + d + strength_train · p, 0, 255)
 
@@ -36,13 +41,16 @@ class LabelConsistent(Trigger):
     norm is over the whole image. On images smaller than 6×6 the corners overlap; there the lower
     and right corners take precedence.
 
-    Differences: the paper's surrogate is trained adversarially; here it is trained normally, so
-    the perturbations transfer less well to other models. The paper's alternative,
-    interpolation in the latent space of a GAN, is not available.
+    Differences: the paper's surrogate is trained adversarially, which takes about eight times as
+    long; here it is trained normally, so the perturbations transfer less well to other models. The
+    paper's alternative, interpolation in the latent space of a GAN, is not available. The paper
+    tries several bounds; ``trigger=label_consistent_authors`` has those in the configuration of the
+    authors' code.
     """
 
     label_mode = "clean"
     uses_surrogate = True
+    later: ClassVar[Mapping[str, object]] = {"corners": "all"}
 
     def __init__(
         self,
@@ -53,6 +61,7 @@ class LabelConsistent(Trigger):
         step_size: float = 1.5,
         strength_train: float = 255,
         strength_test: float = 255,
+        corners: str = "all",
     ) -> None:
         self.norm = validation.choice("trigger.norm", norm, NORMS)
         self.eps = gray_levels("trigger.eps", eps, zero=True)
@@ -64,13 +73,14 @@ class LabelConsistent(Trigger):
         self.strength_test = validation.number(
             "trigger.strength_test", strength_test, low=0, below=256
         )
+        self.corners = validation.choice("trigger.corners", corners, CORNERS)
 
     def apply_test(self, images: Tensor) -> Tensor:
-        return _marked(images.float(), self.strength_test)
+        return self._marked(images.float(), self.strength_test)
 
     def apply_train(self, images: Tensor, labels: Tensor, context: AttackContext) -> Tensor:
         harder = self.perturbed(images, labels, context)
-        return _marked(harder.float(), self.strength_train)
+        return self._marked(harder.float(), self.strength_train)
 
     def check_image_size(self, channels: int, height: int, width: int) -> None:
         if min(height, width) < SIDE:
@@ -116,15 +126,16 @@ class LabelConsistent(Trigger):
         # Clipping only moves values towards 0, so the change stays inside the ball.
         return (start + change).clamp(0, 255) - start
 
+    def _marked(self, values: Tensor, strength: float) -> Tensor:
+        mark = _corners(*values.shape[2:])
+        if self.corners == "lower_right":
+            mark[:-SIDE], mark[:, :-SIDE] = 0, 0
+        return to_bytes(values + strength * mark.to(values.device))
+
 
 def _length(values: Tensor) -> Tensor:
     """Returns the l2 norm of each image, at least 1e-12: (n, 1, 1, 1)."""
     return values.flatten(1).norm(dim=1).clamp(min=1e-12)[:, None, None, None]
-
-
-def _marked(values: Tensor, strength: float) -> Tensor:
-    height, width = values.shape[2:]
-    return to_bytes(values + strength * _corners(height, width).to(values.device))
 
 
 def _corners(height: int, width: int) -> Tensor:

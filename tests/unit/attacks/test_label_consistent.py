@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,6 +15,7 @@ from backdoor_lab.attacks.label_consistent import LabelConsistent
 from backdoor_lab.attacks.pattern import CHECKER
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.types import LabeledImages
+from tests.helpers.cells import cell_of
 
 SHAPE = (3, 12, 10)
 MARK = torch.tensor([[255, 0, 0], [0, 255, 0], [255, 0, 255]])
@@ -161,6 +164,22 @@ def test_test_images_are_marked_in_all_four_corners() -> None:
     assert torch.equal(found[:, :, outside], images[:, :, outside].long())
 
 
+def test_the_mark_may_lie_in_the_lower_right_corner_alone() -> None:
+    images = noise(3)
+    found = LabelConsistent(corners="lower_right")(images)
+    assert torch.equal(found[..., -3:, -3:], LabelConsistent()(images)[..., -3:, -3:])
+    found[..., -3:, -3:] = images[..., -3:, -3:]
+    assert torch.equal(found, images)
+
+
+def test_the_option_for_corners_does_not_change_existing_cell_ids(tmp_path: Path) -> None:
+    """The default is left out of the identity, as before the option existed."""
+    facts = cell_of(tmp_path, "trigger=label_consistent").trigger_facts
+    assert "corners" not in facts
+    other = cell_of(tmp_path, "trigger=label_consistent", "trigger.corners=lower_right")
+    assert other.trigger_facts == facts | {"corners": "lower_right"}
+
+
 def test_training_images_are_perturbed_then_marked_at_the_training_strength() -> None:
     """A training image is the perturbed image with ± 32 added in the corners, clipped."""
     net, images, labels = Curved(), noise(5), torch.zeros(5).long()
@@ -187,10 +206,12 @@ def test_test_images_are_marked_at_the_test_strength() -> None:
 
 
 def test_bad_options_are_refused() -> None:
-    """Refused are an unknown norm, eps in the wrong unit, an amplitude out of range, and tiny
+    """Refused are an unknown norm or corner, eps in the wrong unit, a wrong amplitude, and tiny
     images."""
     with pytest.raises(ConfigError, match=r"trigger\.norm"):
         LabelConsistent(norm="l1")
+    with pytest.raises(ConfigError, match=r"trigger\.corners"):
+        LabelConsistent(corners="upper_left")
     with pytest.raises(ConfigError, match=r"gray levels.*for 8/255 give 8"):
         LabelConsistent(eps=8 / 255)
     with pytest.raises(ConfigError, match=r"trigger\.strength_test"):
