@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from backdoor_lab import returned
 from backdoor_lab.core import streams, validation
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.lazy import Tensor, nn, torch
@@ -88,19 +89,25 @@ class Trigger(ABC):
         TypeError for other shapes or dtypes, ConfigError if the trigger does not fit the images.
         """
         self._look_at(images)
-        return self.apply_test(images.clone())
+        return returned.images(self, "apply_test", self.apply_test(images.clone()), images)
 
     def poisoned(self, images: Tensor, labels: Tensor, context: AttackContext) -> Tensor:
         """Returns poisoned training images made from `images` uint8 (n, C, H, W) with true labels
         `labels` int64 (n,); same shape and dtype. Raises the same errors as `__call__`."""
         self._look_at(images)
-        return self.apply_train(images.clone(), labels, context) if len(images) else images.clone()
+        if not len(images):
+            return images.clone()
+        made = self.apply_train(images.clone(), labels, context)
+        return returned.images(self, self._implemented("apply_train"), made, images)
 
     def make_covers(self, images: Tensor, labels: Tensor, context: AttackContext) -> Tensor:
         """Returns cover images made from `images`; arguments, shape and errors as for
         `poisoned`."""
         self._look_at(images)
-        return self.apply_cover(images.clone(), labels, context) if len(images) else images.clone()
+        if not len(images):
+            return images.clone()
+        made = self.apply_cover(images.clone(), labels, context)
+        return returned.images(self, self._implemented("apply_cover"), made, images)
 
     @abstractmethod
     def apply_test(self, images: Tensor) -> Tensor:
@@ -162,6 +169,13 @@ class Trigger(ABC):
 
     def check_image_size(self, channels: int, height: int, width: int) -> None:
         """Raises ConfigError, naming the rule, if the trigger does not fit images of this size."""
+
+    def _implemented(self, name: str) -> str:
+        """Returns the first of `name` and the methods that it calls by default which this class
+        implements itself."""
+        chain = ("apply_cover", "apply_train", "apply_test")
+        own = (m for m in chain if getattr(type(self), m) is not getattr(Trigger, m))
+        return next(m for m in own if chain.index(m) >= chain.index(name))
 
     def _look_at(self, images: Tensor) -> None:
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):

@@ -22,6 +22,11 @@ from backdoor_lab.core.validation import RENAMED_METHODS, new_class
 
 T = TypeVar("T")
 OWN = re.compile(r"backdoor_lab\.(attacks|defenses|data)\.[a-z][a-z0-9_]*\.[A-Z][A-Za-z0-9]*\Z")
+FOLDERS = {"trigger": "attacks", "defense": "defenses", "dataset": "data"}
+"""Maps each section of the configuration that names classes to the folder of their modules."""
+_MODULE = re.compile(r"[a-z][a-z0-9_]*\Z")
+_CLASS = re.compile(r"[A-Z][A-Za-z0-9]*\Z")
+_DOTTED = re.compile(r"[A-Za-z_]\w{0,63}(\.[A-Za-z_]\w{0,63}){0,7}\Z", re.ASCII)
 NOT_ARGUMENTS = ("_target_", "name")
 OPTIONS = "options"
 
@@ -130,7 +135,7 @@ def _find(where: str, target: object, kind: type[T]) -> type[T]:
     if not isinstance(target, str) or not OWN.match(target):
         raise ConfigError(
             f"`{where}._target_` must name a class in backdoor_lab.attacks, .defenses or .data,"
-            f" such as backdoor_lab.attacks.pixel.Pixel, got {target!r}"
+            f" such as backdoor_lab.attacks.pixel.Pixel, got {target!r}{why_refused(where, target)}"
         )
     module_name, _, class_name = target.rpartition(".")
     try:
@@ -141,7 +146,11 @@ def _find(where: str, target: object, kind: type[T]) -> type[T]:
     if found is None:
         raise _no_class(where, target, module, kind)
     if not (isinstance(found, type) and issubclass(found, kind)):
-        raise ConfigError(f"`{where}._target_`: {target} is not a class that can be used here")
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        rule = f"it must be a subclass of {' or '.join(each.__name__ for each in kinds)}"
+        raise ConfigError(
+            f"`{where}._target_`: {target} is not a class that can be used here: {rule}"
+        )
     if inspect.isabstract(found):
         lacking = sorted(getattr(found, "__abstractmethods__", ()))
         raise ConfigError(
@@ -149,6 +158,38 @@ def _find(where: str, target: object, kind: type[T]) -> type[T]:
             f" method{'s' * (len(lacking) > 1)} {', '.join(lacking)}{_old_methods(found, lacking)}"
         )
     return found
+
+
+def why_refused(where: str, name: object) -> str:
+    """Returns the rule that the class name `name` breaks at the key `where`, and what to do, for
+    the end of a message; an empty string if there is nothing to add.
+
+    >>> why_refused("defense._target_", "mine.distance")[-43:]
+    'name it backdoor_lab.defenses.mine.Distance'
+    """
+    folder = FOLDERS.get(re.split(r"[.\[]", where)[0])
+    if folder is None or not isinstance(name, str) or not _DOTTED.match(name):
+        return ""
+    package, _, rest = name.partition(".")
+    parts = rest.split(".")
+    if package != "backdoor_lab" or len(parts) != 3 or parts[0] not in FOLDERS.values():
+        module, cls = ([*name.split("."), ""] if "." not in name else name.split("."))[-2:]
+        wanted = f"backdoor_lab.{folder}.{_module(module)}.{_class(cls or module)}"
+        return (
+            f": a class must be in a module of the folder backdoor_lab/{folder}, so put its file"
+            f" there and name it {wanted}"
+        )
+    if not _MODULE.match(parts[1]):
+        return (
+            ": a module name has only lower-case letters, digits and underscores, so rename"
+            f" {parts[1]}.py to {_module(parts[1])}.py"
+        )
+    if not _CLASS.match(parts[2]):
+        return (
+            ": a class name starts with a capital letter and has only letters and digits, so rename"
+            f" {parts[2]} to {_class(parts[2])}"
+        )
+    return ""
 
 
 def _no_module(name: str, error: ModuleNotFoundError) -> str:
@@ -179,3 +220,13 @@ def _old_methods(cls: type, lacking: list[str]) -> str:
     whose current name is in `lacking`; otherwise an empty string."""
     old = [name for name, new in RENAMED_METHODS.items() if new in lacking and hasattr(cls, name)]
     return "".join(f" (`{name}` is now `{RENAMED_METHODS[name]}`)" for name in old)
+
+
+def _module(name: str) -> str:
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower().lstrip("_0123456789")
+    return words or "my_module"
+
+
+def _class(name: str) -> str:
+    words = [word[:1].upper() + word[1:] for word in re.split("_+", name)]
+    return "".join(words).lstrip("0123456789") or "MyClass"

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from backdoor_lab.core.errors import ConfigError
-from backdoor_lab.core.instantiate import OWN
+from backdoor_lab.core.instantiate import OWN, why_refused
 
 LOGGERS = {
     "pytorch_lightning.loggers.CSVLogger": "pytorch_lightning",
@@ -117,6 +117,7 @@ def check_name(path: str, name: object, packages: Iterable[str] = ()) -> None:
         )
     raise ConfigError(
         f"{said}classes of backdoor_lab.attacks, .defenses and .data and the loggers of conf/logger"
+        f"{why_refused(path, name)}"
     )
 
 

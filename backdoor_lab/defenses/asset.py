@@ -8,12 +8,12 @@ from collections.abc import Iterable, Iterator
 from backdoor_lab.core import streams, validation
 from backdoor_lab.core.lazy import F, Tensor, nn, torch
 from backdoor_lab.core.progress import track
-from backdoor_lab.defenses.base import finite
 from backdoor_lab.defenses.context import DefenseContext
 from backdoor_lab.defenses.networks import ModelBasedFilter, SampleScores, clean_of, losses_at
 from backdoor_lab.defenses.options import DEFAULTS, FilterOptions
 from backdoor_lab.numerics.descent import descend
 from backdoor_lab.numerics.layers import before_pooling
+from backdoor_lab.returned import finite
 
 OUTLYING = 2.0
 """Adjusted outlyingness above which an image is unlearned."""

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from backdoor_lab import returned
 from backdoor_lab.core import streams
-from backdoor_lab.core.errors import ConfigError, DivergedError
+from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.lazy import Tensor, nn, torch
 from backdoor_lab.core.progress import track
 from backdoor_lab.core.rng import torch_generator
@@ -128,6 +129,12 @@ class SampleFilter(Defense):
         """Returns the protocol's options that this filter uses, for the record."""
         return {k: getattr(self.options, k) for k in OPTION_KEYS if k not in self.unused}
 
+    @property
+    def _scored_by(self) -> str:
+        """The name of the method that this filter implements to compute scores."""
+        plain = type(self).score_classes is SampleFilter.score_classes
+        return "score_class" if plain else "score_classes"
+
     @abstractmethod
     def score_class(self, values: Tensor, label: int, known: DefenderKnowledge) -> ClassScores:
         """Scores the examples of class `label`; `values` (n, d), n > 0, has one row per example."""
@@ -164,7 +171,7 @@ class SampleFilter(Defense):
                 self._refuse(known, label, removed, per_class[label])
 
     def __call__(self, features: Features, known: DefenderKnowledge) -> FilterResult:
-        finite(features.values, "rows of features")
+        returned.finite(features.values, "rows of features")
         found = [(y, (features.labels == y).nonzero().flatten()) for y in range(len(known.classes))]
         members = {label: where for label, where in found if len(where)}
         scores_of, notes = self._looks(features, members, known)
@@ -172,11 +179,13 @@ class SampleFilter(Defense):
         keep = torch.ones(len(scores), dtype=torch.bool)
         for label, scored in scores_of.items():
             where = members[label]
+            returned.scores(self, self._scored_by, scored.scores, len(where))
             removed = self._removed(scored, known)
             if removed >= len(where):
                 self._refuse(known, label, removed, len(where))
             by = self.refine_scores(features.values[where], scored.scores, removed, known.seed)
-            scores[where] = by.double().cpu()
+            by = returned.scores(self, "refine_scores", by, len(where))
+            scores[where] = by.detach().double().cpu()
             keep[where[top_scoring(scores[where], removed, seed=known.seed)]] = False
         return FilterResult(scores, keep, notes)
 
@@ -184,13 +193,17 @@ class SampleFilter(Defense):
         self, features: Features, members: dict[int, Tensor], known: DefenderKnowledge
     ) -> tuple[dict[int, ClassScores], dict[str, object]]:
         wanted = [y for y in members if self.scope != "target" or y == known.target]
-        scores_of = self.score_classes(features, members, wanted, known)
+        found = self.score_classes(features, members, wanted, known)
+        sizes = {label: len(where) for label, where in members.items()}
+        scores_of = returned.scores_by_class(self, self._scored_by, found, ClassScores, sizes)
         notes: dict[str, object] = {}
         if self.scope == "suspicious":
             notes["suspicion"] = {
                 known.classes[y]: scored.suspicion for y, scored in scores_of.items()
             }
-            scores_of = {y: scores_of[y] for y in self.suspicious_classes(scores_of)}
+            chosen = self.suspicious_classes(scores_of)
+            chosen = returned.labels(self, "suspicious_classes", chosen, scores_of)
+            scores_of = {y: scores_of[y] for y in chosen}
         notes["classes"] = [known.classes[y] for y in scores_of]
         said = {known.classes[y]: scored.notes for y, scored in scores_of.items() if scored.notes}
         return scores_of, notes | ({"per_class": said} if said else {})
@@ -200,7 +213,6 @@ class SampleFilter(Defense):
         removed = self.budget.size(n, known.epsilon)
         if removed is not None:
             return removed
-        finite(scored.scores, "scores")
         asked = otsu_count(scored.scores) if scored.auto is None else scored.auto
         return self.budget.capped(asked, n, known.epsilon)
 
@@ -223,22 +235,10 @@ def top_scoring(scores: Tensor, removed: int, *, seed: int) -> Tensor:
     >>> top_scoring(torch.tensor([0.1, 0.9, 0.5]), 2, seed=0)
     tensor([1, 2])
     """
-    finite(scores, "scores")
+    returned.finite(scores, "scores")
     shuffled = torch.randperm(len(scores), generator=torch_generator(seed, streams.TIES))
     order = scores[shuffled].sort(descending=True, stable=True).indices
     return shuffled[order[:removed]]
-
-
-def finite(values: Tensor, what: str) -> None:
-    """Raises DivergedError if any of `values` (n, ...) is NaN or infinite."""
-    good = torch.isfinite(values)
-    good = good if good.ndim == 1 else good.all(dim=1)
-    bad = (~good).nonzero().flatten()
-    if len(bad):
-        raise DivergedError(
-            f"{len(bad)} of {len(values)} {what} are not finite, the first at position"
-            f" {int(bad[0])}: they cannot be ranked"
-        )
 
 
 def outliers(values: dict[int, float], threshold: float = 3.5) -> list[int]:

@@ -11,7 +11,6 @@ from backdoor_lab.core import streams, validation
 from backdoor_lab.core.errors import ConfigError, many
 from backdoor_lab.core.lazy import F, Tensor, nn, torch
 from backdoor_lab.core.progress import track
-from backdoor_lab.defenses.base import finite
 from backdoor_lab.defenses.context import DefenseContext
 from backdoor_lab.defenses.likelihood_ratio import suspects
 from backdoor_lab.defenses.networks import (
@@ -26,6 +25,7 @@ from backdoor_lab.defenses.networks import (
 )
 from backdoor_lab.defenses.options import DEFAULTS, FilterOptions
 from backdoor_lab.numerics.descent import descend
+from backdoor_lab.returned import finite
 
 MOMENTUM = 0.7
 DECAY = 1e-4

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from backdoor_lab import returned
 from backdoor_lab.core import streams
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.lazy import F, Tensor, nn, torch
@@ -71,9 +72,11 @@ class ModelBasedFilter(SampleFilter):
         classes = list(wanted)
         if not classes:
             return {}
-        rating = self.score_images(known.context, torch.cat([members[y] for y in classes]))
+        where = torch.cat([members[y] for y in classes])
+        rating = self.score_images(known.context, where)
+        returned.sample_scores(self, "score_images", rating, SampleScores, len(where))
         sizes = [len(members[y]) for y in classes]
-        scores = rating.scores.double().cpu().split(sizes)
+        scores = rating.scores.detach().double().cpu().split(sizes)
         if rating.flagged is None:
             scores_of = [ClassScores(each, notes=rating.notes) for each in scores]
         else:

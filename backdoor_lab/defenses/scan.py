@@ -16,12 +16,12 @@ from backdoor_lab.defenses.base import (
     ClassScores,
     DefenderKnowledge,
     SampleFilter,
-    finite,
     row_order,
 )
 from backdoor_lab.defenses.options import DEFAULTS, FilterOptions
 from backdoor_lab.numerics.robust_covariance import covariance
 from backdoor_lab.numerics.two_samples import anomaly_index
+from backdoor_lab.returned import finite
 
 STEPS = 100
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
-from backdoor_lab import identity
+from backdoor_lab import identity, returned
 from backdoor_lab.attacks.base import Trigger
 from backdoor_lab.attacks.plan import PoisonSpec, implied
 from backdoor_lab.core.atomic_io import digest
@@ -268,7 +268,10 @@ class Cell:
     @property
     def requires(self) -> list[str]:
         """What the defense's `requires` method returns; empty for a control."""
-        return [] if isinstance(self.defense, OracleControl) else self.defense.requires()
+        defense = self.defense
+        if isinstance(defense, OracleControl):
+            return []
+        return returned.requirements(defense, defense.requires())
 
 
 def _complete(given: dict[str, Any], shared: dict[str, Any]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ LAYERS: dict[str, int] = {
     name: number
     for number, names in enumerate([
         ["__init__", "core"],
-        ["identity", "numerics", "templates"],
+        ["identity", "numerics", "returned", "templates"],
         ["data", "fidelity", "hydra_options", "results"],
         ["analysis", "attacks", "config_loader", "defenses"],
         ["tables", "training"],

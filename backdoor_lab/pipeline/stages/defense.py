@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from backdoor_lab import identity
+from backdoor_lab import identity, returned
 from backdoor_lab.attacks.poison import clean
 from backdoor_lab.core import streams
 from backdoor_lab.core.artifacts import FEATURES, VERDICT, WEIGHTS
@@ -154,9 +154,11 @@ def filter_stage(
 
     def make(folder: Path) -> dict[str, Any]:
         if isinstance(defense, Defense):
-            filter_result = defense(evidence.features, known)
+            method, said = "__call__", defense(evidence.features, known)
         else:
-            filter_result = defense.judge(poisoned.is_poison)
+            method, said = "judge", defense.judge(poisoned.is_poison)
+        n = len(evidence.features.labels)
+        filter_result = returned.filter_result(defense, method, said, n)
         VERDICT.write(folder, {"scores": filter_result.scores, "keep": filter_result.keep})
         return {
             "n_removed": int((~filter_result.keep).sum()),

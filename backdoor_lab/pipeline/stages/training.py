@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import backdoor_lab
-from backdoor_lab import identity
+from backdoor_lab import identity, returned
 from backdoor_lab.attacks.base import AttackContext
 from backdoor_lab.attacks.plan import asr_test_set, elsewhere_test_set
 from backdoor_lab.attacks.poison import content_digest, no_change, of_rows, poison
@@ -57,7 +57,8 @@ def prepare_stage(
     Sets the trigger's state, and returns the stored stage."""
 
     def make(folder: Path) -> dict[str, Any]:
-        PREPARED.write(folder, cell.trigger.prepare(context))
+        trigger = cell.trigger
+        PREPARED.write(folder, returned.tensors(trigger, "prepare", trigger.prepare(context)))
         return computed_on(machine)
 
     inputs = {
