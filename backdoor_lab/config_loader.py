@@ -112,18 +112,18 @@ class CheckedLoader(ConfigLoaderImpl):
                 raise
             raise no_such_key(part, rest, Path(conf_dir())) from error
         except (AttributeError, AssertionError) as error:
-            # OmegaConf's message for a key inside a dictionary that is given for a value of null.
+            # The errors of OmegaConf if an override sets a key of a section that is null.
             found = re.search(r"full_key: (\S+)", str(error))
             if found is None and "Unexpected type for root" not in str(error):
                 raise
-            where = f"`{found[1]}`" if found else "a section in which a key is set"
-            raise ConfigError(f"{where} is null: it cannot be set key by key") from error
+            where = f"`{found[1]}`" if found else "the section of a given key"
+            raise ConfigError(f"{where} is null, so its keys cannot be set") from error
 
     def load_sweep_config(
         self, master_config: DictConfig, sweep_overrides: list[str]
     ) -> DictConfig:
-        """Compose the configuration of one cell of a sweep. The trusted packages are those of the
-        sweep."""
+        """Compose the configuration of one cell of a sweep. The same packages are trusted as for
+        the sweep."""
         # `hydra.sweeper.params` may add overrides to those of the command line.
         self._of_sweep = True
         try:
@@ -165,7 +165,7 @@ def check_composed(config: DictConfig, allowed: tuple[str, ...]) -> None:
             f"a configuration file sets `allow_plugins`={list(asked)}, which only the command line"
             " may set: if you trust these packages, give allow_plugins=[...] there"
         )
-    # Only these sections: others are options of classes, which may have options of these names.
+    # In other sections, a class may have an option with the old name of a key.
     for section in ("", "protocol", "recipe"):
         node = config._get_node(section) if section else config
         if isinstance(node, DictConfig) and not (node._is_none() or node._is_interpolation()):
@@ -178,8 +178,7 @@ def check_composed(config: DictConfig, allowed: tuple[str, ...]) -> None:
 
 
 def conf_dir() -> str:
-    """The folder `conf`, which is inside an installed package, but next to the package in a
-    checkout."""
+    """The folder `conf`: inside an installed package, next to the package in a checkout."""
     return str(sources.conf_dir())
 
 
@@ -204,8 +203,8 @@ def _trusted_by_command(overrides: list[str]) -> tuple[str, ...]:
 
 @contextmanager
 def _filled(config: DictConfig) -> Iterator[None]:
-    """Set placeholders for the values that Hydra sets later, so that ``${hydra:…}`` can be resolved
-    inside this context."""
+    """Context manager that sets placeholders for the values that Hydra sets later, so that
+    ``${hydra:…}`` can be resolved."""
     settings = HydraConfig.instance()
     before, settings.cfg = settings.cfg, config
     added = []
@@ -225,7 +224,7 @@ def _filled(config: DictConfig) -> Iterator[None]:
 
 
 def _plain(node: Any, path: str, key: str = "") -> Any:
-    """Convert a node to plain values; `check_composed` describes what is resolved."""
+    """Convert a node to plain values. `check_composed` says which values are resolved."""
     if not isinstance(node, Node):
         return node
     if node._is_none() or node._is_missing():

@@ -60,7 +60,7 @@ def flags_first(words: list[str]) -> list[str]:
     """Returns the words of a command line with all flags before the overrides, as Hydra's parser
     requires. Raises ConfigError for an unknown flag."""
     parser = get_args_parser()
-    parser.__class__ = _Flags  # Its `error` would print the usage, of twenty lines.
+    parser.__class__ = _Flags  # The parser's own `error` method would print twenty lines of usage.
     overrides: list[str] = parser.parse_intermixed_args(words).overrides
     return [word for word in words if word not in overrides] + overrides
 
@@ -87,14 +87,15 @@ def check_hydra(config: DictConfig, conf: Path) -> None:
 
 
 def not_there(error: BaseException) -> str | None:
-    """The key that Hydra's error reports as unknown; None if the error is of another kind."""
+    """The key that an error of Hydra reports as unknown; None for other errors."""
     found = _NOT_THERE.match(str(error))
     return (found[1] or found[2]) if found else None
 
 
 def refused_by_hydra(error: BaseException) -> ConfigError | None:
-    """Returns a better message for an error of Hydra about the overrides, if there is one: a choice
-    that does not exist, several values without -m, or a choice that is added twice."""
+    """Returns an error with a better message than Hydra's for a choice that does not exist, for
+    several values without -m, and for a choice that is added twice. Returns None for other
+    errors."""
     said = str(error)
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
@@ -106,8 +107,8 @@ def refused_by_hydra(error: BaseException) -> ConfigError | None:
     ):
         given = found[1] or found[2]
         return ConfigError(
-            f"`{given}` gives several values, for a sweep of several cells: add -m (python -m"
-            f" backdoor_lab -m {given}); a list is written [a,b], and text with a comma 'a,b'"
+            f"`{given}` gives several values, which need a sweep: add -m (python -m backdoor_lab -m"
+            f" {given}). A list is written [a,b], and text with a comma 'a,b'."
         )
     if found := re.match(r"(\S+) appears more than once in the final defaults list", said):
         return ConfigError(f"`{found[1]}` is already chosen: write {found[1]}= without a `+`")
@@ -118,8 +119,8 @@ def missing_part(key: str, config: DictConfig, error: BaseException) -> str | No
     """The unknown key that a message about Hydra's `error` should name.
 
     This is `key` or, if a dictionary was given for `key`, a key inside it. None if `config` has
-    `key`, so that the error has another cause: for example, an override that removes a key only if
-    its value is null.
+    `key`, since the error then has another cause: for example, ``~key=null`` for a key whose value
+    is not null.
     """
     inside = str(getattr(error.__cause__, "full_key", None))
     if inside.startswith(f"{key}."):
@@ -132,7 +133,7 @@ def missing_part(key: str, config: DictConfig, error: BaseException) -> str | No
 def no_such_key(key: str, config: DictConfig, conf: Path) -> ConfigError:
     """The error for a `key` that `config` does not have.
 
-    It names the part of the key that exists, the keys that exist there, and the choices of the
+    Its message names the section that exists, the keys of this section, and the choices of the
     group that have the missing key.
     """
     parts = key.split(".")
@@ -164,8 +165,8 @@ def no_such_key(key: str, config: DictConfig, conf: Path) -> ConfigError:
     others = [name for name in _choices_with(conf, where, missing) if name != chosen]
     more = f" Choices of `{where}` that have it: {', '.join(others)}." if others else ""
     return ConfigError(
-        f"key {key!r} is not known: {owner} has no key {missing!r}.{hint}{more} Its keys:"
-        f" {', '.join(keys)}."
+        f"key {key!r} is not known: {owner} has no key {missing!r}.{hint}{more} Keys of"
+        f" `{where}`: {', '.join(keys)}."
     )
 
 

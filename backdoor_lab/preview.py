@@ -1,10 +1,10 @@
 """python -m backdoor_lab.preview trigger=all: a picture of what triggers do to images.
 
 Each row shows an image in five forms: clean; with the trigger as at test time; the difference
-between these two, ten times amplified around gray; as poisoned in the training set; and the
-difference between that and the clean image. Takes the same configuration as a sweep (experiment=…,
-dataset=…, target=…), or any images with --folder. If a trigger needs training or optimization, its
-result is read from the store, or computed and stored there for the sweep.
+between these two, amplified ten times and shown around gray; as poisoned in the training set; and
+the difference between the poisoned and the clean image. Takes the same configuration as a sweep
+(experiment=…, dataset=…, target=…), or any images with --folder. If a trigger needs training or
+optimization, its result is read from the store, or computed and stored there for the sweep.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def _preview(given: Namespace) -> int:
             rest = own_images(given.folder, shown, given.size, Path(scratch)) + rest
         rows = [row for name in names for row in rows_of(name, rest, shown)]
         if given.folder is not None:
-            # The classes of these images are made up.
+            # Remove the classes from the labels: images from --folder have no real ones.
             rows = [(label.partition("\n")[0], images) for label, images in rows]
     data = io.BytesIO()
     grid(rows).save(data, format="PNG")
@@ -97,8 +97,8 @@ def _preview(given: Namespace) -> int:
 
 
 def difference(clean: Tensor, other: Tensor) -> Tensor:
-    """Ten times the difference `other` - `clean`, both uint8 (C, H, W), plus 128: uint8,
-    clipped."""
+    """The difference `other` - `clean` of two images uint8 (C, H, W), multiplied by ten, centered
+    at 128 and clipped to uint8."""
     import torch
 
     enlarged = 128 + ENLARGED * (other.int() - clean.int())

@@ -1,4 +1,5 @@
-"""The entry point: runs one cell or a sweep with Hydra. An error gives one line and an exit code.
+"""The entry point: runs one cell or a sweep with Hydra. An error is reported in one line and by the
+exit code.
 
 Heavy imports are inside functions, so that ``--help`` and tab completion respond quickly.
 """
@@ -38,7 +39,7 @@ from backdoor_lab.core.resources import wait_briefly
 from backdoor_lab.core.terminal import plain
 from backdoor_lab.hydra_options import flags_first
 
-# Prefixes of overrides that do not affect results: sweeps that differ only in these are the same.
+# Prefixes of overrides that do not affect results. Sweeps that differ only in these share a folder.
 NO_EFFECT = ("hydra", "hydra/", "hydra.", "trainer", "logger", "store", "name", "dry_run",
          "allow_plugins", "retries", "fail_fast", "estimate_first",
          "dataset_label")  # fmt: skip
@@ -47,7 +48,8 @@ ADDRESS_SPACE = 4_000_000_000
 a lower limit, loading may abort the process: 3.07e9 bytes were too few, 4.1e9 were enough."""
 _outcome: dict[str, Any] = {}
 _TRACEBACKS = bool(os.environ.get("HYDRA_FULL_ERROR"))
-"""Whether the user requests the traceback of every error; read before `main` sets the variable."""
+"""Whether the user requests the traceback of every error. Read here because `main` sets
+HYDRA_FULL_ERROR itself."""
 
 
 def cell_id(_root_: DictConfig) -> str:

@@ -1,1 +1,1 @@
-"""Compares two sweeps, or a sweep with the reproduced report, cell by cell."""
+"""Compares two sweeps, or a sweep with the published report, cell by cell."""

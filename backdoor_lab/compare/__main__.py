@@ -1,6 +1,6 @@
 """python -m backdoor_lab.compare A B: compare two sweeps in pairs of cells.
 
-A and B are sweep folders. B may also be the word reference: the values in the reproduced report.
+A and B are sweep folders. B may also be the word reference: the values in the published report.
 python -m backdoor_lab.compare A by=defense base=random compares cells within one sweep. The cells
 of a pair have the same seed and the same choices except the one compared.
 values=nat2,asr2,pois_left selects the measures.
@@ -22,7 +22,7 @@ from backdoor_lab.results.sweeps import one_sweep
 from backdoor_lab.tables.writers import FORMATS, OUT_HELP, terminal
 
 REFERENCE = "reference"
-HINT = f" (for the figures of the reproduced report, write {REFERENCE})"
+HINT = f" (for the figures of the published report, write {REFERENCE})"
 OPTIONS = ("by", "base", "values")
 
 
@@ -37,7 +37,7 @@ def _compare(asked: Namespace) -> int:
         check_name(asked.out, FORMATS)
     if REFERENCE in texts[:-1]:
         raise ConfigError(
-            f"`{REFERENCE}` must be the second argument: the figures of the reproduced report"
+            f"`{REFERENCE}` must be the second argument: the figures of the published report"
             " are subtracted from those of the sweep"
         )
     sweeps = [one_sweep(text, HINT) for text in texts if text != REFERENCE]

@@ -35,8 +35,8 @@ TESTS = (
     " exact sign test and exact Wilcoxon signed-rank test, without pairs that differ by zero."
 )
 FLOOR = (
-    "With {} pairs per line the p values of both exact tests are at least {:.3g}; only the t test"
-    " can be significant there."
+    "With {} pairs per line, the p values of the two exact tests are at least {:.3g}, so only the t"
+    " test can be significant there."
 )
 CONSTANT = "constant: every pair differs by the same amount, so the t test is undefined."
 ONE = "A line of one pair has no interval and no test; run more seeds to get both."
@@ -55,7 +55,7 @@ SEVERAL_VERSIONS = (
     " triggers or defenses."
 )
 LONELY = "Not compared, because there is no completed cell to compare them with: {}."
-REPORT = "The reproduced report gives one run per cell."
+REPORT = "The published report gives one run per cell."
 OUR_SEEDS = " The intervals therefore cover only the variation of our seeds."
 _LISTED = 12
 
@@ -117,8 +117,8 @@ def _shared(facts: CellFields, used: Sequence[int], shown: Sequence[str]) -> lis
 def _differing(facts: CellFields, pairs: Sequence[MatchedCells], shown: Sequence[str]) -> list[str]:
     """A note on all other differences within pairs: choices, protocol and configuration.
 
-    Omits names in `shown` and the options of these choices. Also omits the code of the last name,
-    by which the pairs are compared.
+    Omits the names in `shown` and the options of these choices. Also omits the code version of the
+    last name, since its values are what is compared.
     """
     names = ("protocol", *shown, *(f"code.{section}" for section in SECTIONS.values()))
     skipped = tuple(f"{CONFIG}{name}." for name in names)

@@ -35,8 +35,8 @@ class Comparison:
 
 
 def significant(line: ComparisonRow) -> str:
-    """``yes`` or ``no`` according to the adjusted p value and the 5 % level, or why there is no
-    test."""
+    """``yes`` or ``no`` according to the adjusted p value and the 5 % level, or the reason why
+    there is no test."""
     if line.result.n == 1:
         return "one pair"
     if line.result.constant:

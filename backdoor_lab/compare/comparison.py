@@ -1,4 +1,4 @@
-"""Compares two sweeps, a sweep and the reproduced report, or the values of one choice, in pairs of
+"""Compares two sweeps, a sweep and the published report, or the values of one choice, in pairs of
 cells."""
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def comparison_of(
     sweeps: list[Sweep], *, report: bool = False, by: str = "", base: str = "",
     values: str | None = None,
 ) -> Comparison:  # fmt: skip
-    """Compare two sweeps, a sweep with the reproduced report, or the values of the choice `by` with
+    """Compare two sweeps, a sweep with the published report, or the values of the choice `by` with
     its value `base` within one sweep.
 
     Raises ConfigError for any other combination of arguments, for unknown names, and if there is no

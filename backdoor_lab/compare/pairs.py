@@ -1,5 +1,5 @@
 """Finds the pairs of cells to compare: in two sweeps, within a sweep, or in a sweep and the
-reproduced report.
+published report.
 
 Cells are paired by the columns of the tidy frame, which `CellFields` computes without pandas:
 importing pandas would take 0.25 s, more than the whole command (0.2 s).
@@ -26,7 +26,7 @@ Lookup = Callable[[CellRecord, str], float | None]
 
 @dataclass(frozen=True)
 class MatchedCells:
-    """A pair of cells, by number. If the first cell is compared with the reproduced report, `base`
+    """A pair of cells, by number. If the first cell is compared with the published report, `base`
     is None."""
 
     ours: int
@@ -65,30 +65,30 @@ def two_sweeps(facts: CellFields, first: int) -> tuple[PairedGroup, list[str]]:
     """Pair the cells of two sweeps. Returns the pairs, and the names whose values are equal within
     a pair.
 
-    The cells of the second sweep start at number `first`. A name is not used for pairing if it has
-    one value in each sweep and these differ.
+    The cells of the second sweep start at number `first`. A name is not used for pairing if each
+    sweep has a single value of it and the two values differ.
     """
     ours, base = range(first), range(first, len(facts.cells))
     extra = dict.fromkeys([*_extra(facts, ours), *_extra(facts, base)])
     names = [name for name in (*CHOICES, *extra) if not _compared(facts, name, ours, base)]
     side = _match(facts, "", ours, base, names)
-    # What is left may differ in the version of a method.
+    # Pair the remaining cells even if they differ in the version of a method.
     ours_left, base_left = ([n for n in side.lonely if n in among] for among in (ours, base))
     more = _match(facts, "", ours_left, base_left, names, versions=False)
     side = PairedGroup("", side.pairs + more.pairs, more.lonely)
     if not side.pairs:
         apart = [name for name in names if not _common(facts, name, ours, base)]
-        said = f": they have no value of {', '.join(apart)} in common" if apart else ""
+        said = f": the sweeps have no value of {', '.join(apart)} in common" if apart else ""
         raise ConfigError(
-            f"no completed cell of one sweep can be paired with one of the other{said}"
+            f"no completed cell of the first sweep can be paired with one of the second{said}"
         )
     return side, names
 
 
 def one_sweep(facts: CellFields, by: str, base: str) -> tuple[list[PairedGroup], list[str]]:
-    """Pair cells within a sweep: one with the value `base` of `by`, and one with another value of
-    `by`, but otherwise equal. Returns the pairs for each other value, and the names whose values
-    are equal within a pair."""
+    """Pair cells within a sweep that differ only in the choice `by`: one cell of each pair has the
+    value `base`, the other has another value. Returns the pairs for each other value, and the names
+    whose values are equal within a pair."""
     values: dict[str, list[int]] = {name: [] for name in facts.values(by)}
     for number, each in enumerate(facts.of):
         if each:
@@ -96,7 +96,7 @@ def one_sweep(facts: CellFields, by: str, base: str) -> tuple[list[PairedGroup],
     base = _base(by, base, values)
     follows = ["source", *(name for name in facts.names if name.startswith((PROTOCOL, CONFIG)))]
     decided = facts.determined(follows, [by])
-    # Defenses differ in their code; a difference there says nothing.
+    # Two defenses always differ in their code, so cells are paired despite that.
     apart = {by, f"{CONFIG}code.{by}", *decided}
     names = [n for n in (*CHOICES, *_extra(facts, range(len(facts.of)))) if n not in apart]
     sides = [
@@ -113,8 +113,8 @@ def one_sweep(facts: CellFields, by: str, base: str) -> tuple[list[PairedGroup],
 
 
 def _base(by: str, base: str, values: Mapping[str, Sequence[int]]) -> str:
-    """The value of `by` that is meant by `base`, which may omit the version. Raises ConfigError if
-    there is none, or if there are several versions of it."""
+    """The value of the choice `by` that `base` names, with or without its version. Raises
+    ConfigError if there is none, or if there are several versions of it."""
     same = [name for name in values if by in SECTIONS and unversioned(name) == base]
     if base in values or len(same) == 1:
         return base if base in values else same[0]
@@ -124,7 +124,7 @@ def _base(by: str, base: str, values: Mapping[str, Sequence[int]]) -> str:
 
 
 def with_report(facts: CellFields) -> tuple[PairedGroup, list[str]]:
-    """Pair each cell that the reproduced report contains with the report's values. Returns the
+    """Pair each cell that the published report contains with the report's values. Returns the
     pairs, and the names whose values identify these cells, including the seed."""
     known = [
         number
@@ -134,7 +134,7 @@ def with_report(facts: CellFields) -> tuple[PairedGroup, list[str]]:
     pairs = [MatchedCells(number, None) for number in known if facts.cells[number].done]
     if not pairs:
         raise ConfigError(
-            "the tables of the reproduced report have no figures for any completed cell of this"
+            "the tables of the published report have no figures for any completed cell of this"
             f" sweep; they cover only defense={reference.DEFENSE} and certain triggers, targets"
             " and ratios"
         )
@@ -143,7 +143,7 @@ def with_report(facts: CellFields) -> tuple[PairedGroup, list[str]]:
 
 
 def report_figure(cell: CellRecord, measure: str) -> float | None:
-    """The value that the reproduced report states for a cell's measure. None if it states none."""
+    """The value that the published report states for a cell's measure. None if it states none."""
     chosen = cell.choices
     found = reference.lookup(chosen["trigger"], chosen["target"], chosen["ratio"])
     return None if found is None else found.get(measure)
@@ -200,7 +200,7 @@ def versions_meet(facts: CellFields, pairs: Sequence[MatchedCells]) -> bool:
 
 def figure_of(facts: CellFields, number: int | None, ours: int, measure: str) -> float | None:
     """The value of a measure for cell `number`, in the unit that tables use. If `number` is None,
-    the value that the reproduced report states for cell `ours`."""
+    the value that the published report states for cell `ours`."""
     if number is None:
         return report_figure(facts.cells[ours], measure)
     value = facts.cells[number].numbers.get(measure)
@@ -284,7 +284,7 @@ def _common(facts: CellFields, name: str, ours: Sequence[int], base: Sequence[in
 
 
 def _in_report(chosen: dict[str, Any]) -> bool:
-    """Whether the reproduced report contains a cell with these choices. The report has one protocol
+    """Whether the published report contains a cell with these choices. The report has one protocol
     and no source class."""
     if not reference.asks_the_same(chosen["protocol"], chosen.get("source"), chosen):
         return False

@@ -34,7 +34,7 @@ class SweepReport:
 
     @cached_property
     def tables(self) -> list[PivotTable]:
-        """The tables of the sweep in the layout of the reproduced report."""
+        """The tables of the sweep in the layout of the published report."""
         return pivot(self.facts, REPORT)
 
     @cached_property

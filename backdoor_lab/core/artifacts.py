@@ -24,9 +24,11 @@ Split = Literal["train", "test"]
 
 @dataclass(frozen=True)
 class TensorFile:
-    """A file of named tensors in a stage's folder. If `tensors` is empty, any names are allowed.
+    """A file of named tensors in a stage's folder. `tensors` lists their names; if it is empty, any
+    names are allowed.
 
-    Reading returns the tensors in the file: an older store may lack tensors that were added later.
+    Reading does not check the names: a file in an older store may lack tensors that were added
+    later.
     """
 
     name: str
@@ -67,9 +69,10 @@ POISON = TensorFile(
     "poison.safetensors", ("rows", "source_index", "index", "labels", "cover_index")
 )
 """The poisoned training set. uint8 `rows` (P + Q, C, H, W): P poisoned images, then Q cover images.
-int64 `source_index` (P,) and `cover_index` (Q,): indices of the clean images from which they were
-made. int64 `index` (n,): the training images, as positions in the clean images followed by `rows`.
-int64 `labels` (n,): the training labels."""
+int64 `source_index` (P,) and `cover_index` (Q,): indices of the clean images from which the
+poisoned images and the cover images were made. int64 `index` (n,): the training images, as
+positions in the concatenation of the clean images and `rows`. int64 `labels` (n,): the training
+labels."""
 FEATURES = TensorFile("features.safetensors", ("values",))
 """float `values` (n, d): a vector of d features for each of n training images."""
 VERDICT = TensorFile("verdict.safetensors", ("scores", "keep"))
@@ -93,8 +96,8 @@ def write_split(folder: Path, split: Split, images: Array, labels: Array) -> Non
 
 
 def map_split(folder: Path, split: Split, mode: Literal["r", "c"] = "r") -> tuple[Array, Array]:
-    """Returns the images and labels of a split as memory-mapped arrays: read-only with mode ``r``;
-    with mode ``c``, changes stay in memory."""
+    """Returns the images and labels of a split as memory-mapped arrays. With mode ``r`` they are
+    read-only; with mode ``c``, changes are not written to the files."""
     paths = split_files(folder, split)
     for path in paths:
         check_regular(path)

@@ -28,7 +28,7 @@ _UNUSABLE = {
 
 def canonical(value: Any) -> str:
     """Returns JSON with sorted keys and no spaces, so that equal values give equal text. Raises
-    ValueError for NaN."""
+    ValueError for NaN and infinity."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
@@ -99,11 +99,12 @@ def no_room(error: OSError) -> bool:
 
 @contextmanager
 def room(path: Path, needed: int | None = None, instead: str = "") -> Iterator[None]:
-    """Context manager that converts an OSError about `path`: to StoreFullError, which states the
-    bytes needed and free, if the disk is full; otherwise (no permission, disk error) to StoreError.
+    """Context manager that converts an OSError about `path`. A full disk becomes a StoreFullError
+    that states the bytes `needed` and free; an unusable path (no permission, disk error) becomes a
+    StoreError. Other errors pass unchanged.
 
-    `instead` continues the message's advice to free space, such as " or set `store.root` to another
-    disk".
+    `instead` is appended to the advice to free some space, for example " or set `store.root` to
+    another disk".
     """
     try:
         yield
@@ -120,11 +121,11 @@ def explained(
     the disk is full."""
     if not no_room(error):
         return StoreError(f"cannot use {error.filename or path}: {error.strerror or error}")
-    asked = "more room" if needed is None else f"{needed:,} bytes"
+    asked = "" if needed is None else f"{needed:,} bytes needed, "
     return StoreFullError(
-        f"{path}: no room: {asked} needed, {_free(nearest(path.parent))}"
-        f" ({error.strerror or error}). Make room{instead}, then repeat the command: it resumes"
-        " from here."
+        f"{path}: not enough disk space: {asked}{_free(nearest(path.parent))}"
+        f" ({error.strerror or error}). Free some space{instead}, then repeat the command:"
+        " it resumes from here."
     )
 
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable
 
 LISTED = 30
-# How Python shows an object without its own repr: <_io.BytesIO object at 0x7f…>.
+# Matches Python's default repr of an object: <_io.BytesIO object at 0x7f…>.
 _ADDRESS = re.compile(r"\s*<[^<>]* at 0x[0-9a-fA-F]+>")
 EXIT_DONE, EXIT_SOME_FAILED, EXIT_BAD_CONFIG, EXIT_STOPPED = 0, 1, 2, 75
 OUT_OF_MEMORY = "failed: oom"
@@ -37,7 +37,7 @@ class DataError(LabError):
 
 
 class StoreError(LabError):
-    """A stored result contradicts the configuration that requests it."""
+    """A path or a stored result cannot be used."""
 
 
 class StoreFullError(StoreError):
@@ -100,7 +100,7 @@ def reason_of(error: BaseException) -> str:
 
 
 def failed_status(reason: str) -> str:
-    """Returns the status text of a failed cell, which shows the first line of `reason`."""
+    """Returns the status of a failed cell: ``failed:`` and the first line of `reason`."""
     return f"failed: {(reason.splitlines() or ['unknown'])[0][:300]}"
 
 

@@ -1,5 +1,5 @@
-"""Named points in the code at which tests can kill the process or fill the disk. They do nothing
-otherwise."""
+"""Named points in the code at which tests can kill the process or simulate a full disk. Without a
+request from a test, they do nothing."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def point(name: str) -> None:
     """Perform the action that BACKDOOR_LAB_FAULT requests here, e.g. ``train.published:kill:1``.
 
     Each request has the form ``name:action:n`` or ``name:action:n:part``; semicolons separate
-    requests. At this process's n-th call with `name` (with `part`: counting only cells whose id
-    contains it), `kill` sends SIGKILL, `segv` reads address 0, `abort` aborts, `exit` exits with
-    code 7, `full` raises OSError (ENOSPC), `term` sends SIGTERM, `oom` raises MemoryError, and
-    `wait` sleeps for an hour.
+    requests. The action happens at this process's n-th call with `name`. With `part`, only calls in
+    cells whose id contains `part` are counted. The actions: `kill` sends SIGKILL, `segv` reads
+    address 0, `abort` aborts, `exit` exits with code 7, `full` raises OSError (ENOSPC), `term`
+    sends SIGTERM, `oom` raises MemoryError, and `wait` sleeps for an hour.
     """
     for plan in filter(None, os.environ.get("BACKDOOR_LAB_FAULT", "").split(";")):
         wanted, action, count, *part = plan.split(":")

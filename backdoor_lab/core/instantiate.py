@@ -35,8 +35,8 @@ OPTIONS = "options"
 class Shared:
     """Options that every config of a group accepts; a class receives them as one object.
 
-    `values` maps each key to its default. The object is the result of `make(**values)`; a class
-    receives it if it has an argument `options`.
+    `values` maps each key to its default. The object is the result of `make(**values)`. A class
+    receives it as its argument `options` or through its method `obey`.
     """
 
     values: Mapping[str, Any]
@@ -54,10 +54,9 @@ def build(where: str, config: dict[str, Any], kind: type[T], shared: Shared = _N
     """Create the object that `config` describes: `_target_` is its class, other keys are arguments.
 
     `where` is the key of `config`, for messages. `kind` is the required base class, or a tuple of
-    classes. `shared` also applies to objects nested in `config`: its options object is always
-    created, which validates its values, and is passed to each class that accepts it, as the
-    argument `options` or to the method `obey`. Raises ConfigError for a name outside the allowlist,
-    an unknown key, or a value that the class rejects.
+    classes. `shared` also applies to objects nested in `config`. Its options object is created,
+    which validates its values, even if no class receives it. Raises ConfigError for a name outside
+    the allowlist, an unknown key, or a value that the class rejects.
     """
     cls = _find(where, config.get("_target_"), kind)
     given = {key: value for key, value in config.items() if key not in NOT_ARGUMENTS}
@@ -100,8 +99,8 @@ def with_shared(given: Mapping[str, Any], shared: Mapping[str, Any]) -> dict[str
 
 
 def takes(where: str, target: object, key: str) -> bool:
-    """Whether the class `target` has a parameter `key`. True if there is no such class, since
-    `build` reports that."""
+    """Whether the class `target` has a parameter `key`. True for an unknown class, since `build`
+    reports it."""
     try:
         return key in _parameters(_find(where, target, object))[0]
     except ConfigError:
@@ -203,8 +202,8 @@ def _no_module(name: str, error: ModuleNotFoundError) -> str:
 
 
 def _no_class(where: str, target: str, module: ModuleType, kind: type) -> ConfigError:
-    """Returns the error for a module without the class `target`. The message gives the new name of
-    a renamed class, otherwise the most similar name."""
+    """Returns the error for a module without the class `target`. The message gives the current name
+    of a renamed class, or else the most similar name."""
     if current := new_class(target):
         return ConfigError(f"`{where}._target_`: {target} is now {current}")
     usable = [
@@ -216,8 +215,8 @@ def _no_class(where: str, target: str, module: ModuleType, kind: type) -> Config
 
 
 def _old_methods(cls: type, lacking: list[str]) -> str:
-    """Returns a hint for the error message if `cls` has a method under its name in version 0.1, one
-    whose current name is in `lacking`; otherwise an empty string."""
+    """Returns a hint for the error message if `cls` still uses the version 0.1 name of a method in
+    `lacking`; otherwise an empty string."""
     old = [name for name, new in RENAMED_METHODS.items() if new in lacking and hasattr(cls, name)]
     return "".join(f" (`{name}` is now `{RENAMED_METHODS[name]}`)" for name in old)
 

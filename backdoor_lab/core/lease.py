@@ -61,7 +61,7 @@ class Lease:
             waited = self.clock() - since
             # If the file is empty, its owner may be about to write it.
             if not _names_owner(text) and waited >= (0 if text else BEAT):
-                set_aside(self.path, "not a valid lease")
+                set_aside(self.path, "not a valid claim")
                 continue
             if _owner_is_gone(text) or waited > self.patience:
                 self._evict(text)
@@ -74,7 +74,7 @@ class Lease:
     def release(self) -> None:
         """Remove the claim if this process still owns it."""
         self._released.set()
-        # The lock keeps a heartbeat that has passed its check from writing the claim again.
+        # Without the lock, a heartbeat that has just passed its check could write the claim again.
         with self._writing:
             if self._is_ours():
                 self.path.unlink(missing_ok=True)
@@ -97,7 +97,8 @@ class Lease:
             with os.fdopen(handle, "w") as stream:
                 stream.write(self._says(0))
         except OSError:
-            # An empty claim names no owner: every process would wait until `patience` runs out.
+            # An empty claim names no owner: other processes would wait BEAT seconds before setting
+            # it aside.
             self.path.unlink(missing_ok=True)
             raise
         return True
@@ -144,7 +145,8 @@ class Lease:
 
 
 def machine() -> str:
-    """Returns this machine's boot id and PID namespace, within which a process id is unique."""
+    """Returns this machine's boot id and PID namespace, within which a process id is unique; the
+    host name if the system does not report them."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot}/{os.readlink('/proc/self/ns/pid')}"

@@ -1,5 +1,5 @@
-"""Transcribes names from any script to ASCII, for folder names and for figures without a suitable
-font."""
+"""Transcribes names from any script to ASCII, for folder names and for figures whose font lacks a
+character."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _LETTER = re.compile(r"(?:LETTER|SYLLABLE|SYLLABLES|VOWEL SIGN) (?:SMALL )?(?P<s
 def transcribed(text: str) -> str:
     """Returns `text` in ASCII; ASCII characters are unchanged.
 
-    Accents are dropped. A letter or syllable of another script is replaced by its name in Unicode
+    Accents are dropped. A letter or syllable of another script is replaced by its Unicode name
     (``zhe``), a Chinese character by its code point (``u732b``). Hyphens separate the replacements.
     """
     if text.isascii():

@@ -68,7 +68,7 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Overrides argparse's method: positional arguments may appear before, between and after
-        options, except for a parser with subcommands."""
+        options, except in a parser with subcommands."""
         if self._subparsers is not None:
             return super().parse_args(args, namespace)
         return self.parse_intermixed_args(args, namespace)

@@ -69,7 +69,7 @@ IN_FILE_ONLY = "traceback_in_file_only"
 
 
 class _Printable(logging.Handler):
-    """Escapes control characters of names and paths in log messages."""
+    """Replaces unprintable characters in log messages, which contain names and paths from users."""
 
     def format(self, record: logging.LogRecord) -> str:
         return "\n".join(map(plain, super().format(record).splitlines()))
@@ -93,7 +93,7 @@ class Terminal(_Printable, logging.StreamHandler[TextIO]):
 
 
 class LogFile(_Printable, logging.FileHandler):
-    """A log file that is abandoned, with one warning, once it cannot be opened or written."""
+    """A log file. If it cannot be opened or written, logging to it stops, with one warning."""
 
     _lost = False
 

@@ -14,8 +14,8 @@ from backdoor_lab.core.atomic_io import nearest, no_room, room
 from backdoor_lab.core.errors import ConfigError
 
 LONGEST_NAME, LONGEST = 255, 3800
-"""Maximum length in bytes of one name and of a whole path; the second leaves room for the names of
-files below that path."""
+"""The maximum length in bytes of one name, and of a whole path. The limit for paths leaves room for
+the names of files below them."""
 IN_CONFIGURATION = {
     "store": ("root",), "dataset": ("root",), "trigger": ("image",),
     "logger": ("save_dir", "tracking_uri"),
@@ -26,12 +26,12 @@ _SHOWN = 80
 
 
 def absolute(name: str, given: str, base: Path | None = None) -> Path:
-    """Returns the path `given` for option `name` as an absolute path: relative paths start at
-    `base` (default: the current folder), and `~` and `~user` are expanded. Symbolic links are kept,
-    and the path need not exist.
+    """Returns the path `given` for option `name` as an absolute path: relative paths are resolved
+    against `base` (default: the current folder), and `~` and `~user` are expanded. Symbolic links
+    are kept, and the path need not exist.
 
-    Raises ConfigError for an invalid path, a broken link in it, and a file where a folder is
-    needed.
+    Raises ConfigError for an invalid path, and for a path that contains a broken link or a file in
+    place of a folder.
     """
     if not given or "\0" in given:
         what = "it contains a NUL character" if given else "it is empty; the current folder is `.`"

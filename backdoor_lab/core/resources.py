@@ -14,9 +14,9 @@ from contextlib import suppress
 from pathlib import Path
 
 WAITING = {
-    # torch (libgomp): microseconds of busy waiting. The default, milliseconds, blocks a core that
-    # another library or process could use; no busy waiting (OMP_WAIT_POLICY=PASSIVE) makes every
-    # small operation wait for its threads to wake up.
+    # torch (libgomp): the number of busy-waiting iterations. By default, threads wait busily for
+    # milliseconds in which another library or process could use the core. Without busy waiting
+    # (OMP_WAIT_POLICY=PASSIVE), every small operation waits for its threads to wake up.
     "GOMP_SPINCOUNT": "10000",
     # NumPy (OpenBLAS): log2 of the clock cycles of busy waiting; the default is 26.
     "OPENBLAS_THREAD_TIMEOUT": "16",
@@ -24,8 +24,8 @@ WAITING = {
 
 ROOT = Path("/")
 UNLIMITED = 2**60
-"""Limits of at least this number mean "no limit": control groups version 1 report a number near
-2**63."""
+"""A limit of at least this many bytes means "no limit": control groups version 1 then report a
+number near 2**63."""
 
 
 def cores(root: Path = ROOT) -> int:
@@ -129,7 +129,8 @@ def _groups(root: Path, controller: str) -> Iterator[Path]:
         for mount in mounts:
             top = root / mount
             inner = top / path.lstrip("/")
-            # In a container the path may be the host's and invisible here; its root is visible.
+            # In a container, this may be a path of the host that does not exist here, but `top`
+            # does.
             yield from (each for each in (inner, *inner.parents) if each.is_relative_to(top))
 
 

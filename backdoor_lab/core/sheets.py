@@ -31,7 +31,7 @@ def guarded(value: Any) -> Any:
     evaluate."""
     if not isinstance(value, str):
         return value
-    # Python's csv leaves a lone carriage return unquoted, but a spreadsheet starts a new line.
+    # Python's csv leaves a lone carriage return unquoted, but spreadsheets read it as a line break.
     text = value if value.isprintable() else value.replace("\r\n", "\n").replace("\r", "\n")
     text = _UNSEEN.sub("?", text)
     return f"'{text}" if _FORMULA.match(text) and not _NUMBER.match(text) else text
@@ -54,8 +54,8 @@ def csv_of_frame(frame: pd.DataFrame) -> str:
 
 
 def _cells(column: pd.Series[Any]) -> list[str]:
-    """Returns the cells of a column in CSV. Most texts repeat, so each distinct value is escaped
-    once."""
+    """Returns the values of a column as CSV text. Most values repeat, so each distinct value is
+    escaped once."""
     if column.dtype.kind == "f":
         numbers = column.tolist()
         # 0.0 and -0.0 are one key but two texts.

@@ -81,8 +81,8 @@ def read_small(path: Path | str, *, max_bytes: int = MAX_BYTES) -> bytes:
         raise
     except OSError as error:
         if error.errno == errno.ELOOP:
-            # A parent folder is a circular link; links to regular files have been followed by
-            # `problem`.
+            # A parent folder is a circular link: `problem` has already rejected one at `path`
+            # itself.
             raise FileNotFoundError(*error.args) from error
         raise UnreadableFileError(f"{path} cannot be read ({error.strerror})") from error
     if large:
@@ -94,8 +94,8 @@ def decode(data: bytes, *, max_depth: int = MAX_DEPTH, sealed: bool = False) -> 
     """Parse JSON. A lone surrogate, which JSON allows but UTF-8 cannot encode, becomes an escape
     sequence (``\\ud800``) in keys and values.
 
-    Raises DamagedFileError for invalid JSON, duplicate keys (not checked with `sealed`, since the
-    text was written by this package), and nesting deeper than `max_depth`.
+    Raises DamagedFileError for invalid JSON, duplicate keys, and nesting deeper than `max_depth`.
+    With `sealed`, duplicate keys are not checked, since this package wrote the text.
     """
     try:
         value = _fast_json()(data) if sealed else json.loads(data, object_pairs_hook=_unique)
@@ -111,8 +111,8 @@ def decode(data: bytes, *, max_depth: int = MAX_DEPTH, sealed: bool = False) -> 
 
 @cache
 def _fast_json() -> Callable[[bytes], Any]:
-    """Returns the JSON decoder for sealed text: orjson, which is three times as fast as json, if it
-    is installed.
+    """Returns the JSON decoder for text that this package wrote: orjson, which is three times as
+    fast as json, if it is installed.
 
     Text that orjson refuses (NaN, an unpaired surrogate, damage) is passed to json, which parses it
     or raises its own error. Integers beyond 64 bits, which this package does not write, become
@@ -175,7 +175,7 @@ def read_or_set_aside(
     path: Path, check: Callable[[Any], None] = lambda value: None, *, max_bytes: int = MAX_BYTES
 ) -> Any:
     """Read a JSON file; return None if it is missing or damaged, and set a damaged file aside.
-    `check` raises DataError for a value of the wrong shape, which counts as damage."""
+    `check` must raise DataError for a value of the wrong form; such a file counts as damaged."""
     try:
         value = read_json(path, max_bytes=max_bytes)
         check(value)

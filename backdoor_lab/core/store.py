@@ -63,7 +63,7 @@ class Store:
 
     `diverged` is a folder in which the store notes the stages that raised DivergedError, so that a
     stage shared by several cells fails only once. The store never deletes these notes. If
-    `read_only` is set, damaged outputs count as missing and are not moved.
+    `read_only` is set, damaged outputs count as missing and are not set aside.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Store:
         folder = self._folder(stage, entry_id)
         entry = self._read(stage, folder, inputs)
         if entry is not None:
-            # Left by a process killed between publishing and cleanup.
+            # The checkpoints remain if a process was killed between publishing and cleanup.
             shutil.rmtree(self.scratch(stage, inputs), ignore_errors=True)
             return entry
         claim = Lease(folder.with_name(f"{entry_id}.claim"))
@@ -181,7 +181,7 @@ class Store:
         if canonical(manifest["inputs"]) != canonical(inputs):
             raise StoreError(
                 f"{folder} has the id of this computation, but its manifest lists other inputs; was"
-                " it edited?"
+                " it edited? Remove the folder, then repeat the command."
             )
         self._verified.add(folder.name)
         return Artifact(folder, folder.name, manifest["meta"], False, manifest["seconds"])
@@ -236,7 +236,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = read_json(path)
         said = {key: value for key, value in manifest.items() if key != "seal"}
-        # The manifest itself holds the stage's metrics, so it contains its own hash.
+        # The manifest holds the stage's metrics, so it also contains a hash of its other content.
         sealed = manifest["seal"] == digest(said)
         sound = all(isinstance(said[key], kind) for key, kind in SHAPE.items())
         sound = sound and all(_has_facts(facts) for facts in said["files"].values())

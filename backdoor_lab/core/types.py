@@ -10,8 +10,8 @@ from backdoor_lab.core.lazy import Tensor, torch
 
 @dataclass(frozen=True)
 class LabeledImages:
-    """A labeled image set. `images` uint8 (N, C, H, W), `labels` int64 (N,), values in
-    0..len(classes)-1; `digest` is a hash of the content, independent of the file format."""
+    """A labeled image set: `images` uint8 (N, C, H, W), and `labels` int64 (N,) with values from 0
+    to ``len(classes) - 1``. `digest` is a hash of the content, independent of the file format."""
 
     images: Tensor
     labels: Tensor
@@ -112,8 +112,8 @@ class TrainingSet:
 
 @dataclass(frozen=True)
 class PoisonResult:
-    """A training set with its ground truth, which defenses must not use; it is for the record and
-    for controls.
+    """A training set with its ground truth. Only records and controls may use the ground truth, not
+    defenses.
 
     `is_poison` bool (n,) marks the poisoned training images; `source_index` int64 (P,) are the
     indices of the clean images from which they were made. `is_cover` bool (n,) and `cover_index`

@@ -185,7 +185,8 @@ def new_name(section: str, key: str) -> str | None:
 
 
 def new_value(key: str, value: object) -> str | None:
-    """Returns what `value` of a configuration key is called since version 0.2, if it was renamed.
+    """Returns the value that replaced `value` of a configuration key in version 0.2; None if it was
+    not renamed.
 
     >>> new_value("protocol.apply_trigger", "before")
     'before_augmentation'
@@ -194,7 +195,7 @@ def new_value(key: str, value: object) -> str | None:
 
 
 def new_class(target: str) -> str | None:
-    """Returns the ``_target_`` that replaced `target` in version 0.2, if it was renamed.
+    """Returns the ``_target_`` that replaced `target` in version 0.2; None if it was not renamed.
 
     >>> new_class("backdoor_lab.defenses.none.Keep")
     'backdoor_lab.defenses.none.NoDefense'
@@ -212,8 +213,8 @@ def refuse_renamed(section: str, given: Iterable[str]) -> None:
 
 
 def new_column(name: str) -> str | None:
-    """Returns the name since version 0.2 of a table column that shows a renamed configuration key;
-    None for other columns. The columns of top-level keys start with ``protocol.``.
+    """Returns the new name of a table column if its configuration key was renamed in version 0.2;
+    otherwise None. The columns of top-level keys start with ``protocol.``.
 
     >>> new_column("config.defense.budget")
     'config.defense.removal_budget'

@@ -103,8 +103,8 @@ def _write(key: Key, now: Table, table: Table, new_version: bool) -> str:
     same = table[section].get(name, {}).get("version") == entry["version"]
     if section == "protocols" and same and not new_version and entry != table[section][name]:
         raise ConfigError(
-            f"{name} changed in meaning but is still version {entry['version']}, which is printed"
-            f" below tables: record a new version (--raise {name})"
+            f"the meaning of protocol {name} changed, but tables would still print it as version"
+            f" {entry['version']}: record a new version (--raise {name})"
         )
     if new_version and name in table[section]:
         entry["version"] = table[section][name]["version"] + 1
@@ -139,7 +139,7 @@ def _protocol(path: Path) -> dict[str, Any]:
 def _set_version(path: Path, version: int) -> None:
     text, found = re.subn(r"(?m)^version: \d+", f"version: {version}", path.read_text())
     if found != 1:
-        raise ConfigError(f"{path} must have one line `version: 1`")
+        raise ConfigError(f"{path} must contain exactly one line such as `version: 1`")
     path.write_text(text)
 
 

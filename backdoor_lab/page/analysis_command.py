@@ -48,8 +48,8 @@ class AnalysisSpec:
 
     `name` is its name, `asks` its help text. `kind` is a dataclass whose fields are the statistics
     of a line, `heads` the column heading of each field, and `text` formats the value of a field.
-    `notes` are printed below the table. `wants` says in messages what the command needs from the
-    store.
+    `notes` are printed below the table. `wants` lists what the command needs from the store, as
+    text for messages.
     """
 
     name: str
@@ -110,8 +110,8 @@ def collect(
 ) -> list[tuple[CellRecord, T]]:
     """Call `tell` with the records of completed cells, once for each stored output of `stage`.
 
-    Returns the cells and the results, except those that are None. Cells whose trigger is applied
-    after augmentation are omitted, because their stored images are clean.
+    Returns each cell with its result, except those whose result is None. Cells whose trigger is
+    applied after augmentation are skipped, because their stored images are clean.
     """
     found: dict[str, tuple[CellRecord, T]] = {}
     for cell in cells:

@@ -112,7 +112,7 @@ def _states(sweep: Sweep) -> dict[str, int]:
 
 
 def _grids(tables: Sequence[PivotTable]) -> list[TextTable]:
-    """Format the tables in order, without the notes that an earlier table already has."""
+    """Format the tables in order. Notes that an earlier table already has are omitted."""
     shown: list[TextTable] = []
     seen: set[str] = set()
     for grid in (grid for each in tables for grid in grids(each)):
@@ -129,11 +129,11 @@ def _compared(found: Comparison | None) -> TextTable | None:
     if found is not None and (every := len(found.lines)) > MOST_LINES:
         summed = {(line.side, line.measure) for line in found.lines if line.lines}
         lines = [x for x in found.lines if x.lines or (x.side, x.measure) not in summed]
-        left = f"{len(lines)} of {every} lines, those over several attacks; all lines are in "
         note = (
-            f"{left}{TABLES}/compare_{RANDOM}.html next to this page, and Holm's correction counts"
+            f"{len(lines)} of {every} lines are shown: summaries where there are any. All lines are"
+            f" in {TABLES}/compare_{RANDOM}.html next to this page. Holm's correction counts the"
+            " tests of all lines."
         )
-        note += " the tests of all lines."
         found = replace(found, lines=lines, notes=[note, *found.notes])
     return None if found is None else compare_grid(found)
 

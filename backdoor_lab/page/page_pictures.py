@@ -169,8 +169,8 @@ def is_triggered_late(record: Shown) -> bool:
 
 
 def _limit(shape: tuple[int, ...], budget: int, cells: int) -> int:
-    """The number of images of each kind to show per cell, if images of this `shape` do not
-    compress."""
+    """The number of images of each kind to show per cell, assuming that images of this `shape`
+    cannot be compressed."""
     channels, height, width = shape
     pixels = min(height, LARGEST_TILE) * min(width, LARGEST_TILE)
     cost = (1 if channels == 1 else 3) * pixels * 4 / 3 + 40

@@ -73,8 +73,8 @@ class Cell:
     def decides(self) -> dict[str, Any]:
         """The configuration that affects results: the input of the cell's hash.
 
-        Measuring under transformations changes the hash. Such a cell has a separate record, but
-        shares its networks with the cell that is otherwise equal.
+        Transformations change the hash: a cell with transformations has its own record, but shares
+        its networks with the same cell without them.
         """
         return {
             "model": self.config["model"],

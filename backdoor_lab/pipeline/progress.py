@@ -114,9 +114,9 @@ class Progress:
             )  # fmt: skip
 
     def tick(self, now: float) -> None:
-        """Update the heartbeat and the bar, and log a line if the stage has long been silent.
+        """Update the heartbeat and the bar, and log a line if the stage has logged none for long.
 
-        Each of these happens only if it is due at `now`, in seconds of the monotonic clock.
+        Each of these happens only when it is due. `now` is in seconds of the monotonic clock.
         """
         if now - self._beaten >= BEAT:
             self._beat()

@@ -1,6 +1,6 @@
 """python -m backdoor_lab.reports [ROOT ...]: rebuild and print the tables of sweeps.
 
-A sweep of a few triggers and defenses is printed in the layout of the reproduced report; a larger
+A sweep of a few triggers and defenses is printed in the layout of the published report; a larger
 sweep, or one without retraining, is printed in wide tables of all its choices.
 
 rows=, columns= or values= choose another layout, for example: rows=target,ratio columns=defense

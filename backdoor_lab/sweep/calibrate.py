@@ -31,7 +31,7 @@ from backdoor_lab.training.train import TrainingJob, new_classifier, trainer_for
 
 WARM_UP, WARM_UP_SECONDS = 10, 10.0
 """The measurement starts after this many training steps, or after this many seconds if the steps
-take longer: the first steps compile and allocate."""
+take longer: the first steps are slower."""
 SHORTEST, LONGEST = 3.0, 15.0
 """The minimum and maximum wall-clock seconds for which training is measured. In between, the
 measurement ends after `PROCESSOR_TIME` seconds of CPU time."""
@@ -64,8 +64,8 @@ class Speed:
 class Calibration:
     """The measured `speeds` of each kind of cell, and `start`, the CPU seconds that a process needs
     before its first cell. `processes` processes with `threads` threads each were measured, while
-    other processes kept `others` cores busy (None if unknown). If they disturbed the measurement,
-    `single` is a second one, with one thread per process, for the times on an idle machine."""
+    other processes kept `others` cores busy (None if unknown). If these disturbed the measurement,
+    `single` is another one with one thread per process, for the times on an idle machine."""
 
     speeds: dict[str, Speed]
     start: float
@@ -114,8 +114,8 @@ def calibrate(kinds: dict[str, Cell], machine: ComputeDevice, processes: int) ->
 
 
 def _within_reach(cell: Cell, aside: str) -> Cell:
-    """A copy of the cell whose store contains the data set: the cell's own store, or one in the
-    temporary folder `aside`, so that no files are left and images are parsed only once."""
+    """A copy of the cell whose store contains the data set, so that images are parsed only once:
+    its own store, or one in the temporary folder `aside`."""
     source, settings = cell.parts.data, cell.config["store"]
     if not is_stored(source, Store(settings["root"], read_only=True)):
         # If the disk is full, each worker parses the images.

@@ -48,8 +48,7 @@ def run_job(
     if not in_sweep:
         identity.warn([cell.code])
     check_writable(folder)
-    # Write warnings to the cell's log: they would destroy the table that a sweep shows on the
-    # terminal.
+    # Write warnings to the cell's log: on the terminal, they would break the table of the sweep.
     logging.captureWarnings(in_sweep)
     if finished(folder, cell.id, quiet=True):
         _tell(folder, in_sweep)

@@ -93,9 +93,9 @@ class Watch:
         return len(self._done)
 
     def seconds_left(self, now: float) -> float | None:
-        """The estimated seconds until all cells are finished. Every open cell is assumed to take
-        the mean time of the finished cells or, before any has finished, the time extrapolated from
-        the running cells. None if neither is known."""
+        """The estimated seconds until all cells are finished. Every unfinished cell is assumed to
+        take the mean time of the finished cells or, before any has finished, the time extrapolated
+        from the running cells. None if neither is known."""
         open_cells = len(self._stamps) - len(self._done)
         costs = list(self._costs.values()) or list(self._paces(now))
         if not costs:

@@ -29,21 +29,21 @@ Winner = tuple["Key", "Key", str]
 Cells = Mapping[tuple["Key", "Key"], "PivotCell"]
 
 TEST = (
-    "Bold: the best mean {}, where the paired t test over seeds separates it from the next best"
-    " (the same seeds on both sides, two-sided, p < 0.05, not corrected for the number of tests);"
-    " ASR2 is never bold where ASR1 shows no attack{}. {}."
+    "Bold: the best mean {}, if a paired t test over seeds separates it from the second best (the"
+    " same seeds on both sides, two-sided, p < 0.05, not corrected for the number of tests). ASR2"
+    " is never bold where ASR1 shows no attack.{} {}."
 )
 OF_DEFENSES = "of the defenses against one attack"
 OF_ROW = "of a row against one attack"
-NOT_RANKED = "; oracle and clean_data, which know the ground truth, are excluded"
+NOT_RANKED = " oracle and clean_data know the ground truth and are excluded."
 ONE_SEED = "Nothing is bold: all values are from one seed, so no test was made."
 NO_RIVALS = "Nothing is bold: no two values compete, so no test was made. {}."
 
 
 def best(cells: Cells, spec: PivotSpec) -> frozenset[Winner]:
     """Returns the row, column and measure of each best value. If the defense is on an axis, the
-    defenses against one attack compete; otherwise the values in a row. A best value is omitted
-    unless a paired t test over seeds separates its mean from the second best."""
+    defenses against one attack compete; otherwise, the values in a row compete. A best value is
+    omitted unless a paired t test over seeds separates its mean from the second best mean."""
     found: set[Winner] = set()
     for name, where in _contests(cells, spec):
         ranked = sorted(where, key=lambda at: -MEASURE[name].better * _mean(cells[at], name))
@@ -82,8 +82,8 @@ def bold_note(cells: Cells, spec: PivotSpec) -> list[str]:
 
 
 def _contests(cells: Cells, spec: PivotSpec) -> Iterable[tuple[str, list[tuple[Key, Key]]]]:
-    """Yields each measure for which high or low is better, with the positions of its competing
-    values."""
+    """Yields the positions of each set of competing values, with the measure. Measures that are
+    neither better high nor better low are skipped."""
     groups: dict[object, list[tuple[Key, Key]]] = {}
     for row, column in cells:
         contest, defense = _contest(spec, row, column)
@@ -100,8 +100,8 @@ def _contests(cells: Cells, spec: PivotSpec) -> Iterable[tuple[str, list[tuple[K
 
 
 def _contest(spec: PivotSpec, row: Key, column: Key) -> tuple[object, str]:
-    """Returns a key, such that positions with equal keys compete, and the defense at the position
-    (`row`, `column`)."""
+    """Returns a key that competing positions have in common, and the defense at the position
+    (`row`, `column`); empty if the defense is not on an axis."""
     if DEFENSE not in spec.axes:
         named = zip(spec.columns, column, strict=True)
         return (row, *(word for name, word in named if name in NO_CONTEST)), ""

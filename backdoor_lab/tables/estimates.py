@@ -10,17 +10,17 @@ from backdoor_lab.results.metrics import MEASURE
 from backdoor_lab.tables.markup import NOTHING
 
 WILSON = (
-    "95 % Wilson intervals of single runs, which cover the sampling of test images but not of"
-    " seeds; the widest interval of each measure: {}. The CSV file has all of them."
+    "The widest 95 % Wilson interval of each measure, for single runs: {}. The intervals cover the"
+    " sampling of test images but not of seeds. The CSV file has all of them."
 )
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """An estimate of a measure: its mean over the `n` seeds with a finite value; the standard
-    deviation `std`; `half`, half the width of the 95 % t interval (None for one seed); and
-    `wilson`, the Wilson interval of a single run whose value is a proportion of a known number of
-    images. All values are in the unit that tables use for the measure."""
+    """An estimate of a measure, in the unit that tables use. `mean` and `std` are computed over the
+    `n` seeds with a finite value. `half` is half the width of the 95 % t interval, None for one
+    seed. `wilson` is the Wilson interval of a single run whose value is a proportion of a known
+    number of images."""
 
     mean: float
     half: float | None

@@ -1,6 +1,6 @@
 """Groups the cells into tables, and gives each table a title and a file name.
 
-In the reproduced report's layout, target, ratio and defense form the rows; there is one table per
+In the published report's layout, target, ratio and defense form the rows; there is one table per
 combination of all other values that differ, except the seed. Other layouts have one table per
 combination of values that are not on an axis, except the seed and values that the axes determine.
 """
@@ -42,7 +42,7 @@ DECIDING = ("protocol", "defense", "trigger")
 @dataclass(frozen=True)
 class PivotSpec:
     """The layout of tables: the names of choices (or ``protocol.*``, ``config.*``) for rows and
-    columns, and of measures for values. `report`: the layout of the reproduced report, in which
+    columns, and of measures for values. `report`: the layout of the published report, in which
     other values that differ make separate tables, rows keep the order of the sweep, and a column
     shows the status."""
 
@@ -81,7 +81,7 @@ class TableGroup:
 
 def split(facts: CellFields, spec: PivotSpec = REPORT) -> list[TableGroup]:
     """Groups these cells into tables, in the order of the sweep. Cells with unknown choices get a
-    separate table in the layout of the reproduced report and are omitted in other layouts."""
+    separate table in the layout of the published report and are omitted in other layouts."""
     apart = _every_trait(facts) if spec.report else splitting(facts, spec)
     members: dict[Any, list[int]] = {}
     for number, key in enumerate(facts.keys(apart)):
@@ -103,7 +103,7 @@ def split(facts: CellFields, spec: PivotSpec = REPORT) -> list[TableGroup]:
 
 
 def splitting(facts: CellFields, spec: PivotSpec) -> list[str]:
-    """Returns the names of which each table has only one value: all but the axes, the seed, and
+    """Returns the names that have a single value in each table: all but the axes, the seed, and
     names whose values are determined by the axes."""
     others = [name for name in facts.names if name not in (*spec.axes, SEED)]
     if not set(DECIDING) & set(spec.axes):
@@ -115,7 +115,7 @@ def splitting(facts: CellFields, spec: PivotSpec) -> list[str]:
 
 
 def _every_trait(facts: CellFields) -> list[str]:
-    """Returns the names that separate tables in the reproduced report's layout: the trigger, then
+    """Returns the names that separate tables in the published report's layout: the trigger, then
     all other choices, protocol and config values, sorted within each kind."""
     names = [name for name in facts.names if name not in ("trigger", SEED, *ROW)]
     return ["trigger", *sorted(names, key=lambda n: (n.startswith(CONFIG), "." in n, n))]
@@ -144,8 +144,8 @@ def telling(traits: Sequence[Mapping[str, str]]) -> list[str]:
 def _names(
     spec: PivotSpec, traits: dict[str, str], differing: Sequence[str], taken: Iterable[str]
 ) -> tuple[str, str]:
-    """Returns a title that states what the table shows and what differs, and a slug that is safe as
-    a file name and unique."""
+    """Returns a title that states what the table shows and how it differs from the others, and a
+    slug: a unique and safe file name."""
     named = {k: traits.get(k, "not recorded") for k in differing} if traits != UNKNOWN else {}
     words = "-".join([traits.get("trigger", ""), *named.values()])
     trigger = {k: traits[k] for k in ("trigger",) if k in traits}

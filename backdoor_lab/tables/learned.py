@@ -54,8 +54,8 @@ class CleanNetworks:
 
     def expected(self, cell: CellRecord) -> float | None:
         """Returns the ASR1 to expect without an attack: the ASR of clean networks on the same test.
-        If there is none, the share of the test images that the cell's own network classifies as the
-        target without the trigger."""
+        If there are none, returns the share of the test images that the cell's own network
+        classifies as the target without the trigger."""
         other = cell.numbers.get("clean_rate1")
         return self.asr.get(_choices(cell, ATTACK), other) if self.asr else other
 

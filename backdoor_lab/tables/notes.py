@@ -19,8 +19,8 @@ from backdoor_lab.tables.learned import CleanNetworks
 from backdoor_lab.tables.worth import Signs, cautions
 
 READING = (
-    "Nat: accuracy on clean test images, ASR: share of triggered test images classified as the "
-    "target, both in %; 1 before the defense, 2 after it. #Pois: poisoned training images; "
+    "Nat: accuracy on clean test images. ASR: share of triggered test images classified as the "
+    "target. Both are in %; 1 is before the defense, 2 after it. #Pois: poisoned training images; "
     "#Pois Left: those not removed by the defense."
 )
 INTERVAL = (
@@ -28,7 +28,7 @@ INTERVAL = (
     "the mean and not clipped, so it may reach beyond 0 or 100. n= marks figures from fewer seeds."
 )
 CONVERGED = (
-    'Reference: the authors of the reproduced report "had to change training parameters to'
+    'Reference: the authors of the published report "had to change training parameters to'
     ' converge"; their tables do not say in which runs.'
 )
 EVERY_CLASS = (
@@ -156,11 +156,11 @@ def clean_images(cells: Iterable[CellRecord]) -> list[int]:
 
 
 def comparison(traits: dict[str, str], clean: Sequence[int]) -> str:
-    """Returns a note on how to read differences from the reproduced report. `traits` are the data
+    """Returns a note on how to read differences from the published report. `traits` are the data
     set and model of the cells, `clean` the sizes of their training sets before poisoning."""
     ours = (traits.get("dataset", "any"), traits.get("model", "any"))
     text = (
-        "Reference: the figures of the reproduced report (Group 13, Tables 1 and 2) are for"
+        "Reference: the figures of the published report (Group 13, Tables 1 and 2) are for"
         " CIFAR-10 with ResNet18; diff: our value minus the report's, in percentage points"
         " (#Pois Left: images). "
     )

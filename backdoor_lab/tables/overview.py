@@ -15,7 +15,7 @@ from backdoor_lab.tables.writers import markdown as in_markdown
 from backdoor_lab.tables.writers import terminal
 
 MOST = 4
-"""Maximum number of tables in the layout of the reproduced report, and of defenses in one table;
+"""Maximum number of tables in the layout of the published report, and of defenses in one table;
 above it, wide tables are shown."""
 ACROSS_WITH_INTERVALS = 6
 DEFENSE, SOURCE = "defense", "source"
@@ -29,7 +29,7 @@ _AFTER_ONLY = ("filter_scope", "removal_budget", "max_removed", "center", "layer
 
 
 def shown(facts: CellFields, tables: Sequence[PivotTable]) -> list[PivotTable]:
-    """Returns the tables to show: `tables`, which have the layout of the reproduced report, or wide
+    """Returns the tables to show: either `tables`, in the layout of the published report, or wide
     tables.
 
     Wide tables are shown if there are more than MOST of `tables` (one per trigger, model, ...), if
@@ -49,9 +49,9 @@ def shown(facts: CellFields, tables: Sequence[PivotTable]) -> list[PivotTable]:
 
 
 def kept(shown: Sequence[PivotTable], tables: Sequence[PivotTable]) -> list[PivotTable]:
-    """Returns those of `tables`, in the layout of the reproduced report, that are written to files:
-    those in `shown`, and those with retrained cells that the report contains, to compare the
-    values."""
+    """Returns the `tables`, in the layout of the published report, that are written to files:
+    those in `shown`, and those with retrained cells that the report also contains, for
+    comparison."""
     return [
         table for table in tables
         if any(table is each for each in shown)

@@ -27,12 +27,12 @@ Places = dict[tuple[Key, Key], list[int]]
 
 @dataclass(frozen=True)
 class PivotCell:
-    """One position of a table: the estimates over its seeds, the number of cells `done` and `asked`
-    for (requested), and their `status`.
+    """One position of a table: the estimates over its seeds, the numbers of cells that are `done`
+    and that were requested (`asked`), and their `status`.
 
     `attacked`: whether ASR1 shows an attack (True if unknown). `signs` maps measures to a footnote
     sign, † for a network that did not learn, ‡ for an attack without effect. `reference`: the
-    values in the reproduced report, only for tables in its layout. `seeds` maps each measure to its
+    values in the published report, only for tables in its layout. `seeds` maps each measure to its
     recorded values by seed, for paired tests.
     """
 
@@ -69,7 +69,7 @@ class PivotTable:
 
     @property
     def compared(self) -> list[Key]:
-        """The rows that also exist in the reproduced report."""
+        """The rows that also exist in the published report."""
         return [row for row, _ in self.cells if self.cells[row, ()].reference is not None]
 
 
@@ -179,7 +179,7 @@ def _visible(cell: PivotCell) -> dict[str, str]:
 
 
 def _reference(shared: Mapping[str, Any]) -> dict[str, float] | None:
-    """Returns the values that the reproduced report states, or None if it does not contain such a
+    """Returns the values that the published report states, or None if it does not contain such a
     cell."""
     if not shared or shared["defense"] != reference.DEFENSE:
         return None

@@ -42,7 +42,7 @@ def poor_networks(cells: Sequence[CellRecord], after: bool) -> list[str]:
 
 
 def _reasons(cells: Sequence[CellRecord], number: str) -> Iterator[Reason]:
-    """Yields why networks are poor, each with the cells to which it applies."""
+    """Yields each reason why networks are poor, with the cells to which it applies."""
     nat = f"nat{number}"
     known = [cell for cell in cells if nat in cell.numbers]
     if low := [cell for cell in known if _is_near_chance(cell, nat)]:

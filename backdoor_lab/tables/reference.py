@@ -1,4 +1,4 @@
-"""The results that the reproduced report states: CIFAR-10, ResNet18, spectral filter.
+"""The results that the published report states: CIFAR-10, ResNet18, spectral filter.
 
 "Backdoor attack and defense in image classification" (Group 13), Tables 1 and 2. Values are in
 percent, except for `pois_left`, a number of images.
@@ -20,7 +20,7 @@ MEANT = {
     "filter_scope": ("target",), "removal_budget": ("1.5eps",), "max_removed": ("any",),
     "center": ("true",), "clean_holdout": ("0",),
 }  # fmt: skip
-"""Protocol values with which a cell repeats an experiment of the reproduced report. The layer is
+"""Protocol values with which a cell repeats an experiment of the published report. The layer is
 not among them, since the report does not state it."""
 DATASET, MODEL, DEFENSE = "cifar10", "resnet18", "spectral"
 TRAINING_IMAGES = 50_000
@@ -46,7 +46,7 @@ _TABLES: dict[str, dict[tuple[str, float], tuple[float, ...]]] = {
 
 
 def asks_the_same(protocol: Any, source: Any, resolved: Mapping[str, Any]) -> bool:
-    """Whether a cell repeats an experiment of the reproduced report: the protocol has the same name
+    """Whether a cell repeats an experiment of the published report: the protocol has the same name
     and, where recorded, the same values in `resolved` (such as "protocol.placement": "append", as
     JSON values or text). `source` is None or "any" if there is no source class."""
     if protocol not in PROTOCOLS or source not in (None, "any"):
@@ -56,7 +56,7 @@ def asks_the_same(protocol: Any, source: Any, resolved: Mapping[str, Any]) -> bo
 
 
 def lookup(trigger: Any, target: Any, ratio: Any) -> dict[str, float] | None:
-    """Returns the reproduced report's values for one cell, or None if the report does not contain
+    """Returns the published report's values for one cell, or None if the report does not contain
     this cell."""
     for (name, share), figures in _TABLES.get(str(trigger), {}).items():
         if name == target and abs(share - float(ratio)) < 1e-9:

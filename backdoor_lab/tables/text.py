@@ -32,9 +32,9 @@ def document(table: PivotTable) -> Document:
 
 
 def grids(table: PivotTable) -> list[TextTable]:
-    """Returns the table as text. In the layout of the reproduced report (``spec.report``), it is
-    followed by a comparison with the report's values if it has any. In other layouts, it is divided
-    into panels of at most ACROSS values per line, or of one column."""
+    """Returns the table as text. In the layout of the published report (``spec.report``), a
+    comparison with the report's values follows, if the report has any. In other layouts, it is
+    divided into panels of at most ACROSS values per line, or of one column."""
     if table.spec.report:
         return [grid(table), *[_compared(table)] * bool(table.compared)]
     fit = max(1, ACROSS // len(table.spec.values))
@@ -91,7 +91,7 @@ def grid(table: PivotTable, columns: Sequence[Key] | None = None) -> TextTable:
 
 def _names(table: PivotTable) -> list[int]:
     """Returns the indices of the row names to show: all of them, except that the layout of the
-    reproduced report omits the defense if there is only one."""
+    published report omits the defense if there is only one."""
     shown = list(range(len(table.spec.rows)))
     if table.spec.report and len({row[-1] for row in table.rows}) == 1:
         return shown[:-1]
@@ -153,7 +153,7 @@ def _reference(name: str, cell: PivotCell) -> str:
 
 
 def difference(name: str, cell: PivotCell) -> float | None:
-    """Returns the cell's value minus the reproduced report's, in percentage points or images."""
+    """Returns the cell's value minus the published report's, in percentage points or images."""
     ours = cell.estimates.get(name)
     if ours is None or cell.reference is None:
         return None
@@ -171,7 +171,7 @@ def _difference(name: str, cell: PivotCell) -> str:
 def _report_sheet(table: PivotTable) -> tuple[list[str], list[list[object]]]:
     """Returns the heading and the lines of a spreadsheet with fixed columns: the values that all
     rows share, the names of the row, seeds (the number of completed cells), status, the values of
-    each measure as in `value_of`, then the reproduced report's values (``ref_*``) and the
+    each measure as in `value_of`, then the published report's values (``ref_*``) and the
     differences from them (``diff_*``). Values are in percent or images, not rounded; a missing
     value is an empty cell."""
     heads = [*table.traits, *ROW, "seeds", "status", *_figure_heads(table)]

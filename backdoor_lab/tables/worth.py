@@ -68,10 +68,10 @@ def _not_converged(
             lowest = min(cell.numbers[f"train_accuracy{number}"] for cell in some)
             lines.append(
                 f"{sign}The network {when} the defense did not converge"
-                f" ({named(cells, some, after=number)}): it classifies as few as {lowest:.1%} of"
-                f" its training images correctly, over {BEHIND:.0%} fewer than a clean network of"
-                " the same recipe or, if the sweep has none, than the best one of the same ratio."
-                " Train it longer before using its figures."
+                f" ({named(cells, some, after=number)}): its training accuracy is as low as"
+                f" {lowest:.1%}, more than {100 * BEHIND:.0f} percentage points below that of"
+                " clean networks of the same recipe or, if the sweep has none, of the best network"
+                " of the same ratio. Train it longer before using its figures."
             )
     return lines
 

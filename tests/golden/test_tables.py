@@ -50,8 +50,8 @@ REWORDED = {
     r"exact sign test and exact Wilcoxon signed-rank test, without pairs that differ by zero.",
     "With (.*) pairs of a line neither exact test can fall below (.*): the t test alone can tell "
     "there.":
-    r"With \1 pairs per line the p values of both exact tests are at least \2; only the t test can "
-    r"be significant there.",
+    r"With \1 pairs per line, the p values of the two exact tests are at least \2, so only the t "
+    r"test can be significant there.",
     "so that no t test is defined": "so the t test is undefined",
     "Where there is one pair there is no interval and no test; more seeds give both.":
     "A line of one pair has no interval and no test; run more seeds to get both.",
@@ -61,15 +61,15 @@ REWORDED = {
     "all: mean over the lines of one measure, in which each line counts once; its interval shows "
     "how much the difference varies between lines. Its p values assume independent lines, so they "
     "are too small where lines share networks, images or seeds.",
-    "The report gives one run for each cell": "The reproduced report gives one run per cell",
+    "The report gives one run for each cell": "The published report gives one run per cell",
     "Within pairs differs: ": "The two cells of a pair also differ in: ",
     "n= where a figure rests on fewer seeds": "n= marks figures from fewer seeds",
     "An empty place: (.*) A dash: ": r"Empty: \1 Dash: ",
     "the report's figures (.*) are CIFAR-10 with ResNet18; diff: ours minus theirs,":
-    r"the figures of the reproduced report \1 are for CIFAR-10 with ResNet18; diff: our value "
+    r"the figures of the published report \1 are for CIFAR-10 with ResNet18; diff: our value "
     r"minus the report's,",
     "the report says of its own runs that they (.*); its tables do not say which":
-    r"the authors of the reproduced report \1; their tables do not say in which runs",
+    r"the authors of the published report \1; their tables do not say in which runs",
     "Ours is (.*): this compares the shape and is no reproduction":
     r"This sweep used \1: the comparison shows trends and is not a reproduction",
     "the interval is of the mean": "the interval is that of the mean",
@@ -82,6 +82,8 @@ REWORDED = {
     "that of the first training":
     "even where nothing was removed, because retraining uses another seed (retrain_seed=same uses "
     "the seed of the first training",
+    "clean test images, ASR: (.*), both in %; 1 before the defense,":
+    r"clean test images. ASR: \1. Both are in %; 1 is before the defense,",
     r"(?<=2 after it\. )#Pois: poisoned training images":
     "#Pois: poisoned training images; #Pois Left: those not removed by the defense",
 }  # fmt: skip

@@ -33,7 +33,7 @@ def test_a_cell_that_failed_on_a_full_disk_resumes_when_there_is_space(
     monkeypatch.setenv("BACKDOOR_LAB_FAULT", f"{stage}.{when}:full:1")
     record = run_here(tmp_path / "store", tmp_path / "cell")
     assert record["status"].startswith("failed:")
-    assert "no room" in record["error"]
+    assert "not enough disk space" in record["error"]
     assert "bytes free" in record["error"]
     assert not list((tmp_path / "store").glob("*/.part-*"))
     monkeypatch.delenv("BACKDOOR_LAB_FAULT")
@@ -46,7 +46,7 @@ def test_a_full_disk_while_caching_the_data_stops_the_command(
     """A data set that does not fit on the disk stops the command before any cell runs."""
     monkeypatch.setattr("backdoor_lab.core.failpoints._seen", {})
     monkeypatch.setenv("BACKDOOR_LAB_FAULT", "data.made:full:1")
-    with pytest.raises(StoreFullError, match=r"no room.*store\.root"):
+    with pytest.raises(StoreFullError, match=r"not enough disk space.*store\.root"):
         run_here(tmp_path / "store", tmp_path / "cell")
 
 
@@ -65,7 +65,8 @@ def test_a_file_size_limit_is_handled_like_a_full_disk(
         code = 9
         try:
             record = run_here(tmp_path / "store", tmp_path / "cell")
-            code = 0 if record["status"] != "done" and "no room" in record["error"] else 1
+            told = record["status"] != "done" and "not enough disk space" in record["error"]
+            code = 0 if told else 1
         except StoreFullError:
             code = 2
         finally:

@@ -223,7 +223,7 @@ def met_clearly(what: str, kind: str, text: str) -> None:
         assert kind == "code 1"
     else:
         assert kind == "StoreFullError", text
-        assert "no room" in text
+        assert "not enough disk space" in text
         assert "bytes free" in text
 
 

@@ -57,7 +57,7 @@ def class_sizes(labels: Tensor, classes: int) -> list[int]:
 
 
 def knowledge(cell: Cell, n_poisoned: int) -> DefenderKnowledge:
-    """The knowledge given to this cell's defense: only what the defense says that it requires."""
+    """The knowledge given to this cell's defense: only what the defense declares as required."""
     needs = cell.requires
     return DefenderKnowledge(
         classes=cell.classes,

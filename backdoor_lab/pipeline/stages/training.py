@@ -86,8 +86,8 @@ def poison_stage(
         made = poison(data.train, cell.trigger, cell.plan, seed=cell.seed, context=context)
         training = made.training
         rows = training.rows[: len(made.source_index)]
-        # With the trigger after augmentation, the stored rows do not show it; preflight has checked
-        # it.
+        # If the trigger is applied after augmentation, the stored rows do not show it; preflight
+        # has # checked that it changes the images.
         looked_at = cell.plan.apply_trigger == "before_augmentation" and len(rows)
         if looked_at and torch.equal(rows, data.train.images[made.source_index]):
             raise no_change(cell.choices["trigger"])
@@ -270,8 +270,9 @@ def _surrogate(cell: Cell, machine: ComputeDevice) -> dict[str, Any]:
 
 
 def _recomputed(cell: Cell) -> dict[str, Any]:
-    # Networks of less than this width may have been stored before the fix of wrong gradients on
-    # some CPUs. The `revision` makes sure that they, and poison made with them, are computed again.
+    # Networks narrower than LARGEST_BLOCK may have been stored before wrong gradients on some CPUs
+    # were fixed. `revision` ensures that these networks, and poison made with them, are computed
+    # again.
     width = cell.model["width"]
     return {"revision": 1} if width is not None and width < LARGEST_BLOCK else {}
 

@@ -55,7 +55,7 @@ class LostProcess:
         if self.code == -signal.SIGKILL:
             return (
                 "probably the system's out-of-memory killer: run fewer cells at once"
-                f" (hydra.launcher.n_jobs, or more memory per task) or lower"
+                " (hydra.launcher.n_jobs), give each task more memory, or lower"
                 f" recipe.batch_size={batch}"
             )
         if -self.code in CRASHES:

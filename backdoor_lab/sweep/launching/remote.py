@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 ENDED_WITHIN = 120.0
 """Seconds within which a cluster kills a task that it has asked to stop."""
 RAISED = ("FailedJobError", "RayTaskError")
-"""Names of the launchers' errors which mean that a task raised an exception."""
+"""The names of the errors with which launchers report that a task raised an exception."""
 
 
 def supervised(run: Callable[[], Any]) -> Any:
@@ -63,7 +63,7 @@ def run_remote(launcher: Any, jobs: Sequence[Job]) -> Iterator[Ended]:
         with _every_job_awaited(launcher):
             returned = launcher.launch(overrides, initial_job_idx=jobs[0].number)
     except Exception as error:
-        log.error("the launcher gave up: %s: %s", type(error).__name__, error)
+        log.error("the launcher failed: %s: %s", type(error).__name__, error)
         return
     for job, result in zip(jobs, returned, strict=True):
         yield Ended(job.asked, _loss(result), failed_in(_value(result)))

@@ -277,7 +277,7 @@ def test_figures_that_need_no_retraining_are_compared_even_for_cells_without_ret
         (["A", "B", "values=x"], "Known: n_train"),
         (["A", "nowhere"], "no such folder: nowhere"),
         (["A", "."], "contains 2 sweeps, but one is needed"),
-        (["B", "A"], "they have no value of target in common"),
+        (["B", "A"], "the sweeps have no value of target in common"),
         (["B", "reference"], "have no figures for any completed cell"),
         (["A", "bases=1"], "Did you mean 'base='"),
         (["A", "reference", "--out", "x.txt"], "must end in one of .csv"),
@@ -441,7 +441,7 @@ def test_notes_on_seeds_and_exact_tests_count_pairs_within_lines(tmp_path: Path)
     pairs."""
     made = [record(*cell, nat2=0.9 + n / 1000) for n, cell in enumerate(GRID[:6])]
     notes = comparison_of([sweep(tmp_path / "s", made)], report=True, values="nat2").notes
-    assert "The reproduced report gives one run per cell." in notes
+    assert "The published report gives one run per cell." in notes
     assert not any("exact tests are at least" in note for note in notes)
     made = [record(defense=d, seed=s, target=t, asr2=(s + 1) * v) for s in SEEDS[:3]
             for t in ("bird", "dog", "horse", "cat") for d, v in (("spectral", 0.1), ("none", 0.2))
@@ -449,4 +449,4 @@ def test_notes_on_seeds_and_exact_tests_count_pairs_within_lines(tmp_path: Path)
     found = comparison_of([sweep(tmp_path / "t", made)], by="defense", base="none", values="asr2")
     (said,) = [note for note in found.notes if "exact tests are at least" in note]
     assert "With 3 pairs per line" in said
-    assert "at least 0.25;" in said
+    assert "at least 0.25, so" in said

@@ -128,7 +128,7 @@ def test_a_full_disk_keeps_the_old_file_and_leaves_no_temporary_one(
     with monkeypatch.context() as patch:
         patch.setattr(os, call, no_room(number))
         with pytest.raises(
-            StoreFullError, match=r"x: no room: 1,234 bytes needed, [\d,]+ bytes free"
+            StoreFullError, match=r"x: not enough disk space: 1,234 bytes needed, [\d,]+ bytes free"
         ):
             write_atomic(path, b"n" * 1234)
     assert path.read_bytes() == b"old"
@@ -139,7 +139,7 @@ def test_a_full_disk_while_creating_the_folder_raises_store_full_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Path, "mkdir", no_room())
-    with pytest.raises(StoreFullError, match="no room"):
+    with pytest.raises(StoreFullError, match="not enough disk space"):
         write_atomic(tmp_path / "new/x", b"data")
 
 

@@ -55,7 +55,7 @@ def test_a_disk_that_fills_while_a_stage_writes_loses_no_earlier_result(
     store: Store, size: int
 ) -> None:
     """The disk is full after `size` bytes of the output."""
-    with pytest.raises(StoreFullError, match=r"no room: .* bytes free .*store\.root.*repeat"):
+    with pytest.raises(StoreFullError, match=r"not enough disk space: .* free .*store\.root.*rep"):
         store.get("train", {}, fills_up_after(size))
     nothing_lost(store)
 

@@ -86,7 +86,7 @@ def test_a_command_returns_the_exit_code_of_the_function_that_does_its_work() ->
         (StoppedError("stopped"), 75, "stopped"),
         (PermissionError(errno.EACCES, "Permission denied", "/x\ny"), 1,
          "cannot use /x y: Permission denied"),
-        (OSError(errno.ENOSPC, "No space left on device"), 1, "no room: more room needed"),
+        (OSError(errno.ENOSPC, "No space left on device"), 1, "not enough disk space: "),
     ],
 )  # fmt: skip
 def test_an_error_gives_one_printable_line_and_its_exit_code(

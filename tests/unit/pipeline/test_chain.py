@@ -235,7 +235,7 @@ def flipped(content: bytearray) -> bytearray:
     ("error", "status"),
     [
         (DivergedError("loss is nan at epoch 1"), "diverged: loss is nan at epoch 1"),
-        (StoreFullError("no room:\nmore"), "failed: no room:"),
+        (StoreFullError("not enough disk space:\nmore"), "failed: not enough disk space:"),
         (ValueError("odd"), "failed: ValueError: odd"),
         (ValueError(), "failed: ValueError"),
         (MemoryError("planned"), "failed: oom"),

@@ -199,9 +199,9 @@ def test_a_failure_without_a_record_is_shown_in_the_tables(tmp_path: Path) -> No
                "defense": "none", "seed": 0}  # fmt: skip
     asked = [{"id": name, "choices": choices | {"seed": n}} for n, name in enumerate("ab")]
     (tmp_path / "sweep.json").write_text(json.dumps({"schema": 1, "asked": asked}))
-    write_tables(tmp_path, {"a": "failed: no room"})
+    write_tables(tmp_path, {"a": "failed: not enough disk space"})
     text = (tmp_path / "tables/records.csv").read_text()
-    assert "failed: no room" in text
+    assert "failed: not enough disk space" in text
     assert text.count("missing") == 1
     assert note_failure(tmp_path / "b", "StoreFullError: x\nmore") == "failed: StoreFullError: x"
     assert status_of(tmp_path / "b") == "failed: StoreFullError: x"

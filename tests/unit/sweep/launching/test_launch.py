@@ -127,7 +127,7 @@ def test_a_launcher_that_runs_nothing_is_not_called_forever(
     error = OSError("sbatch: not found")
     launched, _ = launch(tmp_path, {"launcher": error, "then": error})
     assert launched == [["a", "b", "c"]]
-    assert "the launcher gave up: OSError: sbatch: not found" in caplog.text
+    assert "the launcher failed: OSError: sbatch: not found" in caplog.text
     assert "ran none of the remaining cells" in caplog.text
 
 
@@ -191,4 +191,4 @@ def test_a_full_disk_before_the_cell_starts_is_named(
     monkeypatch.setattr(local, "note_failure", note)
     config = OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path), "subdir": "c"}}})
     assert local._run(print, config) == (False, "failed")
-    assert "no room: more room needed" in said[0]
+    assert "not enough disk space: " in said[0]
