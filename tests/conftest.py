@@ -10,8 +10,8 @@ LONGEST_OBJECT = 40
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
-    """Format a parameter as name and value, such as ``rank=3`` or ``size=(4, 7)``, and a text
-    without its name."""
+    """Format a parameter as name and value, such as ``rank=3`` or ``size=(4, 7)``. Strings are
+    shown without a name."""
     text = _text(val)
     if text is None or (isinstance(val, str) and len(text) <= LONGEST):
         return None
@@ -23,7 +23,7 @@ def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
 
 
 def _text(value: object) -> str | None:
-    """Text that is the same in every process, or None to leave the id to pytest."""
+    """Text that is equal in every process, or None for values whose id pytest should choose."""
     if isinstance(value, str):
         return ascii(value)[1:-1]
     if isinstance(value, bytes | bool | int | float | None):

@@ -86,7 +86,7 @@ def test_a_p_value_is_never_shown_as_zero(tmp_path: Path) -> None:
     assert row[shown.head.index("p (t)")] == "under 1e-12"
 
 
-def test_the_summary_line_of_a_comparison_weighs_each_line_equally(tmp_path: Path) -> None:
+def test_the_summary_line_of_a_comparison_gives_each_line_equal_weight(tmp_path: Path) -> None:
     made = [record(target=t, defense=d, seed=s, asr2=v) for t, d, s, v in (
         ("bird", "spectral", 0, 0.10), ("bird", "none", 0, 0.20),
         ("bird", "spectral", 1, 0.10), ("bird", "none", 1, 0.24),
@@ -115,7 +115,7 @@ def test_within_a_sweep_every_value_is_compared_with_the_base(tmp_path: Path) ->
     )
 
 
-def test_options_implied_by_the_compared_choice_may_differ(tmp_path: Path) -> None:
+def test_options_implied_by_the_compared_choice_may_differ_within_a_pair(tmp_path: Path) -> None:
     other = {**PROTOCOL, "removal_budget": "15%"}
     made = [record(seed=s) for s in (0, 1)]
     made += [record(defense="abl", seed=s, protocol=other) for s in (0, 1)]
@@ -134,7 +134,7 @@ def test_different_targets_are_never_paired(tmp_path: Path) -> None:
         comparison_of([sweep(tmp_path / "s", made)], by="defense", base="none")
 
 
-def test_cells_with_different_config_values_share_no_line_unless_that_value_is_compared(
+def test_different_config_values_get_separate_lines_if_another_field_is_compared(
     tmp_path: Path,
 ) -> None:
     made = [record(seed=s, config={"recipe": {"lr": lr}}, id=f"{d}{s}{lr}", defense=d)
@@ -147,8 +147,9 @@ def test_cells_with_different_config_values_share_no_line_unless_that_value_is_c
     assert line(by_rate, "asr2", "spectral", side="0.1").result.n == 2
 
 
-def test_another_code_version_does_not_prevent_pairing(tmp_path: Path) -> None:
-    """Code hashes differ between triggers and sweeps; the difference is noted."""
+def test_cells_with_different_code_hashes_are_paired_and_the_difference_is_noted(
+    tmp_path: Path,
+) -> None:
     made = [[record(t, seed=s, config={"code": {"trigger": f"{t}{version}"}}) for t in ("a", "b")
              for s in (0, 1)] for version in (1, 2)]  # fmt: skip
     found = comparison_of([sweep(tmp_path / str(n), each) for n, each in enumerate(made)])
@@ -159,7 +160,7 @@ def test_another_code_version_does_not_prevent_pairing(tmp_path: Path) -> None:
 def test_the_compare_command_and_the_page_correct_p_values_for_the_same_number_of_tests(
     tmp_path: Path,
 ) -> None:
-    """With random as the base, both compare the same measures and so have the same p values."""
+    """With `random` as the base, both compare the same measures and have the same p values."""
     made = [
         record(defense=d, seed=s, asr2=0.1 * s + (d == "none"), nat2=0.9 + 0.01 * s * (d == "none"),
                auroc=0.9 - 0.1 * s if d != "random" else 0.5)
@@ -176,7 +177,9 @@ def test_the_compare_command_and_the_page_correct_p_values_for_the_same_number_o
     assert f"corrected by Holm's method for the {tests} t tests" in " ".join(on_page.notes)
 
 
-def test_a_note_explains_why_no_difference_with_so_few_pairs_is_significant(tmp_path: Path) -> None:
+def test_a_note_explains_that_with_few_pairs_only_a_large_difference_is_significant(
+    tmp_path: Path,
+) -> None:
     made = [record(defense=d, seed=s, asr2=[0.1, 0.9, 0.4][s] if d == "none" else 0.5)
             for d in ("spectral", "none") for s in (0, 1, 2)]  # fmt: skip
     found = comparison_of([sweep(tmp_path / "s", made)], by="defense", base="none", values="asr2")
@@ -188,7 +191,7 @@ def test_a_note_explains_why_no_difference_with_so_few_pairs_is_significant(tmp_
     assert not any(note.startswith('"no" in the column') for note in found.notes)
 
 
-def test_the_comparison_with_the_report_uses_the_published_values(tmp_path: Path) -> None:
+def test_the_comparison_with_the_published_report_uses_its_values(tmp_path: Path) -> None:
     made = [record(seed=s, nat2=v) for s, v in enumerate((0.91, 0.93, 0.92))]
     made += [
         record(target="cat"),
@@ -214,7 +217,7 @@ def test_a_single_seed_has_no_interval_and_no_test(tmp_path: Path) -> None:
     assert any("has no interval and no test" in note for note in found.notes)
 
 
-def test_a_difference_that_is_the_same_in_every_pair_is_marked_as_constant(tmp_path: Path) -> None:
+def test_a_difference_that_is_equal_in_every_pair_is_marked_as_constant(tmp_path: Path) -> None:
     made = [record(defense=d, seed=s, asr2=v) for s in SEEDS
             for d, v in (("spectral", 0.0), ("none", 1.0))]  # fmt: skip
     found = comparison_of([sweep(tmp_path / "s", made)], by="defense", base="none", values="asr2")
@@ -339,11 +342,10 @@ def test_the_latex_table_of_a_comparison_compiles(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout[-2000:]
 
 
-def test_cells_with_different_settings_do_not_count_as_repeated_runs_of_a_report_cell(
+def test_cells_with_different_settings_are_not_repeated_runs_of_one_cell_of_the_report(
     tmp_path: Path,
 ) -> None:
-    """Cells of four layers at one seed give four lines of one pair each, not four runs of one
-    cell."""
+    """Four cells with one seed and different layers give four lines of one pair each."""
     layers = ("penultimate", "layer4", "layer3", "layer2")
     made = [record(protocol={**PROTOCOL, "layer": layer}) for layer in layers]
     for n, each in enumerate(made):
@@ -383,7 +385,7 @@ def test_a_cell_with_another_protocol_is_not_compared_with_the_report(
 
 
 def coded(made: dict[str, Any], code: str) -> dict[str, Any]:
-    """A record made by other code: another id, otherwise equal."""
+    """A record of the same cell, made by other code: only its id and code hash differ."""
     return {
         **made,
         "id": made["id"][:-4] + code,
@@ -414,8 +416,8 @@ def test_a_seed_recorded_only_by_older_code_is_compared(tmp_path: Path) -> None:
 
 
 def test_a_missing_cell_counts_as_a_missing_seed_of_its_defense(tmp_path: Path) -> None:
-    """Two defenses have different budgets under one protocol name; the missing cell does not get a
-    line of its own."""
+    """Two defenses have different budgets under one protocol name. A missing cell of one of them
+    does not get a row of its own."""
     made = [record(defense=d, seed=s, protocol={**PROTOCOL, "removal_budget": budget})
             for s in SEEDS
             for d, budget in (("spectral", "1.5eps"), ("knn", "15%"))]  # fmt: skip
@@ -426,7 +428,9 @@ def test_a_missing_cell_counts_as_a_missing_seed_of_its_defense(tmp_path: Path) 
     ]  # fmt: skip
 
 
-def test_the_field_that_is_compared_is_not_listed_among_other_differences(tmp_path: Path) -> None:
+def test_the_compared_field_is_not_listed_among_the_other_differences_of_a_pair(
+    tmp_path: Path,
+) -> None:
     made = [record(ratio=r, config={"ratio": r, "recipe": {"lr": r}}) for r in (0.05, 0.1)]
     found = comparison_of([sweep(tmp_path / "s", made)], by="ratio", base="10%")
     (said,) = [
@@ -436,9 +440,9 @@ def test_the_field_that_is_compared_is_not_listed_among_other_differences(tmp_pa
     assert "recipe.lr: 0.05 → 0.1" in said
 
 
-def test_notes_on_seeds_and_exact_tests_count_pairs_within_lines(tmp_path: Path) -> None:
-    """With six cells of one seed, the only interval is over cells, and there is no test over
-    pairs."""
+def test_the_note_on_exact_tests_counts_the_pairs_of_a_line_not_of_the_table(
+    tmp_path: Path,
+) -> None:
     made = [record(*cell, nat2=0.9 + n / 1000) for n, cell in enumerate(GRID[:6])]
     notes = comparison_of([sweep(tmp_path / "s", made)], report=True, values="nat2").notes
     assert "The published report gives one run per cell." in notes

@@ -1,4 +1,4 @@
-"""Figures show the numbers they are given: read back from lines, bars, points and pixels."""
+"""Figures show the numbers they are given, read back from lines, bars, points and pixels."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_curves_over_the_poison_ratio_are_means_with_t_intervals(tmp_path: Path)
         record("pixel", "bird", ratio, defense, seed)
         for ratio in (0.05, 0.1) for defense in ("spectral", "none") for seed in range(3)
     ]  # fmt: skip
-    for one in made:  # as in a real sweep, the defenses of a seed share the attacked network
+    for one in made:  # The defenses of a seed share the attacked network and its ASR1.
         one["asr1"] = 0.7 + one["choices"]["ratio"] + one["choices"]["seed"] / 20
     whole = whole_of(write_sweep(tmp_path / "s", made))
     (group,) = split(CellFields([found for found, _ in whole.done()]))
@@ -155,7 +155,7 @@ def test_curves_over_the_poison_ratio_are_means_with_t_intervals(tmp_path: Path)
                     and one["choices"]["defense"] == (defense or "spectral")
                 ]  # fmt: skip
                 if defense is None and name == "nat":
-                    continue  # differs between the made-up cells of a seed: see the next test
+                    continue  # Nat1 differs between the made-up defenses of a seed.
                 half = stats.t.ppf(0.975, 2) * statistics.stdev(values) / np.sqrt(3)
                 (_, low), (_, high) = segments.get_segments()[n]
                 assert line.get_ydata()[n] == pytest.approx(statistics.fmean(values))
@@ -274,7 +274,7 @@ def test_the_pipeline_figure_shows_the_stages_that_ran(
     assert [words for words in [*shown, *hidden] if words in text] == shown
 
 
-def test_an_all_to_all_attack_shows_the_next_class_as_target() -> None:
+def test_the_pipeline_figure_of_an_all_to_all_attack_shows_the_next_class_as_target() -> None:
     made = record(protocol={**PROTOCOL, "label_mode": "all_to_all"})
     assert dict(inputs.steps(made))["poison"][0] == "pixel → the next class"
 
@@ -322,8 +322,8 @@ def test_the_trigger_figure_shows_the_stored_pixels(tmp_path: Path) -> None:
     assert changed.tolist() == [[7, 7]]
 
 
-def test_a_trigger_is_shown_from_a_cell_whose_poison_is_still_in_the_store(tmp_path: Path) -> None:
-    """The first cell's poison was deleted: the next cell of that ratio is used."""
+def test_the_trigger_figure_shows_a_cell_whose_poison_is_still_in_the_store(tmp_path: Path) -> None:
+    """The poison of the first cell was deleted, so the next cell is shown."""
     folder, (_, second) = sweep(tmp_path)
     shutil.rmtree(tmp_path / ".store" / "poison" / "cell0")
     figure = dict(catalogue.of_sweep(whole_of(folder)))["triggers"]
@@ -346,8 +346,7 @@ def test_two_triggers_are_shown_on_the_same_image() -> None:
     assert (changed[0] != changed[1]).any()
 
 
-def test_the_convolution_filter_shaped_like_the_trigger_responds_most() -> None:
-    """Among random filters the one shaped like the trigger has the largest response change."""
+def test_among_random_filters_one_shaped_like_the_trigger_responds_most_to_it() -> None:
     draw = np.random.default_rng(0)
     clean = draw.integers(90, 110, (20, 1, 9, 9), dtype=np.uint8)
     triggered = clean.copy()
@@ -401,7 +400,7 @@ def test_convolution_filters_are_drawn_exactly_and_the_most_responsive_is_framed
         ([("spectral", 3)], None),
     ],
 )
-def test_the_clean_network_is_one_trained_without_poison(
+def test_the_filters_figure_uses_a_network_trained_without_poison_as_clean_network(
     tmp_path: Path, kinds: list[tuple[str, int]], expected: tuple[str, str] | None
 ) -> None:
     made = [record(defense=defense) for defense, _ in kinds]
@@ -435,7 +434,7 @@ def test_luminance_and_contrast_of_colors_follow_the_wcag_standard() -> None:
 def test_the_colors_of_clean_poisoned_and_removed_images_differ_in_grayscale() -> None:
     for one, other in itertools.combinations((style.CLEAN, style.POISON, style.REMOVED), 2):
         assert style.contrast(one, other) >= 2
-    # Colors with less than 3:1 contrast to the paper have a dark edge.
+    # Colors with a contrast below 3:1 to white have a dark edge.
     for color in (style.CLEAN, style.REMOVED, style.CHANCE, style.EDGE):
         assert style.contrast(color, style.PAPER) >= 3
     assert style.contrast(style.POISON, style.EDGE) >= 3
@@ -471,7 +470,7 @@ def test_figures_use_only_the_colors_of_the_palette(tmp_path: Path) -> None:
 
 @pytest.fixture
 def unsaved(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rendering takes most of the time; where only names count, empty files suffice."""
+    """Writes empty files instead of rendering, for tests that check only file names."""
 
     def save(_: Any, path: Path) -> list[Path]:
         files = [path.with_name(f"{path.name}.{suffix}") for suffix in style.FORMATS]

@@ -1,4 +1,4 @@
-"""`python -m backdoor_lab.identity`: shows differences and records them."""
+"""`python -m backdoor_lab.identity` lists modified components and records them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from backdoor_lab.identity.sources import ROOT
 
 @pytest.fixture(autouse=True)
 def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A copy of identity.json, with blended.py as if it had been edited."""
+    """A copy of identity.json, while `blended.py` appears to be edited."""
     path, usual = tmp_path / "identity.json", sources._text
     path.write_bytes(identity.TABLE.read_bytes())
     for module in (identity, identity_table):
@@ -49,7 +49,7 @@ def test_modified_components_are_listed_with_exit_code_1(
 def test_the_accept_option_keeps_the_version_and_the_raise_option_increments_it(
     option: str, version: int, name: str, table: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """All other components keep their versions."""
+    """Other components keep their versions."""
     before = json.loads(table.read_bytes())
     assert main([option, name]) == 0
     assert capsys.readouterr().out == f"blended (triggers): version {version}\n"
@@ -81,7 +81,7 @@ def test_new_and_removed_components_are_recorded(
 
 
 def test_identity_json_has_one_component_per_line(table: Path) -> None:
-    """The committed file has exactly this form, so that two changes rarely conflict."""
+    """One line per component keeps conflicts between branches rare."""
     before = table.read_text()
     main(["--accept", "pixel"])
     assert table.read_text() == before

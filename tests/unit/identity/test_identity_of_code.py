@@ -1,5 +1,5 @@
-"""Edited code gives another cell, polished code does not; a folder's record is used only for its
-own cell."""
+"""Edits that can affect results change the cell id, and rewording or reformatting does not. A
+record is used only for the cell with its id."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _fresh() -> Iterator[None]:
 
 
 def edited(monkeypatch: pytest.MonkeyPatch, name: str, old: str = "", new: str = "X = 1\n") -> None:
-    """Makes a file read as if `old` had been replaced, or a line appended."""
+    """Pretends that `old` was replaced by `new` in a file. Without `old`, `new` is appended."""
     usual, path = sources._text, sources.ROOT / name
 
     def text(asked: Path) -> bytes:
@@ -86,28 +86,28 @@ def rewritten(code: str) -> str:
 
 
 def test_committed_code_agrees_with_identity_json() -> None:
-    """If this fails, `python -m backdoor_lab.identity` shows the differences; `--accept` records
-    code that tests/golden shows to be neutral, `--raise` records a new version."""
+    """If this fails, `python -m backdoor_lab.identity` lists the modified components. Record them
+    with `--accept` if no result changes (tests/golden checks it), otherwise with `--raise`."""
     assert identity_table.differing() == {}
 
 
 def test_every_file_belongs_to_a_component_or_is_listed_as_neutral() -> None:
-    """A new file is part of a component's hash, or is listed as affecting no result."""
+    """Neutral files affect no result and are in no hash."""
     assert {name for files in _files().values() for name in files} == set(DECIDING)
     for name in sources.NEUTRAL:
         assert (sources.ROOT / name).exists(), name
 
 
 def test_component_names_are_unique() -> None:
-    """The option `--accept NAME` therefore needs only a name."""
+    """The command `--accept NAME` relies on unique names."""
     names = [name for section in identity.committed().values() for name in section]
     assert len(names) == len(set(names))
 
 
-def test_rewording_texts_and_reformatting_code_do_not_change_any_id(
+def test_rewording_texts_or_reformatting_code_changes_no_id(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Comments, docstrings, layout and error texts are changed in every file at once."""
+    """Comments, docstrings, error messages and layout are changed in every file at once."""
     usual = sources._text
     monkeypatch.setattr(sources, "_text", lambda path: rewritten(usual(path).decode()).encode())
     identity.forget()
@@ -121,7 +121,7 @@ def test_rewording_texts_and_reformatting_code_do_not_change_any_id(
 def test_an_edit_of_code_in_any_file_changes_a_hash(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Some files count only for the functions that are used, so every function is edited."""
+    """Of some files only the functions that are used are hashed, so every function is edited."""
     tree = ast.parse(sources._text(sources.ROOT / name))
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef):
@@ -135,7 +135,6 @@ def test_an_edit_of_code_in_any_file_changes_a_hash(
 
 @functools.cache
 def _files() -> dict[tuple[str, str], list[str]]:
-    """The files of each component."""
     keys = [(s, n) for s, names in identity.committed().items() for n in names if s != "protocols"]
     return {key: sources.files_of(identity.roots_of(*key)) for key in keys}
 
@@ -153,12 +152,12 @@ def cells() -> dict[str, Cell]:
 
 
 def again(cell: Cell) -> Cell:
-    """The cell that its configuration gives now."""
+    """The same cell, built anew from its configuration."""
     return Cell.of(cell.config, cell.classes, source_of(cell.config).fingerprint())
 
 
 def changed(monkeypatch: pytest.MonkeyPatch, name: str, *edit: str) -> set[str]:
-    """The cells whose ids change when a file is edited; undoing the edit restores the ids."""
+    """The cells whose ids an edit of a file changes. Asserts that undoing it restores the ids."""
     before = {key: cell.id for key, cell in cells().items()}
     with monkeypatch.context() as patch:
         edited(patch, name, *edit)
@@ -169,8 +168,8 @@ def changed(monkeypatch: pytest.MonkeyPatch, name: str, *edit: str) -> set[str]:
 
 
 def test_editing_a_defense_changes_only_cells_that_use_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """These include cells of a random control that copies it; functions that it calls count,
-    too."""
+    """A `random` control that copies the defense uses it, too. Editing a function that the defense
+    calls has the same effect."""
     spectral = {"spectral", "random", "pattern", "under"}
     assert changed(monkeypatch, "defenses/spectral.py") == spectral
     assert changed(monkeypatch, "numerics/singular.py") == spectral
@@ -217,14 +216,14 @@ def test_editing_training_code_changes_every_cell(
 def test_editing_shared_code_changes_every_cell(
     name: str, old: str, new: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Shared code is for example that of stages, of the record, or of random numbers."""
+    """Stages, records and random numbers are shared code."""
     assert changed(monkeypatch, name, old, new) == set(cells())
 
 
 def test_adding_an_unused_function_to_a_shared_file_changes_no_id(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Such files count only for the functions that are used."""
+    """Only the functions that are used are hashed."""
     for name in ("core/validation.py", "core/streams.py", "pipeline/stages/training.py"):
         with monkeypatch.context() as patch:
             edited(patch, name, new="\ndef new() -> int:\n    return 1\n")
@@ -336,7 +335,7 @@ def stripe(folder: Path, name: str, brightness: int) -> Any:
 def test_an_unlisted_component_always_has_its_hash_in_the_id(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The component may be inside the package or outside; its base class counts, too."""
+    """This holds inside and outside the package. The base class is hashed, too."""
     found = []
     for brightness in (1, 2):
         made = stripe(tmp_path, name, brightness)
@@ -352,7 +351,7 @@ def test_an_unlisted_component_always_has_its_hash_in_the_id(
     )
 
 
-def test_a_plugin_file_with_the_name_of_a_listed_component_is_not_taken_for_that_component(
+def test_a_plugin_file_with_the_name_of_a_listed_component_is_not_mistaken_for_it(
     tmp_path: Path,
 ) -> None:
     made = stripe(tmp_path, "elsewhere.stripe", 1)
@@ -385,11 +384,11 @@ def test_a_damaged_identity_json_is_refused(
             identity.stage("train")
 
 
-def test_running_an_edited_trigger_computes_its_results_again(
+def test_results_of_an_edited_trigger_are_computed_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The cell, its poison and its measurements are new; networks and features with equal inputs
-    are reused. The record names the modified component."""
+    """The poison and the measurements are new; networks and features with equal inputs are reused.
+    The record names the modified component."""
     first = run_here(tmp_path / "store", tmp_path / "a")
     assert first["run"]["modified"] == []
     edited(monkeypatch, "attacks/pixel.py")
@@ -420,7 +419,7 @@ def test_an_edited_data_source_is_named_in_the_record(
      "    backdoor_lab.core.validation.safe_name('a', 'b')\n",
      "from backdoor_lab.core import validation\n\n\ndef use():\n    validation.whole('a', 1)\n"
      "    getattr(validation, 'safe_name')('a', 'b')\n"],
-    ids=["by the package", "by getattr"],
+    ids=["module attribute", "getattr"],
 )  # fmt: skip
 def test_code_reached_by_module_attribute_or_getattr_is_hashed(
     code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -433,10 +432,8 @@ def test_code_reached_by_module_attribute_or_getattr_is_hashed(
     assert sources.code_hash([root]) != before
 
 
-def test_running_an_edited_stage_computes_it_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Everything that depends on the stage is computed again, too, if its output changes."""
+def test_an_edited_stage_is_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stages that do not depend on the edited one are reused."""
     run_here(tmp_path / "store", tmp_path / "a")
     edited(monkeypatch, "training/train.py")
     second = run_here(tmp_path / "store", tmp_path / "b")
@@ -449,7 +446,6 @@ def test_running_an_edited_stage_computes_it_again(
 def test_poison_made_with_a_surrogate_depends_on_the_training_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The surrogate is trained by the same code."""
     asked = ("trigger=label_consistent", "trigger.steps=2", "retrain=false")
     run_here(tmp_path / "store", tmp_path / "a", *asked)
     edited(monkeypatch, "training/train.py")
@@ -498,7 +494,7 @@ def test_hashes_need_no_torch_and_do_not_depend_on_the_process(seed: str) -> Non
 
 
 def test_unused_filter_options_do_not_change_the_id_of_a_control(tmp_path: Path) -> None:
-    """A sweep over removal budgets has one `none` and one `oracle`."""
+    """In a sweep over removal budgets, `none` is a single cell, and so is `oracle`."""
     for defense in ("none", "oracle"):
         cells = [
             cell_of(tmp_path, f"defense={defense}", f"defense.removal_budget={b}") for b in (1, 2)
@@ -513,7 +509,7 @@ def test_unused_filter_options_do_not_change_the_id_of_a_control(tmp_path: Path)
 
 
 def test_an_explicit_precision_changes_the_id(tmp_path: Path) -> None:
-    """Another precision gives other weights."""
+    """Each precision gives different weights."""
     ids = {cell_of(tmp_path, f"trainer.precision={p}").id for p in ("auto", "32", "bf16")}
     assert len(ids) == 3
 
@@ -523,14 +519,14 @@ def test_a_folder_with_the_record_of_another_cell_is_refused(tmp_path: Path) -> 
     with pytest.raises(ConfigError, match=r"contains the record of other"):
         finished(tmp_path, "mine")
     assert finished(tmp_path, "other")
-    # A damaged record belongs to no known cell.
+    # The cell of a damaged record is unknown.
     text = (tmp_path / "record.json").read_text()
     (tmp_path / "record.json").write_text(text.replace('"done"', '"dome"'))
     assert not finished(tmp_path, "mine")
 
 
 def test_poison_made_with_a_surrogate_depends_on_the_precision(tmp_path: Path) -> None:
-    """In bfloat16 the surrogate computes other numbers, so its poison is made again."""
+    """A surrogate gives different poison in bfloat16, so the poison is computed again."""
     asked = ("trigger=label_consistent", "trigger.steps=2", "retrain=false")
     alone = run_here(tmp_path / "fresh", tmp_path / "a", *asked, "trainer.precision=bf16")
     run_here(tmp_path / "store", tmp_path / "b", *asked, "trainer.precision=32")

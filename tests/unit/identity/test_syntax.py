@@ -1,4 +1,4 @@
-"""The canonical text of code that is hashed: equal for equivalent code, under every Python
+"""The canonical text of code, which is hashed: equal for equivalent code under every Python
 version."""
 
 from __future__ import annotations
@@ -67,15 +67,14 @@ def hashed(code: str) -> str:
     return hashlib.sha256(text(code).encode(errors="surrogatepass")).hexdigest()
 
 
-def test_the_running_python_gives_the_pinned_hash() -> None:
-    """Python 3.11, 3.12, 3.13 and 3.14 gave this constant; a Python that parses differently
-    fails."""
+def test_the_running_python_gives_the_expected_hash() -> None:
+    """The expected hash is the same under Python 3.11, 3.12, 3.13 and 3.14."""
     assert hashed(EVERYTHING) == HASH
 
 
 @pytest.mark.parametrize("python", ["python3.11", "python3.12", "python3.13", "python3.14"])
 def test_other_pythons_on_this_machine_give_the_same_hashes(python: str, tmp_path: Path) -> None:
-    """The package's own code is hashed. A Python that is not installed is skipped."""
+    """They hash the code of the package. Python versions that are not installed are skipped."""
     program = "from backdoor_lab import identity; print(identity.stage('train'))"
     versions = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
     places = [*map(str, versions.glob(f"{python[6:]}.*/bin/{python}")), shutil.which(python)]
@@ -105,8 +104,7 @@ def test_empty_syntax_tree_fields_do_not_change_the_hashed_text(
 
 
 def test_f_string_pieces_are_merged() -> None:
-    """This holds however a parser splits an f-string: nested, in several pieces, or with empty
-    ones."""
+    """Python versions split an f-string into different pieces, which may be nested or empty."""
     (whole,) = ast.parse("f'ab{c}'").body
     pieces = [ast.Constant("a"), ast.Constant(""), ast.JoinedStr([ast.Constant("b")])]
     cut = ast.JoinedStr([*pieces, ast.FormattedValue(ast.Name("c"), -1, ast.JoinedStr([]))])

@@ -33,7 +33,8 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A page with one cell that has all charts, eleven without, one failed and one missing."""
+    """A page with a cell that has all charts, eleven cells without charts, a failed cell and a
+    missing cell."""
     root = tmp_path_factory.mktemp("page")
     made = [cell(root / ".store", Made(0), "one", seed=1)]
     made += [record(*each) for each in GRID]
@@ -43,7 +44,8 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def opened(browser: Browser) -> Iterator[Open]:
-    """Opens a page; at the end asserts that only the file was requested and no error was logged."""
+    """Opens pages, and asserts at the end that nothing else was requested and no error was
+    logged."""
     told: list[str] = []
     asked: list[str] = []
     contexts = []
@@ -90,7 +92,9 @@ def sorts(page: Page) -> list[str | None]:
     return [each.get_attribute("aria-sort") for each in page.locator("#cells th").all()]
 
 
-def test_clicking_a_heading_sorts_ascending_descending_and_resets(opened: Open, path: Path) -> None:
+def test_clicking_a_heading_again_sorts_descending_and_a_third_time_restores_the_order(
+    opened: Open, path: Path
+) -> None:
     page = opened(path)
     before = column(page, "ASR1")
     head = page.get_by_role("button", name="ASR1", exact=True)
@@ -119,7 +123,9 @@ def test_ratios_are_sorted_by_value_and_names_alphabetically(opened: Open, path:
     assert sorts(page).count("none") == len(sorts(page)) - 1
 
 
-def test_search_and_drop_downs_filter_together(opened: Open, path: Path) -> None:
+def test_a_row_must_match_the_search_text_and_all_drop_downs_to_be_shown(
+    opened: Open, path: Path
+) -> None:
     page = opened(path)
     assert page.locator("#count").text_content() == "14 cells"
     page.get_by_label("Search").fill("horse PIXEL")
@@ -195,7 +201,7 @@ def test_wide_tables_and_the_collapsed_comparison_fit_the_page(
 def test_the_details_of_a_cell_show_the_same_figures_as_the_table(
     opened: Open, tmp_path: Path
 ) -> None:
-    """One figure is an eighth of a percent, which JavaScript and Python round differently."""
+    """The figures include an eighth of a percent, which JavaScript and Python round differently."""
     made = [record(nat1=0.99125, asr1=0.00125, asr2=None), failed(record(seed=1))]
     page = opened(write_page(write_sweep(tmp_path / "s", made)))
     shown = [column(page, head)[0] for head in ("Nat1", "ASR1", "#Pois")]
@@ -244,7 +250,7 @@ def test_the_page_can_be_used_by_keyboard(opened: Open, path: Path) -> None:
     assert last != second
 
 
-def test_enter_on_a_heading_sorts(opened: Open, path: Path) -> None:
+def test_pressing_enter_on_a_heading_sorts_the_table(opened: Open, path: Path) -> None:
     page = opened(path)
     page.get_by_role("button", name="Nat2", exact=True).focus()
     page.keyboard.press("Enter")
@@ -323,7 +329,7 @@ def test_hostile_text_is_shown_as_text(opened: Open, tmp_path: Path) -> None:
 def test_hostile_names_of_every_choice_are_shown_as_text(
     opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They appear in the table, the drop-downs and the details, also as class names."""
+    """The names appear in the table, the drop-downs and the details; some are class names."""
     monkeypatch.setattr(stages, "CLASSES", ("</script>\x00", NAMES[12], "<img src=x>\u202e"))
     made = [cell(tmp_path / ".store", Made(0), "one", target=NAMES[12])]
     made += [record(name, NAMES[n % 40], defense=name, id=f"c{n}") for n, name in enumerate(NAMES)]

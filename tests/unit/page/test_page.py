@@ -37,7 +37,7 @@ from tests.helpers.stages import CLASSES, PER_CLASS, POISONED, REMOVED, TARGET, 
 
 
 class Reader(html.parser.HTMLParser):
-    """Tags with their attributes, and the text of scripts and styles."""
+    """Collects tags with their attributes, and the text of scripts and styles."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -106,7 +106,8 @@ def test_hostile_text_is_escaped(tmp_path: Path) -> None:
 
 
 def test_the_details_of_a_cell_have_the_same_texts_as_the_table(tmp_path: Path) -> None:
-    """An eighth of a percent is a rounding tie; it is rounded the same way everywhere."""
+    """An eighth of a percent is exactly between two roundings; the page and the tables choose the
+    same one."""
     made = [record(nat1=0.99125, asr1=0.00125, nat2=None, asr2=0.0), failed(record(seed=1))]
     folder = write_sweep(tmp_path / "s", made)
     text = written(folder)
@@ -120,7 +121,9 @@ def test_the_details_of_a_cell_have_the_same_texts_as_the_table(tmp_path: Path) 
     assert "0.12" in (write_tables(folder) and (folder / "tables/table_pixel.md").read_text())
 
 
-def test_the_page_shows_image_counts_as_numbers_and_includes_asr_elsewhere(tmp_path: Path) -> None:
+def test_the_page_shows_ratios_counted_in_images_without_percent_and_a_column_asr1_elsewhere(
+    tmp_path: Path,
+) -> None:
     counted = {**PROTOCOL, "ratio_of": "count"}
     made = [record(ratio=r, protocol=counted, asr_elsewhere1=0.0525) for r in (0, 250)]
     text = written(write_sweep(tmp_path / "s", made))
@@ -303,7 +306,7 @@ def test_writing_the_page_again_gives_the_same_bytes(tmp_path: Path) -> None:
     assert [p.name for p in folder.iterdir() if p.name.startswith(".")] == []
 
 
-def test_the_page_is_not_written_through_a_link(tmp_path: Path) -> None:
+def test_writing_the_page_does_not_follow_a_symbolic_link(tmp_path: Path) -> None:
     folder, _ = sweep(tmp_path)
     (tmp_path / "outside.html").write_text("kept")
     (folder / "index.html").symlink_to(tmp_path / "outside.html")
@@ -313,7 +316,7 @@ def test_the_page_is_not_written_through_a_link(tmp_path: Path) -> None:
 
 
 def mutilated(value: Any, draw: random.Random) -> Any:
-    """`value` with some part replaced by something of another type."""
+    """`value` with a randomly chosen part replaced by a value of another type."""
     odd = [None, True, -1, 1e300, 10**15, "", "<b>", [], {}, [[1]], {"a": {"b": None}}, "\ud800"]
     if isinstance(value, dict) and value and draw.random() < 0.95:
         name = draw.choice(sorted(value))
@@ -325,7 +328,7 @@ def mutilated(value: Any, draw: random.Random) -> Any:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_a_malformed_record_does_not_break_the_page(tmp_path: Path, seed: int) -> None:
-    """There is still a page with figures, and other cells keep theirs."""
+    """The page is still written, and other cells keep their figures."""
     draw = random.Random(seed)
     made = [cell(tmp_path / ".store", Made(n), f"cell{n}", seed=n) for n in range(2)]
     for _ in range(1 + seed % 3):
@@ -361,7 +364,7 @@ def test_a_folder_without_cells_has_a_page(tmp_path: Path) -> None:
     assert str(tmp_path) not in text
 
 
-def test_the_page_of_a_sweep_with_too_many_cells_says_so_and_lists_none(
+def test_the_page_of_a_sweep_with_too_many_cells_says_so_and_lists_no_cells(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = write_sweep(tmp_path / "s", [record(seed=seed) for seed in range(3)])
@@ -385,7 +388,7 @@ def test_the_templates_are_in_the_wheel() -> None:
     assert {f"backdoor_lab/templates/{name}" for name in found} <= listed
 
 
-def test_the_scripts_of_the_page_never_write_markup() -> None:
+def test_the_scripts_of_the_page_insert_text_and_never_markup() -> None:
     for name in SCRIPTS:
         text = (TEMPLATES / name).read_text()
         assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(", text)

@@ -1,4 +1,4 @@
-"""Methods with their authors' numbers compose, are estimated, and run when cut short."""
+"""Presets with the costly settings of the authors of a method, tested at reduced cost."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def choice(name: str) -> str:
     return name.replace("/", "=")
 
 
-def test_every_preset_with_the_numbers_of_the_authors_is_tested() -> None:
+def test_every_preset_with_the_settings_of_the_authors_is_tested() -> None:
     found = [
         path for group in ("trigger", "defense") for path in (CONF / group).glob("*_authors.*")
     ]
@@ -61,7 +61,7 @@ def test_every_preset_with_the_numbers_of_the_authors_is_tested() -> None:
 
 
 @pytest.mark.parametrize("name", COSTLY)
-def test_a_preset_with_the_numbers_of_the_authors_differs_from_its_method_only_in_these_keys(
+def test_a_preset_with_the_settings_of_the_authors_differs_from_the_default_only_in_costly_keys(
     name: str,
 ) -> None:
     base = options(name.removesuffix("_authors"))
@@ -69,7 +69,7 @@ def test_a_preset_with_the_numbers_of_the_authors_differs_from_its_method_only_i
 
 
 @pytest.mark.parametrize("name", COSTLY)
-def test_a_dry_run_estimates_a_preset_with_the_numbers_of_the_authors(
+def test_a_dry_run_estimates_a_preset_with_the_settings_of_the_authors(
     name: str, tmp_path: Path
 ) -> None:
     cell = cell_of(tmp_path, choice(name), "protocol.clean_holdout=20")
@@ -77,7 +77,7 @@ def test_a_dry_run_estimates_a_preset_with_the_numbers_of_the_authors(
 
 
 @pytest.mark.parametrize("name", COSTLY)
-def test_a_preset_with_the_numbers_of_the_authors_runs_with_smaller_numbers(
+def test_a_preset_with_the_settings_of_the_authors_runs_if_costly_values_are_reduced(
     name: str, tmp_path: Path
 ) -> None:
     record = run_here(tmp_path / "store", tmp_path / "cell", choice(name),

@@ -1,4 +1,4 @@
-"""Which changes give another cell, and everything that is refused before any work."""
+"""Which changes give a cell another id, and which configurations are refused before any work."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_equivalent_configurations_have_the_same_id(
     assert checks.cell(configuration(root, *words)).id == checks.cell(configuration(root)).id
 
 
-def test_floating_point_noise_in_a_ratio_is_rounded_away(root: Path, checks: Preflight) -> None:
+def test_the_floating_point_error_of_a_ratio_is_rounded_away(root: Path, checks: Preflight) -> None:
     found, meant = (
         checks.cell(configuration(root, f"ratio={text}"))
         for text in ("0.15000000000000002", "0.15")
@@ -190,7 +190,7 @@ REFUSED = [
      "protocol.poison_from=all", "protocol.poison_from=source"),
     ("trigger=tact label_mode=all_to_all", "`trigger=tact` attacks one source class", "all_to_all"),
     ("protocol=madry2018", "`protocol.ratio_of=source` needs a class in `source`", "null"),
-    # how much
+    # ratios, budgets and covers
     ("ratio=0.001", "`ratio`=0.001 of 20 images", "less than one image"),
     ("protocol.ratio_of=all ratio=0.95", "190 poisoned images", "180 are eligible"),
     ("protocol.ratio_of=count ratio=1.5", "`ratio`", "whole number, got 1.5"),
@@ -253,7 +253,7 @@ def test_missing_optional_keys_get_their_default(
 
 
 def edited(root: Path, words: str) -> tuple[dict[str, Any], str]:
-    """The configuration without a key, or with another value, and the key's name."""
+    """A configuration in which one key is removed or changed, and the name of the key."""
     config = configuration(root)
     key, _, value = words.lstrip("~").partition("=")
     group, _, name = key.partition(".")
@@ -306,14 +306,14 @@ def test_the_error_for_an_ambiguous_class_number_names_both_classes(key: str) ->
         class_number(key, 1, classes)
     for part in ("class number 1, which is '02'", "called '01'", f"{key}=\"'02'\"", "\"'01'\""):
         assert part in str(caught.value)
-    # Text is a name, 0 is unambiguous, and 00 is class 0 either way.
+    # Unambiguous: a string, a number that fits one class only, an exact name.
     assert class_number(key, "01", classes) == 0
     assert class_number(key, 0, classes) == 0
     assert class_number(key, 0, ("00", "01")) == 0
     assert class_number(key, 1, ("1", "0")) == 0
 
 
-def test_hold_out_images_that_would_empty_a_test_class_are_refused(tmp_path: Path) -> None:
+def test_holding_out_every_image_of_a_test_class_is_refused(tmp_path: Path) -> None:
     images = np.zeros((52, 8, 8, 3), np.uint8)
     images[:, 0, 0, 0] = np.arange(52)
     labels = np.repeat([0, 1], [46, 6])
@@ -377,11 +377,11 @@ def test_the_configuration_of_a_job_does_not_depend_on_earlier_jobs(root: Path) 
     assert found == asked
 
 
-def test_the_layer_of_a_defense_replaces_that_of_the_protocol(
+def test_the_layer_of_a_defense_replaces_the_layer_of_the_protocol(
     root: Path, checks: Preflight
 ) -> None:
-    """This also holds inside the random control. With null the layer of the protocol is used, and
-    the cell keeps its id."""
+    """A defense that `random` copies replaces the layer, too. With `defense.layer=null` the
+    protocol's layer is used, and the id does not change."""
 
     def cell(*words: str) -> Cell:
         return checks.cell(configuration(root, *words))

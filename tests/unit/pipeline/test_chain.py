@@ -80,7 +80,7 @@ def test_running_a_cell_with_an_empty_store_gives_the_same_record(
     assert lasting(record_of(tmp_path / "cell")) == lasting(first)
     text = [json.dumps(lasting(each), sort_keys=True) for each in (first, again)]
     assert text[0] == text[1]
-    # Outside "run" nothing depends on where or when it was computed.
+    # Only the section "run" depends on where and when the cell was computed.
     assert str(lab) not in text[0]
     assert str(os.getpid()) not in {str(v) for v in first["run"]["stages"].values()}
 
@@ -95,7 +95,7 @@ def test_running_a_cell_in_another_process_gives_the_same_record(lab: Path, tmp_
     assert lasting(record_of(tmp_path / "cell")) == lasting(record_of(lab / "cell"))
 
 
-def test_another_seed_changes_every_stage_but_the_data(lab: Path) -> None:
+def test_another_seed_changes_the_output_of_every_stage_except_the_data(lab: Path) -> None:
     first, other = record_of(lab / "cell"), run_here(lab / "store", lab / "other", "seed=1")
     assert first["id"] != other["id"]
     assert first["poison_indices"] != other["poison_indices"]
@@ -104,8 +104,8 @@ def test_another_seed_changes_every_stage_but_the_data(lab: Path) -> None:
 
 
 def test_hold_out_images_are_given_only_to_filters_that_need_them(tmp_path: Path) -> None:
-    """The seed chooses two of each class; every cell of the sweep is evaluated on the same
-    remaining test images."""
+    """The seed chooses two test images of each class. All cells are evaluated on the remaining test
+    images."""
     held = "protocol.clean_holdout=20"
     scan = run_here(tmp_path / "store", tmp_path / "scan", "defense=scan", held)
     none = run_here(tmp_path / "store", tmp_path / "none", "defense=none", held)
@@ -150,7 +150,7 @@ def test_surrogate_and_noise_are_computed_once_per_attack(
 def test_setting_retrain_to_false_gives_the_same_detection_without_a_second_training(
     lab: Path, counted: Counter[str]
 ) -> None:
-    """It is another cell with the same result of the filter."""
+    """The cell has another id but the same detection figures."""
     first = record_of(lab / "cell")
     record = run_here(lab / "store", lab / "figures", "retrain=false")
     assert record["status"] == "done"
@@ -162,8 +162,8 @@ def test_setting_retrain_to_false_gives_the_same_detection_without_a_second_trai
 
 
 def test_too_few_or_too_many_hold_out_images_are_refused(tmp_path: Path) -> None:
-    """A filter that needs clean images names the key to set; at least half of the test images must
-    remain."""
+    """The error for a filter that needs clean images names the key to set. At least half of the
+    test images must remain."""
     with pytest.raises(ConfigError, match=r"`defense=scan` needs .* protocol.clean_holdout to 20"):
         cell_of(tmp_path, "defense=scan")
     with pytest.raises(ConfigError, match="would leave less than half of the 50 test images"):
@@ -181,13 +181,13 @@ def test_defenses_on_one_attack_share_its_network(lab: Path, counted: Counter[st
         assert record["hashes"]["weights1"] == first["hashes"]["weights1"]
         assert record["id"] != first["id"]
         assert set(made(record)) <= {"filter", "retrain", "train_accuracy2", "measure2"}
-    assert counted[first["hashes"]["training1"]] == 1  # `none` retrains on all of it
+    assert counted[first["hashes"]["training1"]] == 1  # `none` retrains on the same set
     assert counted["fit"] == 3
     assert records["none"]["counts"]["n_removed"] == 0
     assert records["random"]["counts"]["n_removed"] == first["counts"]["n_removed"]
     found = records["oracle"]["detection"]
     assert [found[k] for k in ("auroc", "tpr", "fpr", "average_precision")] == [1, 1, 0, 1]
-    # The oracle leaves the clean set for any trigger.
+    # The oracle leaves the same clean set for every trigger.
     pattern = run_here(lab / "store", lab / "pattern", "defense=oracle", "trigger=pattern")
     assert counted["fit"] == 4
     assert "retrain" not in made(pattern)
@@ -262,7 +262,7 @@ def test_a_failing_cell_writes_a_record_with_the_reason(
         assert record[key] == first[key]
     assert [record[key] for key in ("nat1", "asr1", "nat2", "asr2", "detection")] == [None] * 5
     assert sorted(record["run"]["stages"]) == ["measure1", "poison", "train", "train_accuracy1"]
-    # The same command later completes the cell.
+    # Repeating the command completes the cell.
     assert lasting(run_here(lab / "store", tmp_path)) == lasting(first)
 
 
@@ -327,7 +327,7 @@ def test_resume_after_stop_in_training_gives_an_identical_record(
     assert again["run"]["seconds"]["retrain"] == pytest.approx(manifest["seconds"] + before)
 
 
-def test_a_moved_store_is_reused_completely(lab: Path, tmp_path: Path) -> None:
+def test_every_output_in_a_moved_store_is_reused(lab: Path, tmp_path: Path) -> None:
     moved = tmp_path / "elsewhere"
     shutil.copytree(lab / "store", moved)
     assert made(run_here(moved, tmp_path / "cell")) == []

@@ -69,7 +69,8 @@ def run(lab: Path, name: str, *overrides: str) -> dict[str, Any]:
 def test_a_filter_that_trains_a_network_does_not_train_the_attacked_network_again(
     lab: Path, counted: Counter[str]
 ) -> None:
-    """It trains its own network and the retrained one; running the cell again trains nothing."""
+    """Only the filter's own network and the retrained one are trained. Running the cell again
+    trains none."""
     first = run(lab, "abl", "defense=abl")
     assert first["status"] == "done"
     assert made(first) == ["filter", "measure2", "retrain", "train_accuracy2"]
@@ -78,7 +79,7 @@ def test_a_filter_that_trains_a_network_does_not_train_the_attacked_network_agai
     assert made(again) == []
     assert counted == {"filter": 1, "chain": 1}
     assert lasting(again) == lasting(first)
-    # Another budget repeats the filter's training, which is not a stage of its own.
+    # With another budget the filter trains its network again, since this training is not a stage.
     run(lab, "less", "defense=abl", "defense.removal_budget=3")
     assert counted == {"filter": 2, "chain": 2}
 
@@ -142,8 +143,7 @@ def test_a_repair_is_computed_again_if_its_inputs_change(
 
 
 def test_the_recorded_inputs_of_a_defense_are_complete(lab: Path) -> None:
-    """They are the network, normalization, architecture and recipe, and hold-out images if they are
-    used."""
+    """They are the network, normalization, architecture, recipe and, if used, hold-out images."""
     module: Any = SimpleNamespace(mean=torch.zeros(1, 3, 1, 1), std=torch.ones(1, 3, 1, 1))
     for defense, more in (("abl", set()), ("strip", {"test", "holdout"})):
         cell = cell_of(lab / "store", HELD, f"defense={defense}")
@@ -155,8 +155,7 @@ def test_the_recorded_inputs_of_a_defense_are_complete(lab: Path) -> None:
 def test_a_defense_gets_a_copy_of_the_network_and_the_poisoned_and_hold_out_images(
     lab: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Hold-out images are not used for evaluation; the attacked network stays unchanged whatever a
-    defense does."""
+    """Hold-out images are not used for evaluation. A defense cannot change the attacked network."""
     caught: list[DefenseContext] = []
 
     def repair(self: FinePruning, context: DefenseContext) -> tuple[nn.Module, dict[str, object]]:

@@ -1,4 +1,4 @@
-"""Protocols have versions: a preset whose meaning changes has another name in every record."""
+"""A preset of a protocol whose meaning changes gets a new version, which every record has."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_tables_show_the_version_and_unversioned_records_count_as_version_1(tmp_
 
 
 def test_results_of_modified_code_get_their_own_table(tmp_path: Path) -> None:
-    """The table has a note. Results of another recorded version have a table without one."""
+    """That table has a note; tables of recorded versions have none."""
     marks: list[Any] = [1, 2, "1+0123456789abcdef", "0+0123456789abcdef"]
     records = []
     for number, mark in enumerate(marks):
@@ -146,7 +146,7 @@ def test_results_of_modified_code_get_their_own_table(tmp_path: Path) -> None:
 
 
 def test_a_table_that_shows_a_version_explains_it(tmp_path: Path) -> None:
-    """In tables of both layouts and in a comparison; not where no name has a version."""
+    """Tables of both layouts and comparisons explain it, but not if they show no version."""
     records = [record(defense=defense) for defense in ("spectral", "random")]
     for number, each in enumerate(records):
         each["id"], each["config"]["code"] = f"cell{number}", {"defenses": {each_name(each): 2}}

@@ -1,4 +1,4 @@
-"""The record of a cell, recomputed by other means from the stored artifacts."""
+"""The figures of a record are equal to a second computation from the stored artifacts."""
 
 from __future__ import annotations
 
@@ -112,8 +112,8 @@ def test_accuracy_and_attack_success_match_a_second_computation(
 def test_clean_rate_and_top_class_match_a_second_computation(
     lab: tuple[Path, dict[str, Any]],
 ) -> None:
-    """These are the target rate on clean images of the ASR set, and the most frequent
-    prediction."""
+    """The clean rate is the share of the ASR test images, without the trigger, that are classified
+    as the target. The top class is the most frequent prediction."""
     images, labels = TEST
     bird = CLASSES.index("bird")
     for stage, number in (("train", 1), ("retrain", 2)):
@@ -209,7 +209,7 @@ def test_ratio_zero_is_a_clean_run(tmp_path: Path) -> None:
         ("all_to_all", ["bird", "cat"], {"n_accused": 2, "n_named": 2}),
     ],
 )
-def test_the_record_has_the_number_of_flagged_classes_and_of_poisoned_ones_among_them(
+def test_the_record_counts_the_flagged_classes_and_how_many_of_them_are_poisoned(
     tmp_path: Path, labels: str, found: list[str], expected: dict[str, int]
 ) -> None:
     asked = ("ratio=0.3", f"label_mode={labels}", "protocol.filter_scope=suspicious")
@@ -247,7 +247,8 @@ def test_controls_run_under_a_protocol_with_filter_scope_suspicious(
 def test_the_random_control_scores_exactly_the_examples_that_the_filter_scores(
     tmp_path: Path,
 ) -> None:
-    """Therefore `left` in the removal curve after `n_removed` removals equals `pois_left`."""
+    """Therefore the removal curve has `pois_left` poisoned images left after `n_removed`
+    removals."""
     record = run_here(tmp_path / "store", tmp_path / "cell", "defense=random")
     curve = record["detection"]["curve"]
     counts = record["counts"]

@@ -1,4 +1,4 @@
-"""The seed of the retraining, and what the report sweep requires."""
+"""The seed of the retraining, and the hardware that `experiment=report` requires."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ SAME = "retrain_seed=same"
 def test_setting_retrain_seed_to_same_repeats_the_first_training_exactly(
     tmp_path: Path,
 ) -> None:
-    """On a clean run without a defense, Nat1 equals Nat2, and the weights are equal to the last
-    bit."""
+    """Without poison and without a defense, Nat2 equals Nat1, and the weights are identical."""
     clean = ("ratio=0", "defense=none")
     record = run_here(tmp_path / "store", tmp_path / "same", *clean, SAME)
     assert record["hashes"]["weights1"] == record["hashes"]["weights2"]
@@ -32,7 +31,7 @@ def test_the_default_retrain_seed_does_not_change_the_id(tmp_path: Path) -> None
     assert new.id == cell_of(tmp_path, "retrain_seed=new").id != same.id
 
 
-def test_the_report_experiment_is_refused_without_a_gpu_unless_trainer_is_cpu(
+def test_the_report_experiment_requires_a_gpu_or_an_explicit_trainer_cpu(
     tmp_path: Path,
 ) -> None:
     tiny = [word for word in TINY if word != "trainer=cpu"]

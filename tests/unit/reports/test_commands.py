@@ -39,7 +39,7 @@ def test_writing_the_tables_twice_gives_identical_bytes_and_no_other_files(tmp_p
     assert not [name for name in first if name.startswith(".")]
 
 
-def test_outdated_tables_are_deleted_and_files_of_the_user_stay(tmp_path: Path) -> None:
+def test_outdated_tables_are_deleted_and_other_files_are_kept(tmp_path: Path) -> None:
     folder = write_sweep(tmp_path / "demo", [record()])
     write_tables(folder)
     (folder / "tables" / "table_mine.md").write_text("kept")
@@ -54,7 +54,9 @@ def test_outdated_tables_are_deleted_and_files_of_the_user_stay(tmp_path: Path) 
 @pytest.mark.parametrize(
     "listed", ['["../../victim.md", "table_x/../../../victim.md", 3]', "{", "7"]
 )
-def test_the_list_of_written_files_is_not_trusted(tmp_path: Path, listed: str) -> None:
+def test_a_manipulated_list_of_written_files_deletes_nothing_outside_the_tables_folder(
+    tmp_path: Path, listed: str
+) -> None:
     folder = write_sweep(tmp_path / "demo", [record()])
     (tmp_path / "victim.md").write_text("kept")
     (folder / "tables" / "table_x").mkdir(parents=True)
@@ -82,7 +84,7 @@ def test_a_tables_folder_that_links_outside_is_refused(tmp_path: Path) -> None:
     assert not list((tmp_path / "elsewhere").iterdir())
 
 
-def test_triggers_with_the_same_slug_get_separate_files(tmp_path: Path) -> None:
+def test_triggers_whose_names_differ_only_in_case_get_separate_files(tmp_path: Path) -> None:
     folder = write_sweep(tmp_path / "demo", [record(trigger=t, id=i) for t, i in ("A1", "a2")])
     assert len({table.slug for table in write_tables(folder)}) == 2
 
@@ -130,7 +132,7 @@ def test_commands_do_not_import_torch_and_help_does_not_import_pandas(tmp_path: 
         assert done.stderr.strip() == expected
 
 
-def test_a_closed_output_and_an_ascii_terminal_are_not_errors(tmp_path: Path) -> None:
+def test_a_closed_pipe_or_an_ascii_terminal_causes_no_error(tmp_path: Path) -> None:
     folders = [write_sweep(tmp_path / name, [record()]) for name in ("one", "two")]
     command = [sys.executable, "-m", "backdoor_lab.reports", str(tmp_path)]
     plain = {**os.environ, "PYTHONIOENCODING": "ascii"}
@@ -169,11 +171,13 @@ def test_status_shows_done_running_stale_failed_and_missing_cells(tmp_path: Path
     assert "no heartbeat for 2 min" in text
     assert "failed: oom" in text
     assert "5 cells: 1 done, 1 running, 1 stale, 1 failed, 1 missing" in text
-    # The same command repeats the failed cell.
+    # Repeating the command computes the failed cell again, too.
     assert status.seconds_left(found) == pytest.approx(4 * 58.0)
 
 
-def test_time_left_counts_only_computed_stages(tmp_path: Path) -> None:
+def test_the_estimated_time_left_ignores_stages_that_were_taken_from_the_store(
+    tmp_path: Path,
+) -> None:
     asked = [record(seed=seed) for seed in range(4)]
     asked[1]["run"]["stages"] = {"train": {"made": False}, "retrain": {"made": True}}
     asked[2]["run"]["stages"] = {"train": {"made": False}}
@@ -205,7 +209,7 @@ def test_status_distinguishes_cells_by_their_configuration(tmp_path: Path) -> No
     assert "done: one; failed: two" in text
 
 
-def test_status_shows_image_counts_as_numbers(tmp_path: Path) -> None:
+def test_status_shows_a_ratio_counted_in_images_without_a_percent_sign(tmp_path: Path) -> None:
     made = [record(ratio=500, protocol={**PROTOCOL, "ratio_of": "count"})]
     text = status.show(*states(write_sweep(tmp_path / "s", made), 0.0))
     assert re.search(r"bird +500 +spectral", text)
@@ -220,7 +224,7 @@ def test_status_exits_with_0_for_an_empty_folder_and_2_for_a_missing_one(
     assert status.main([str(tmp_path / "none")]) == 2
 
 
-def test_the_status_command_without_a_folder_takes_the_same_default_folder_as_reports(
+def test_the_status_command_has_the_same_default_folder_as_the_reports_command(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""Reading stored artifacts of a cell; missing or damaged ones give a note."""
+"""Reading the stored artifacts of a cell. Missing or damaged artifacts give a note."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_stored_training_set_is_read_back(tmp_path: Path, replace: bool, cover
 
 
 def test_the_reader_agrees_with_the_pipeline_that_wrote_the_artifacts(tmp_path: Path) -> None:
-    """NumPy reads what the stages wrote with torch: the same images, poison mask and counts."""
+    """The reader uses NumPy, and the pipeline wrote the images, mask and counts with torch."""
     record = run_here(tmp_path / "store", tmp_path / "sweep" / "cell")
     assert record["status"] == "done"
     config = configuration(tmp_path / "store")
@@ -105,7 +105,9 @@ def read(reader: ArtifactReader, record: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_without_a_store_every_reader_returns_none_and_one_note_is_kept(tmp_path: Path) -> None:
+def test_without_a_store_every_method_of_the_reader_returns_none_and_there_is_one_note(
+    tmp_path: Path,
+) -> None:
     assert find_store(tmp_path / "sweep") is None
     assert find_store(tmp_path / "sweep", tmp_path / "elsewhere") is None
     reader = ArtifactReader(None)
@@ -172,7 +174,7 @@ def test_a_copied_sweep_finds_its_own_store_or_none(
     "said", ["hydra: 3", "hydra: {sweep: {dir: 7}}", "hydra: {sweep: {dir: ''}}", "",
              "hydra: {sweep: {dir: '../x'}}", "hydra: {sweep: {dir: /a/b/c/d/e/f/g/h/i/j}}"],
 )  # fmt: skip
-def test_without_a_usable_sweep_path_the_neighboring_store_is_used(
+def test_without_a_usable_sweep_path_the_store_next_to_the_sweep_is_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str
 ) -> None:
     for name in ("s", ".store", "big"):
@@ -201,7 +203,7 @@ def test_a_stage_that_never_ran_gives_no_note(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["../one", "a/../one", "/one", "", "one\x00", None, 7, ["one"], "x" * 300]
 )
-def test_an_artifact_id_that_leads_outside_the_folder_of_the_stage_is_not_followed(
+def test_artifact_ids_that_are_invalid_or_lead_outside_the_folder_of_the_stage_are_ignored(
     tmp_path: Path, name: Any
 ) -> None:
     record = cell(tmp_path / "store", Made(0), "one")
@@ -264,7 +266,7 @@ def test_arrays_of_another_training_set_are_refused(tmp_path: Path) -> None:
     assert ArtifactReader(tmp_path).training(cell(tmp_path, made, "two")) is None
 
 
-def test_the_first_convolution_is_the_one_applied_to_images() -> None:
+def test_the_first_layer_is_the_convolution_that_is_applied_to_images() -> None:
     shapes = {
         "z.weight": (8, 16, 3, 3), "layer1.conv1.weight": (8, 3, 3, 3), "pos": (8, 3, 1, 1),
         "conv1.weight": (8, 3, 7, 7), "fc.weight": (10, 3),
@@ -284,7 +286,7 @@ def test_the_record_in_the_folder_named_after_its_id_takes_precedence(tmp_path: 
     assert raw_records(tmp_path)["own"]["mark"] == 2
 
 
-def test_pages_need_no_torch_and_tables_no_matplotlib() -> None:
+def test_pages_do_not_import_torch_and_tables_do_not_import_matplotlib() -> None:
     code = (
         "import sys; import backdoor_lab.reports.__main__, backdoor_lab.page.document;"
         "print('matplotlib' in sys.modules); import backdoor_lab.figures.__main__ as f;"

@@ -1,4 +1,4 @@
-"""Fields that distinguish cells: displayed as text, sorted by value."""
+"""Fields that distinguish cells are displayed as text and sorted by value."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Seals, and frozen sweeps of three files: the same tables, and every edit is detected."""
+"""Seals (checksums of records) and frozen sweeps of three files: every edit is detected."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def refused(kept: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
     return said
 
 
-def test_rates_on_transformed_images_are_kept_in_frozen_records_and_sealed(
+def test_rates_on_transformed_images_are_in_frozen_records_and_an_edit_of_them_is_detected(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     under = {"jpeg75": {"nat1": 0.9, "asr1": 0.125, "nat2": None, "asr2": None}}
@@ -77,7 +77,7 @@ def test_rates_on_transformed_images_are_kept_in_frozen_records_and_sealed(
     refused(tmp_path / "kept", capsys)
 
 
-def test_a_seal_is_valid_in_any_layout_and_with_any_line_endings() -> None:
+def test_the_seal_of_a_record_is_valid_in_any_json_layout_and_with_any_line_endings() -> None:
     for text in (json.dumps({"id": "a", "nat1": 0.5}), readable({"id": "a", "nat1": 0.5})):
         data = sealed(text).encode()
         check_seal(data)
@@ -85,7 +85,7 @@ def test_a_seal_is_valid_in_any_layout_and_with_any_line_endings() -> None:
         assert json.loads(data).keys() == {"id", "nat1", "seal"}
 
 
-def test_every_flipped_bit_that_changes_a_value_breaks_the_seal() -> None:
+def test_every_flipped_bit_that_changes_a_value_invalidates_the_seal_of_a_record() -> None:
     whole = sealed(readable(SWEEP[0])).encode()
     value = json.loads(whole)
     draw = random.Random(0)
@@ -110,7 +110,7 @@ def test_every_flipped_bit_that_changes_a_value_breaks_the_seal() -> None:
     ],
     ids=["edited figure", "repeated key", "no seal", "edited seal", "empty line"],
 )
-def test_edits_repeated_keys_and_missing_seals_are_detected(damage: Any) -> None:
+def test_edits_repeated_keys_and_missing_seals_in_a_record_are_detected(damage: Any) -> None:
     text = sealed(json.dumps(SWEEP[0]))
     assert damage(text) != text
     with pytest.raises(DataError, match="seal"):
@@ -138,7 +138,7 @@ def test_a_frozen_sweep_has_the_same_tables_as_the_original_sweep(kept: Path) ->
 
 
 def test_a_frozen_sweep_lists_every_command_and_machine(tmp_path: Path) -> None:
-    """This also holds if older records describe the machine by a single text."""
+    """Older records describe the machine by a single string; it is listed, too."""
     compute = {"processor": "X", "instruction_set": "AVX2", "threads": 1, "precision": "fp32"}
     made = [record(seed=0), record(seed=1), record(seed=2)]
     for number, each in enumerate(made):
@@ -150,7 +150,7 @@ def test_a_frozen_sweep_lists_every_command_and_machine(tmp_path: Path) -> None:
     assert found["machines"] == [made[0]["run"]["device"], compute]
 
 
-def test_freezing_replaces_long_lists_by_their_hashes(kept: Path) -> None:
+def test_freezing_replaces_long_lists_with_their_hashes(kept: Path) -> None:
     for line, whole in zip(frozen_lines(kept), SWEEP, strict=True):
         found = json.loads(line)
         assert "poison_indices" not in found
@@ -180,7 +180,7 @@ def test_a_rerun_cell_takes_precedence_over_its_frozen_record(kept: Path) -> Non
     assert found[again["id"]] == 0.123
 
 
-def test_an_edited_figure_is_refused_by_every_reader(
+def test_a_frozen_sweep_with_an_edited_figure_is_refused_by_every_command(
     kept: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     nat = json.dumps(SWEEP[3]["nat1"])
@@ -193,7 +193,7 @@ def test_an_edited_figure_is_refused_by_every_reader(
 
 
 @pytest.mark.parametrize("change", ["removed", "moved", "repeated", "missing list"])
-def test_removed_moved_or_added_lines_are_detected(
+def test_removed_moved_or_added_lines_of_a_frozen_sweep_are_detected(
     kept: Path, change: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lines = (kept / RECORDS).read_text().splitlines(keepends=True)
@@ -257,7 +257,7 @@ def test_frozen_files_contain_no_machine_specific_path(tmp_path: Path) -> None:
     assert "/home" not in said
 
 
-def test_poison_indices_that_contradict_their_hash_are_not_frozen(tmp_path: Path) -> None:
+def test_poison_indices_that_do_not_match_their_hash_are_not_frozen(tmp_path: Path) -> None:
     one = record()
     one["hashes"] = {"poison": "0" * 64}
     with pytest.raises(DataError, match="poison_indices"):
@@ -284,14 +284,14 @@ def test_paths_outside_the_working_directory_are_reduced_to_their_last_part(
 
 
 def test_the_recorded_hours_count_shared_stages_once(tmp_path: Path) -> None:
-    """The synthetic records all share the same two trainings, of 58 seconds together."""
+    """All made-up records share two trainings, which took 58 seconds in total."""
     freeze(write_sweep(tmp_path / "run", SWEEP), tmp_path / "kept")
     content = json.loads((tmp_path / "kept" / "sweep.json").read_text())
     assert content["hours"] == round(58 / 3600, 2)
     assert content["cells"] == len(SWEEP)
 
 
-def test_the_index_is_generated_from_the_sweeps_and_their_documents(
+def test_the_index_of_results_is_generated_from_the_sweeps_and_their_documents(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = [record(seed=seed) for seed in range(3)]

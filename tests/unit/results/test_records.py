@@ -94,7 +94,7 @@ def test_malformed_bytes_are_refused_with_a_data_error(data: bytes) -> None:
         records.parse(data)
 
 
-def test_non_finite_figures_are_dropped_and_the_record_is_accepted() -> None:
+def test_a_record_with_non_finite_figures_is_read_without_these_figures() -> None:
     cell = parsed(record(nat1=float("nan"), asr1=float("inf"), nat2=None))
     assert not {"nat1", "asr1", "nat2"} & set(cell.numbers)
     assert "asr2" in cell.numbers
@@ -111,7 +111,7 @@ def test_the_configuration_text_of_a_record_omits_only_the_seed() -> None:
     assert parsed(made).config == json.dumps({"a": {}, "z": {"b": '", "seed": 1,'}})
 
 
-def test_equal_parts_of_records_are_one_object() -> None:
+def test_equal_parts_of_several_records_are_one_object_in_memory() -> None:
     run = {"versions": {"torch": "2"}, "seconds": {"train": 1.5}}
     one, other = (parsed(record(seed=seed, run=run, config={"seed": seed})) for seed in (0, 1))
     assert one.protocol is other.protocol
@@ -138,7 +138,7 @@ def test_find_sweeps_skips_hidden_folders(tmp_path: Path) -> None:
     assert len(read_sweep(tmp_path / "b").cells) == 1
 
 
-def test_requested_cells_are_in_the_requested_order_and_followed_by_all_other_cells_sorted(
+def test_requested_cells_come_first_in_the_requested_order_followed_by_other_cells_sorted(
     tmp_path: Path,
 ) -> None:
     asked = [record(target=t) for t in ("horse", "bird")]
@@ -165,7 +165,7 @@ def test_a_damaged_record_is_a_failed_cell_with_a_warning(tmp_path: Path, listed
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"schema": 1}', '{"schema": 9, "asked": []}'])
-def test_a_damaged_sweep_json_only_gives_a_warning(tmp_path: Path, text: str) -> None:
+def test_a_damaged_sweep_json_gives_a_warning_and_no_error(tmp_path: Path, text: str) -> None:
     folder = write_sweep(tmp_path / "s", [record()])
     (folder / "sweep.json").write_text(text)
     sweep = read_sweep(folder)

@@ -1,4 +1,4 @@
-"""The order of a cell's stages, which progress, estimates and figures share."""
+"""The order of a cell's stages, on which progress, estimates and figures depend."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_the_lists_of_stages_between_and_after_the_trainings_are_complete() -> N
     assert len(set(STAGES)) == len(STAGES)
 
 
-def test_a_stage_that_runs_twice_is_compared_by_its_first_run() -> None:
+def test_a_stage_that_runs_twice_is_ordered_by_its_first_run() -> None:
     assert is_at_or_before("surrogate", "poison")
     assert is_at_or_before("train", "train")
     assert not is_at_or_before("measure", "train")

@@ -1,4 +1,4 @@
-"""Two versions of a trigger or defense are two methods: named apart, and never in one mean."""
+"""Two versions of a trigger or defense are two methods with different names and separate means."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.helpers.records import record, write_sweep
 
 def made(version: Any, seed: int = 0, defense: str = "spectral", trigger: Any = 1, **more: Any
          ) -> dict[str, Any]:  # fmt: skip
-    """A record whose defense is of `version`, and its trigger of version `trigger`."""
+    """A record with these versions of its defense and its trigger."""
     code = {"defenses": {defense: version}, "triggers": {"pixel": trigger}, "stages": {"train": 3}}
     target = f"backdoor_lab.defenses.{defense}.Made"
     config = {"recipe": {"lr": 0.1}, "seed": seed, "code": code, "defense": {"_target_": target}}
@@ -74,7 +74,7 @@ def test_a_control_that_uses_a_method_shows_the_version_of_that_method() -> None
     assert unversioned("random@1 with spectral@2") == "random"
 
 
-def test_code_without_a_recorded_version_has_no_version_label() -> None:
+def test_code_without_a_recorded_version_is_shown_without_a_version() -> None:
     (one,) = cells(made("0+0123456789"))
     assert labels([one], "defense") == ["spectral"]
 
@@ -107,7 +107,7 @@ def test_the_data_frame_has_versions_in_columns_of_their_own() -> None:
     assert frame["trigger_version"].tolist() == ["1", "1"]
 
 
-def test_a_sweep_keeps_a_cell_in_two_versions_of_a_trigger_but_not_in_two_versions_of_a_stage(
+def test_a_sweep_has_a_cell_once_per_version_of_its_trigger_but_not_per_version_of_a_stage(
     tmp_path: Path,
 ) -> None:
     both = [made(1), made(2)]
@@ -160,7 +160,7 @@ def sweep(folder: Path, *records: dict[str, Any]) -> Any:
 
 
 def test_a_comparison_of_two_sweeps_names_both_versions(tmp_path: Path) -> None:
-    """With one defense the notes name them, with several the lines."""
+    """The notes name them if the sweeps have one defense, the lines if they have several."""
     one, two = sweep(tmp_path / "a", made(1)), sweep(tmp_path / "b", made(2))
     found = comparison_of([two, one])
     assert any("defense: spectral@2 → spectral@1" in note for note in found.notes)
@@ -174,7 +174,7 @@ def test_a_comparison_of_two_sweeps_names_both_versions(tmp_path: Path) -> None:
 
 
 def test_no_line_of_a_comparison_averages_over_two_versions(tmp_path: Path) -> None:
-    """This holds for a line over seeds and for the line over all lines."""
+    """This holds for lines over seeds and for the summary line."""
     mixed = [made(1, seed=0, nat2=0.9), made(2, seed=1, nat2=0.5)]
     base = [made(1, seed=0, nat2=0.8), made(1, seed=1, nat2=0.8)]
     found = comparison_of([sweep(tmp_path / "a", *mixed), sweep(tmp_path / "b", *base)],
@@ -185,7 +185,9 @@ def test_no_line_of_a_comparison_averages_over_two_versions(tmp_path: Path) -> N
     assert any("several versions" in note for note in found.notes)
 
 
-def test_cells_of_the_same_version_are_paired_first(tmp_path: Path) -> None:
+def test_cells_of_the_same_version_are_paired_before_cells_of_different_versions(
+    tmp_path: Path,
+) -> None:
     one = sweep(tmp_path / "a", made(1, nat2=0.9))
     both = sweep(tmp_path / "b", made(2, nat2=0.1), made(1, nat2=0.8))
     (line,) = comparison_of([one, both], values="nat2").lines

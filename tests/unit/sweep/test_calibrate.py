@@ -1,4 +1,4 @@
-"""Calibrating a machine as a sweep will use it: processes, threads, other load."""
+"""Calibration measures a machine as a sweep will use it: processes, threads, other load."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("brief")
 @pytest.mark.parametrize("batch", [32, 150])
 def test_calibration_with_zero_processes_runs_in_this_process(tmp_path: Path, batch: int) -> None:
-    """All speeds are positive, even if an epoch has fewer steps than the warm-up; the start time is
-    this process's CPU time."""
+    """All speeds are positive, even if an epoch has fewer steps than the warm-up. The start time is
+    the CPU time of this process."""
     cell = cell_of(tmp_path, f"recipe.batch_size={batch}")
     tried = calibrate({"kind": cell}, CPU, 0)
     speed = tried.speeds["kind"]
@@ -42,8 +42,7 @@ def test_calibration_with_zero_processes_runs_in_this_process(tmp_path: Path, ba
 
 
 def test_calibration_uses_as_many_processes_as_the_sweep(tmp_path: Path) -> None:
-    """Each process imports on its own, trains on the cell's images, and measures when all are
-    ready."""
+    """Each process trains on the images of the cell, and measures when all processes are ready."""
     tried = calibrate({"kind": cell_of(tmp_path)}, CPU, 2)
     assert (tried.processes, tried.threads) == (2, 1)
     assert tried.start > 0
@@ -89,13 +88,14 @@ def test_the_idle_speed_equals_the_measured_speed_if_no_time_was_spent_waiting()
 
 
 def test_time_waiting_for_a_core_is_not_counted_as_work() -> None:
-    """A quarter of a core was available; two threads of one process count as two."""
+    """The process got a quarter of a core in the first sample, and one of two cores in the
+    second."""
     assert Sample(10, 20.0, 5.0).rate(1.0) == Rate(2.0, 0.5)
     assert Sample(10, 20.0, 20.0).rate(2.0) == Rate(2.0, 1.0)
 
 
 class Scripted:
-    """A worker with made-up samples in which it had half a core."""
+    """A worker that returns made-up samples, measured while it had half a core."""
 
     threads: list[int]
 
@@ -116,7 +116,7 @@ class Scripted:
 def scripted(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, threads: int, busy: float
 ) -> tuple[Calibration, Scripted]:
-    """Two cores that were busy for so many seconds in ten."""
+    """A calibration on two cores that were busy for `busy` core-seconds in ten seconds."""
     clock, used = iter([0.0, 10.0] * 2), iter([0.0, busy] * 2)
     monkeypatch.setattr(module, "cores", lambda: 2)
     monkeypatch.setattr(module, "busy_seconds", lambda: next(used))
@@ -129,7 +129,7 @@ def scripted(
 def test_the_load_of_other_processes_is_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In ten seconds the two cores were busy for 17 core-seconds, of which the worker used five."""
+    """In ten seconds two cores were busy for 17 core-seconds, of which the worker used five."""
     tried, _ = scripted(monkeypatch, tmp_path, threads=1, busy=17.0)
     assert tried.others == pytest.approx(1.2, abs=0.1)
     assert tried.disturbed

@@ -1,4 +1,4 @@
-"""Estimating a sweep: what is counted, what is left, and that nothing is computed."""
+"""The estimate of a sweep: what it counts, and that it computes nothing."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from backdoor_lab.sweep.estimate import Amount, Work, estimate, missing_from
 from backdoor_lab.sweep.forecast import describe
 from tests.helpers.cells import CPU, cell_of, run_here, started
 
-# Two seconds per trained image, half a second per evaluated one, one per extracted one.
+# Per image: two seconds to train, half a second to evaluate, one second to extract features.
 SPEED = Speed(Rate(2.0, 2.0), Rate(0.5, 0.5), Rate(1.0, 1.0))
 IDLE = Calibration({"kind": SPEED}, 0.0, 1, 1, 0.0)
 
 
 def total(work: Work) -> Amount:
-    """All images of a sweep."""
+    """The number of image passes of a sweep, by kind."""
     found = Amount()
     for _, each in work.amounts:
         found.trained += each.trained
@@ -36,15 +36,15 @@ def total(work: Work) -> Amount:
 
 
 def work_of(*amounts: Amount, cell: Cell, **said: Any) -> Work:
-    """Work with given amounts."""
+    """The work of a sweep whose cells need these amounts."""
     states = [(cell, "from train on")] * max(1, len(amounts))
     return Work(states, {"kind": cell}, [("kind", each) for each in amounts], **said)
 
 
 def test_the_estimate_counts_shared_networks_once(tmp_path: Path) -> None:
-    """There are 200 images, 6 more that are poisoned, and 50 clean and 45 triggered test images.
-    Three defenses share one attacked network and its features. They need four trainings, four
-    passes over test and training images, and one pass for features."""
+    """Three defenses share one attacked network and its features. The training set has 200 clean
+    and 6 poisoned images, the test set 50 clean and 45 triggered ones. This takes four trainings,
+    four passes over test and training images, and one pass for features."""
     cells = [cell_of(tmp_path, f"defense={name}") for name in ("spectral", "none", "oracle")]
     work = estimate(cells, set(), CPU)
     assert work.trainings == 4
@@ -54,9 +54,9 @@ def test_the_estimate_counts_shared_networks_once(tmp_path: Path) -> None:
 
 
 def test_the_estimate_counts_one_evaluation_per_transformation(tmp_path: Path) -> None:
-    """Both networks are evaluated on 50 clean and 45 triggered test images under each of three
-    transformations; the attacked network, shared by the defenses, is evaluated once. A later
-    estimate counts only missing evaluations."""
+    """Each network is evaluated on 50 clean and 45 triggered test images under three
+    transformations. The two defenses share the attacked network, so there are three networks.
+    Evaluations that are in the store are not counted."""
     three = "measure.asr_under=[jpeg75,blur1,noise8]"
     cells = [cell_of(tmp_path, three, f"defense={name}") for name in ("spectral", "none")]
     assert total(estimate(cells, set(), CPU)).measured == 3 * 95 + 3 * 3 * 95 + 3 * 206
@@ -66,8 +66,8 @@ def test_the_estimate_counts_one_evaluation_per_transformation(tmp_path: Path) -
 
 
 def test_the_estimate_does_not_count_finished_stages(tmp_path: Path) -> None:
-    """After one cell has run, the next defense trains one network and extracts no features; a cell
-    whose stages are all finished lacks only its record."""
+    """After one cell has run, another defense needs one training and no features. A cell whose
+    stages are all finished lacks only its record."""
     run_here(tmp_path, tmp_path / "cell")
     done, other = cell_of(tmp_path), cell_of(tmp_path, "defense=none")
     assert missing_from(done, tmp_path, CPU) == []
@@ -84,8 +84,7 @@ def test_the_estimate_does_not_count_finished_stages(tmp_path: Path) -> None:
 def test_the_estimated_bytes_equal_those_in_the_store_afterwards(
     tmp_path: Path, layer: str
 ) -> None:
-    """They are the weights and features of two defenses that share the attacked network and its
-    features."""
+    """Two defenses share the attacked network and its features, which are counted once."""
     asked = [[f"defense={name}", f"protocol.layer={layer}"] for name in ("spectral", "none")]
     told = estimate([cell_of(tmp_path, *each) for each in asked], set(), CPU).bytes
     for number, each in enumerate(asked):
@@ -111,7 +110,7 @@ def test_the_estimate_warns_of_a_disk_that_is_too_small(tmp_path: Path) -> None:
 
 
 def test_the_estimate_counts_a_surrogate_as_a_training(tmp_path: Path) -> None:
-    """One surrogate for two attacks that need one."""
+    """Two attacks share one surrogate."""
     steps = "trigger.steps=1"
     cells = [cell_of(tmp_path, "trigger=label_consistent", steps, f"target={target}")
              for target in ("bird", "dog")]  # fmt: skip
@@ -119,8 +118,7 @@ def test_the_estimate_counts_a_surrogate_as_a_training(tmp_path: Path) -> None:
 
 
 def test_a_dry_run_computes_nothing(tmp_path: Path) -> None:
-    """For a sweep and for a single cell the exit code is 0, and no cell, sweep or table is
-    written."""
+    """For sweeps and single cells the exit code is 0, and no cell, sweep or table is written."""
     from tests.helpers.cells import TINY
 
     for mode in (["-m"], []):
@@ -146,8 +144,7 @@ def test_the_estimate_lists_every_cell(tmp_path: Path) -> None:
 
 
 def test_the_estimate_is_summarized_in_one_line(tmp_path: Path) -> None:
-    """Three cells of an hour, two at a time, take two hours; each image counts with its own
-    speed."""
+    """Three cells of one hour, two at a time, take two hours."""
     cell = cell_of(tmp_path)
     hour = Amount(trained=1000, measured=2000, extracted=600)
     alone = describe(work_of(hour, cell=cell, trainings=2), IDLE, at_once=1).splitlines()
@@ -164,7 +161,8 @@ def test_the_estimate_is_summarized_in_one_line(tmp_path: Path) -> None:
 
 
 def test_the_estimate_includes_the_start_time_of_each_process(tmp_path: Path) -> None:
-    """This process starts in ten seconds; then all workers start in twenty, concurrently."""
+    """This process starts in ten seconds. Then all workers start concurrently, in twenty
+    seconds."""
     work = work_of(*[Amount(trained=5)] * 2, cell=cell_of(tmp_path))
     said = describe(work, replace(IDLE, start=20.0), at_once=2, before=10.0)
     assert "about 40 s with 2 cells" in said
@@ -173,7 +171,7 @@ def test_the_estimate_includes_the_start_time_of_each_process(tmp_path: Path) ->
 def test_the_estimate_shows_the_load_of_other_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The estimate is for an idle machine, followed by the one under the present load."""
+    """The first estimate is for an idle machine, the second for the current load."""
     monkeypatch.setattr(calibrate_module, "cores", lambda: 2)
     monkeypatch.setattr(forecast, "cores", lambda: 2)
     slow = Speed(Rate(8.0, 2.0), Rate(2.0, 0.5), Rate(4.0, 1.0))
@@ -185,10 +183,10 @@ def test_the_estimate_shows_the_load_of_other_processes(
         "  about 60 s, on an idle machine",
         "  about 4 min, with this load",
     ]
-    # A small load gets no line, and wall-clock time is used.
+    # A small load is not mentioned, and the measured wall-clock time is used.
     quiet = describe(work, replace(tried, others=0.2), at_once=1).splitlines()
     assert "to do: about 4 min (" in quiet[-1]
-    # With several threads, three times in three lines.
+    # With several threads there is a third estimate, for one thread.
     one = Speed(Rate(6.0, 2.0), Rate(2.0, 0.5), Rate(4.0, 1.0))
     threads = replace(tried, threads=2, single=replace(tried, speeds={"kind": one}))
     assert describe(work, threads, at_once=1).splitlines()[-3:] == [
@@ -205,8 +203,8 @@ def test_the_estimate_shows_the_load_of_other_processes(
 def test_the_wait_for_the_calibration_is_announced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The message goes to stderr before the calibration begins; there is none if nothing is to be
-    measured."""
+    """The message goes to stderr before the calibration begins. Without anything to measure there
+    is no message."""
     cell, said = cell_of(tmp_path), []
 
     def measured(*_: object) -> Calibration:
@@ -228,7 +226,7 @@ def test_the_estimate_names_work_that_it_does_not_count(tmp_path: Path) -> None:
     cell = cell_of(tmp_path, "defense=abl", "trigger=narcissus")
     said = describe(work_of(Amount(1), cell=cell), IDLE, at_once=1)
     assert said.splitlines()[-1] == "not included: the computations of narcissus and abl"
-    assert "not counted" not in describe(
+    assert "not included" not in describe(
         work_of(Amount(1), cell=cell_of(tmp_path)), IDLE, at_once=1
     )
 
@@ -250,20 +248,20 @@ def test_the_oracle_controls_of_one_seed_share_a_clean_network(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(("grid", "trainings"), [
-    # Without poison all attacks have one training set: trained once, and retrained once.
+    # Without poison all attacks have the same training set: one training and one retraining.
     (["trigger=pixel,pattern target=bird,dog ratio=0 defense=spectral,none,oracle"], 2),
     # Two data sets share nothing.
     (["dataset.seed=11,12 defense=spectral"], 4),
     (["dataset.seed=11,12 defense=oracle"], 4),
-    # Covers remain when the poison is removed.
+    # The oracle keeps covers, clean_data does not.
     (["trigger=pixel,pattern cover_rate=1 defense=oracle"], 4),
     (["trigger=pixel,pattern cover_rate=1 defense=clean_data"], 3),
     (["trigger=pixel,pattern defense=oracle"], 3),
 ])  # fmt: skip
-def test_the_estimated_trainings_equal_those_made_afterwards(
+def test_the_estimated_number_of_trainings_equals_the_number_made_afterwards(
     tmp_path: Path, grid: list[str], trainings: int
 ) -> None:
-    """The estimate equals the number of networks in the store after the same cells ran; then the
+    """The estimate equals the number of networks in the store after the cells have run. A second
     estimate is zero."""
     cells = [cell_of(tmp_path, *each) for each in _product(grid[0])]
     assert estimate(cells, set(), CPU).trainings == trainings
@@ -284,8 +282,7 @@ def test_a_stored_clean_network_is_reused_for_another_attack(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("change", ["protocol.asr_on=all", "protocol.clean_holdout=10"])
 def test_changed_evaluation_options_need_no_training(tmp_path: Path, change: str) -> None:
-    """They need two passes: over the 50 clean test images, or the 40 not held out, and over the
-    triggered ones."""
+    """Each network needs one pass over the clean test images and one over the triggered ones."""
     run_here(tmp_path, tmp_path / "cell")
     work = estimate([cell_of(tmp_path, change)], set(), CPU)
     assert [state for _, state in work.cells] == ["from measure on"]

@@ -1,4 +1,4 @@
-"""What a running sweep shows: a row per finished cell, the running cells, and the time left."""
+"""The display of a running sweep: a row per finished cell, the running cells, the time left."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_the_row_of_a_failed_cell_shows_the_reason() -> None:
 
 
 def test_finished_cells_are_reported_once_in_the_order_they_finish(tmp_path: Path) -> None:
-    """A record from before the sweep is not reported; a rewritten one is."""
+    """A record that was written before the sweep started is reported only if it is rewritten."""
     write(tmp_path, failed(GRID[0]))
     watch = Watch(tmp_path, ids())
     assert watch.finished(0.0) == []
@@ -117,7 +117,7 @@ def test_running_cells_are_those_with_a_recent_heartbeat(tmp_path: Path) -> None
 
 
 def test_time_left_follows_from_the_finished_cells(tmp_path: Path) -> None:
-    """Three cells take 60 seconds each and run two at a time; both start at second 100."""
+    """Three cells take 60 seconds each, two at a time. The first two start at second 100."""
     watch = Watch(tmp_path, ids())
     assert watch.seconds_left(100.0) is None
     for name in ids()[:2]:
@@ -127,7 +127,7 @@ def test_time_left_follows_from_the_finished_cells(tmp_path: Path) -> None:
     write(tmp_path, GRID[0], wall_seconds=60.0)
     gone(tmp_path, ids()[0])
     watch.finished(160.0)
-    # One cell is nearly done, one has not started.
+    # The second cell is nearly done, and the third has not started.
     assert watch.seconds_left(160.0) == pytest.approx(60 / 2)
     beat(tmp_path, ids()[2], "train")
     watch.running(160.0)
@@ -135,7 +135,7 @@ def test_time_left_follows_from_the_finished_cells(tmp_path: Path) -> None:
 
 
 def test_time_left_follows_from_the_progress_before_any_cell_has_finished(tmp_path: Path) -> None:
-    """A quarter of a cell takes 30 seconds, so each cell takes two minutes, one at a time."""
+    """A quarter of the first cell took 30 seconds, so each of the three cells takes two minutes."""
     watch = Watch(tmp_path, ids())
     beat(tmp_path, ids()[0], "train", epoch=1, epochs=2, fraction=0.5)
     watch.running(0.0)
@@ -146,7 +146,7 @@ def test_time_left_follows_from_the_progress_before_any_cell_has_finished(tmp_pa
     ("load", None, 0.0), ("surrogate", 0.9, 0.0), ("train", 0.5, 0.25), ("filter", 0.2, 0.5),
     ("retrain", 0.5, 0.75), ("repair", 1.0, 1.0), ("measure2", None, 1.0),
 ])  # fmt: skip
-def test_the_fraction_of_a_cell_done_follows_from_its_stage(
+def test_the_progress_of_a_cell_follows_from_its_stage_and_the_progress_of_that_stage(
     tmp_path: Path, stage: str, fraction: float | None, share: float
 ) -> None:
     beat(tmp_path, "x", stage, fraction=fraction)
@@ -157,7 +157,7 @@ def test_the_fraction_of_a_cell_done_follows_from_its_stage(
 def test_plain_rows_show_the_progress_of_the_sweep(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A cell that was done before the sweep counts but has no row."""
+    """A cell that was done before the sweep started is counted but has no row."""
     board = _Lines(tmp_path, asked(), asked()[1:])
     board.look(0.0)
     assert capsys.readouterr().out == ""
@@ -204,8 +204,8 @@ def test_the_live_table_is_used_on_a_terminal_unless_plain_output_is_requested(
 
 
 def screen(written: str, width: int, height: int) -> list[str]:
-    """The lines of a terminal after `written`, including those scrolled away; supports only the
-    escape codes that rich uses."""
+    """The lines of a terminal to which `written` was printed, including lines scrolled out of view.
+    Supports only the escape codes that rich uses."""
     lines, at = [""], [0, 0]
     for part in re.split(r"(\x1b\[\??[0-9;]*[A-Za-z]|\r|\n)", written):
         if part == "\n":
@@ -233,8 +233,8 @@ def screen(written: str, width: int, height: int) -> list[str]:
 def test_a_sweep_on_a_terminal_leaves_only_complete_rows(
     tmp_path: Path, launcher: str, head: str
 ) -> None:
-    """Two cells succeed and one fails: each has a complete row, no cell writes into the table, and
-    nothing remains of the lines that were updated."""
+    """Two cells succeed and one fails. Each has a complete row, no output of a cell appears between
+    the rows, and nothing remains of the progress lines."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 200, 0, 0))
     program = subprocess.Popen(
@@ -254,7 +254,7 @@ def test_a_sweep_on_a_terminal_leaves_only_complete_rows(
             break
         said += part
     assert program.wait(timeout=60) == 1, said.decode()
-    # Without the final tables, whose lines are wider than the terminal.
+    # The final tables are cut off, since their lines are wider than the terminal.
     text = said.decode().replace("\r\n", "\n\r").partition("###")[0]
     table = screen(text, 200, 40)
     assert re.search(head, table[0]), table[0]
@@ -264,7 +264,7 @@ def test_a_sweep_on_a_terminal_leaves_only_complete_rows(
         assert sum(bool(re.fullmatch(figures, line)) for line in table) == 1, table
     assert sum(line.startswith("pixel    cat     30%    failed: killed") for line in table) == 1
     assert not [line for line in table if line.startswith("[") or "cells done," in line], table
-    # While cells ran, their stages were shown.
+    # The stages were shown while cells ran.
     assert re.search(r"of 3 cells done.*running", text)
     assert "train" in text
     assert "\x1b[?25h" in text
@@ -273,7 +273,7 @@ def test_a_sweep_on_a_terminal_leaves_only_complete_rows(
 
 
 def test_a_closed_pipe_does_not_stop_a_sweep(tmp_path: Path) -> None:
-    """Without a reader all cells run and the tables are written."""
+    """All cells run and the tables are written."""
     program = subprocess.Popen(
         command("-m", *TINY, "trainer.progress=auto", "hydra/launcher=joblib", "target=bird,dog"),
         cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,

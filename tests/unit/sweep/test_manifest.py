@@ -48,14 +48,14 @@ DAMAGE: dict[str, Callable[[str], str]] = {
 
 @pytest.fixture(scope="module")
 def cell(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """A record's text and its cell's id."""
+    """The text of a record and the id of its cell."""
     root = tmp_path_factory.mktemp("store")
     record = run_here(root, root / "cell")
     return (root / "cell" / "record.json").read_text(), record["id"]
 
 
 def resealed(text: str, old: str, new: str) -> str:
-    """A record's text with `new` in place of `old` and a new seal."""
+    """The text of a record with `new` in place of `old`, and a seal that matches."""
     found = json.loads(text.replace(old, new))
     del found["seal"]
     return sealed(readable(found))
@@ -64,7 +64,7 @@ def resealed(text: str, old: str, new: str) -> str:
 def test_a_cell_with_an_intact_record_is_done(cell: tuple[str, str], tmp_path: Path) -> None:
     text, name = cell
     assert (finished(tmp_path, name), status_of(tmp_path)) == (False, None)
-    # NaN inside a string is only text.
+    # Inside a string, NaN is valid.
     (tmp_path / "record.json").write_text(
         resealed(text, '"command": "test"', '"command": "a: NaN"')
     )
@@ -91,10 +91,10 @@ def same(text: bytes, expected: str) -> bool:
         return False
 
 
-def test_no_flipped_bit_in_a_record_is_read_as_another_value(
+def test_a_record_in_which_a_flipped_bit_changes_a_value_does_not_count_as_done(
     cell: tuple[str, str], tmp_path: Path
 ) -> None:
-    """Of a thousand flips some hit white space and leave the values as they are."""
+    """Some flips only change white space; such records still count as done."""
     draw = random.Random(0)
     for _ in range(1000):
         text = bytearray(cell[0].encode())
@@ -103,8 +103,8 @@ def test_no_flipped_bit_in_a_record_is_read_as_another_value(
         assert finished(tmp_path, cell[1]) == same(text, cell[0])
 
 
-def test_the_same_command_repairs_a_damaged_record(tmp_path: Path) -> None:
-    """Its stages are still in the store, so the record is identical."""
+def test_repeating_the_command_replaces_a_damaged_record(tmp_path: Path) -> None:
+    """The stages are still in the store, so the new record is identical."""
     words = ["-m", *TINY, "retrain=false", "hydra.sweep.dir=here"]
     assert started(tmp_path, *words).returncode == 0
     (path,) = tmp_path.rglob("record.json")
@@ -134,8 +134,10 @@ SWEEP = ["-m", *TINY, "retrain=false", "seed=0,1", "hydra.sweep.dir=here"]
 
 
 @pytest.mark.parametrize("what", ["directory", "named pipe", "link to itself"])
-def test_a_sweep_renames_anything_in_the_place_of_its_files(what: str, tmp_path: Path) -> None:
-    """Each renaming gives one log line, and the files are written again."""
+def test_a_sweep_renames_directories_pipes_and_links_that_are_in_the_way_of_its_files(
+    what: str, tmp_path: Path
+) -> None:
+    """Each renaming is logged, and the files are written."""
     assert started(tmp_path, *SWEEP).returncode == 0
     here = tmp_path / "here"
     first, second = sorted(path.parent for path in here.glob("*/record.json"))
@@ -156,7 +158,7 @@ def test_a_sweep_renames_anything_in_the_place_of_its_files(what: str, tmp_path:
     assert again.returncode == 0, said
     assert "Traceback" not in said
     aside = [path.name.rpartition("-")[0] for path in here.rglob(".bad-*")]
-    # Renaming a file over a pipe or a link replaces it.
+    # index.html replaces a pipe or a link without renaming it.
     assert {f".bad-{path.name}" for path in paths if path.name != "index.html"} <= set(aside)
     assert lasting(json.loads((second / "record.json").read_text())) == lasting(json.loads(kept))
     assert len(json.loads((here / "sweep.json").read_text())["asked"]) == 2
@@ -174,7 +176,7 @@ def test_a_damaged_sweep_json_is_set_aside_and_written_again(text: str, tmp_path
     assert len(list(tmp_path.glob(".bad-sweep.json-*"))) == 1
 
 
-def test_the_failure_of_a_cell_is_reported_even_if_its_record_cannot_be_written(
+def test_the_failure_of_a_cell_whose_record_cannot_be_written_is_reported(
     tmp_path: Path,
 ) -> None:
     """The cause is printed, logged and in the table; the other cell completes."""

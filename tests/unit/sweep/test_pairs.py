@@ -1,4 +1,4 @@
-"""Sweeps over source and target classes: which combinations are cells, and their heat maps."""
+"""Sweeps over pairs of source and target classes: which pairs are cells, and the heat maps."""
 
 from __future__ import annotations
 
@@ -120,7 +120,8 @@ def test_the_pairs_experiment_accepts_another_data_set_network_and_recipe(
 def pairs(
     classes: tuple[str, ...] = CLASSES, trigger: str = "pixel", seed: int = 0
 ) -> list[dict[str, Any]]:
-    """Records of every pair; ASR1 in percent is ten times the source's number plus the target's."""
+    """Records of every pair. ASR1 in percent is ten times the index of the source plus that of the
+    target."""
     return [
         record(trigger, target, seed=seed, id=f"{trigger}-{source}-{target}-{seed}",
                asr1=(10 * i + j) / 100, choices={"source": source})
@@ -155,7 +156,7 @@ def test_heat_maps_show_every_pair_with_the_same_class_order_on_both_axes(
     )
 
 
-def test_numbers_in_heat_maps_are_in_the_right_square_and_readable_on_the_color_of_the_square(
+def test_the_number_in_each_square_of_a_heat_map_is_right_and_contrasts_with_its_color(
     tmp_path: Path,
 ) -> None:
     (sheet,) = sheets(tmp_path / "s", pairs())
@@ -185,7 +186,7 @@ def test_every_trigger_has_heat_maps_averaged_over_seeds(tmp_path: Path) -> None
     assert pattern.maps[0].values[1, 2] == pytest.approx(12)
 
 
-def test_a_failed_cell_is_empty_and_one_target_per_source_gives_no_heat_map(
+def test_a_failed_cell_leaves_its_square_empty_and_one_target_per_source_gives_no_heat_map(
     tmp_path: Path,
 ) -> None:
     made = pairs(("cat", "dog", "frog"))

@@ -1,4 +1,4 @@
-"""Several data sets in one sweep: glob patterns for their files, and rows named by what differs."""
+"""Several data sets in one sweep: glob patterns for their paths, and short names in tables."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_the_name_of_an_existing_file_is_not_taken_for_a_pattern(
 
 
 @pytest.mark.parametrize("name", ["it's", 'a"b', "a,b", "a b", "a\\b", "a\\'b", "${x}", "é=1"])
-def test_file_names_that_match_a_pattern_are_quoted(
+def test_file_names_that_match_a_pattern_are_quoted_for_hydra(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -113,7 +113,7 @@ def test_data_sets_with_equal_file_names_are_named_by_their_folders(tmp_path: Pa
     assert sorted(each["choices"]["dataset"] for each in asked) == ["d1", "d2"]
     assert "d1" in run.stdout
     assert "config data" not in run.stdout
-    # On its own each is the same cell: the displayed name is not part of the identity.
+    # In a sweep of its own the cell has the same id, since the displayed name is not part of it.
     again = started(
         tmp_path, "-m", *words, "dataset=arrays", "dataset.root=d1/set.npz", "target=0",
         "hydra.sweep.dir=out", "retrain=false",

@@ -1,4 +1,4 @@
-"""Table figures against a second computation; layout, order and splitting."""
+"""Figures of tables against a second computation, and the layout, order and splitting of tables."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_means_and_intervals_match_an_independent_computation(tmp_path: Path) ->
                 assert math.isclose(found.half, half, abs_tol=1e-12)
 
 
-def test_the_demo_is_shown_in_the_layout_of_the_report(tmp_path: Path) -> None:
+def test_tables_of_the_demo_have_the_layout_of_the_published_report(tmp_path: Path) -> None:
     made = [record(*cell) for cell in GRID]
     for number, one in enumerate(made):
         one.update(nat1=0.9231, asr1=0.7912, nat2=0.9254, asr2=0.0)
@@ -104,7 +104,9 @@ GOLDEN = """\
 """
 
 
-def test_figures_of_the_report_are_shown_next_to_those_of_the_sweep(tmp_path: Path) -> None:
+def test_figures_of_the_published_report_are_shown_next_to_those_of_the_sweep(
+    tmp_path: Path,
+) -> None:
     one = record(nat1=0.9331, asr1=0.7912, nat2=0.9, asr2=0.01)
     one["counts"]["pois_left"] = 3
     (table,) = tables(tmp_path, [one, record(target="cat"), record(defense="none")])
@@ -124,7 +126,7 @@ def test_figures_of_the_report_are_shown_next_to_those_of_the_sweep(tmp_path: Pa
     assert "not a reproduction" not in grids(table)[1].notes[0]
 
 
-def test_the_reference_figures_of_the_report_have_exactly_twelve_cells() -> None:
+def test_the_reference_figures_cover_the_twelve_cells_of_the_published_report() -> None:
     assert all(reference.lookup(*cell) for cell in GRID)
     assert reference.lookup("pattern", "bird", 0.05) == {
         "nat1": 92.24, "asr1": 79.64, "pois_left": 38, "nat2": 92.42, "asr2": 2.05
@@ -166,7 +168,7 @@ def test_a_cell_without_figures_is_a_row_of_dashes(tmp_path: Path, status: str) 
     assert grids(table)[0].rows[1][-1] == "done"
 
 
-def test_figures_of_an_unfinished_cell_do_not_enter_the_mean(tmp_path: Path) -> None:
+def test_figures_of_an_unfinished_cell_are_not_part_of_the_mean(tmp_path: Path) -> None:
     made = [record(nat1=0.9), record(seed=1, nat1=0.1, status="failed: oom in retrain")]
     (table,) = tables(tmp_path, made)
     (cell,) = table.cells.values()
@@ -174,7 +176,7 @@ def test_figures_of_an_unfinished_cell_do_not_enter_the_mean(tmp_path: Path) -> 
     assert cell.estimates["nat1"].n == cell.done == 1
 
 
-def test_a_mean_of_a_single_value_is_marked_with_n_equal_to_1(tmp_path: Path) -> None:
+def test_a_mean_over_a_single_seed_of_several_is_marked_with_n_equal_to_1(tmp_path: Path) -> None:
     made = [record(seed=seed, asr2=None) for seed in range(3)]
     made[1]["asr2"] = 0.02
     (table,) = tables(tmp_path, made)
@@ -220,7 +222,7 @@ def test_cells_with_different_config_values_are_not_averaged(tmp_path: Path) -> 
     assert all(cell.asked == 1 for table in found for cell in table.cells.values())
 
 
-def test_data_sets_with_the_same_name_are_distinguished_by_ten_digits_of_their_hash(
+def test_data_sets_with_the_same_name_are_distinguished_by_the_start_of_their_hash(
     tmp_path: Path,
 ) -> None:
     made = [record(seed=n, config={"data": digit * 64}) for n, digit in enumerate("ab")]
@@ -235,7 +237,9 @@ def test_a_missing_cell_is_in_the_table_of_its_protocol(tmp_path: Path) -> None:
     assert [cell.status for cell in table.cells.values()] == ["done", "missing", "failed: oom"]
 
 
-def test_ratio_is_shown_as_a_count_if_the_protocol_counts_images(tmp_path: Path) -> None:
+def test_the_ratio_is_shown_as_a_number_of_images_if_the_protocol_counts_images(
+    tmp_path: Path,
+) -> None:
     counted = {**PROTOCOL, "ratio_of": "count"}
     found = tables(
         tmp_path, [record(ratio=500, protocol=counted), record(target="dog", ratio=0.003)]

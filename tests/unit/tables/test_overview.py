@@ -1,5 +1,5 @@
-"""The default tables of a sweep: which layout, that every number is recorded, and the comparison
-with the random control."""
+"""The default tables of a sweep: their layout, their numbers against the records, and the
+comparison with the `random` control."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ COMMITTED = Path(__file__).resolve().parents[3] / "multirun_reports" / "attacks"
 
 
 def found(*choices: Any, retrain: bool = True, **over: Any) -> dict[str, Any]:
-    """A record with every detection figure; without retraining, nothing after the filter."""
+    """A record with every detection figure. Without retraining it has no figures after the
+    filter."""
     made = record(*choices, **over)
     draw = random.Random(made["id"])
     made["detection"] = {name: draw.random() for name in DETECTION}
@@ -131,7 +132,7 @@ def test_options_determined_by_the_trigger_get_no_row_or_column_of_their_own(
         "n_poisoned", "nat1", "asr1", "pois_left", "auroc", "average_precision", "tpr_at_1",
         "tpr_at_5",
     ))]  # fmt: skip
-    # Eleven names would hide the information.
+    # The longest list of names is abbreviated.
     told = "asr_on=source (trigger0, trigger1, trigger2) \\| not_target (all others),"
     assert told in markdown(document(table))
 
@@ -188,9 +189,8 @@ def test_figures_before_the_defense_are_shown_once(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_the_figures_before_the_defense_are_shown_for_every_attack(tmp_path: Path) -> None:
-    """There are five attacks, each with another defense, and some of them also with a failed
-    one."""
+def test_figures_before_the_defense_are_shown_for_every_attack(tmp_path: Path) -> None:
+    """There are five attacks with different defenses. For some of them another defense failed."""
     made = [found(t, "bird", 0.1, d, 0) for t, d in zip(TRIGGERS, DEFENSES[:5], strict=False)]
     # Budget and layer belong to the defense and do not make another attack.
     made[1]["protocol"] = {
@@ -246,8 +246,8 @@ def test_a_configuration_value_that_varies_becomes_a_row_or_column(tmp_path: Pat
 
 
 def test_a_protocol_value_that_varies_becomes_one_row_or_column(tmp_path: Path) -> None:
-    """If the value in the configuration equals the resolved one, it is shown once; if it differs,
-    both are shown."""
+    """A protocol value is in the configuration and, resolved, in the record. If the two are equal
+    they are shown once."""
     layers = ("penultimate", "layer4", "layer3", "layer3:pool", "layer2")
     made = [
         found(
@@ -270,7 +270,7 @@ def test_cells_without_retraining_show_detection_figures(tmp_path: Path) -> None
     (table,) = shown(tmp_path / "one", [found(retrain=False)])
     assert layouts([table])[0][:2] == (("trigger",), ())
     assert "Nat2" not in markdown(document(table))
-    # Without finished cells nothing is known about retraining.
+    # Without a finished cell it is unknown whether networks are retrained.
     (table,) = shown(tmp_path / "none", [failed(record())])
     assert table.spec.report
 
@@ -320,8 +320,8 @@ def folder(case: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def without_attack(done: list[dict[str, Any]], records: list[dict[str, Any]]) -> bool:
-    """Whether no poisoned cell's ASR1 has a Wilson interval above the mean of the clean
-    networks."""
+    """Whether no poisoned cell has an ASR1 whose Wilson interval lies above the mean ASR1 of the
+    clean networks."""
     names = ("dataset", "model", "recipe", "trigger", "target", "source", "protocol")
     test = {tuple(one["choices"][name] for name in names) for one in done}
     clean = [one["asr1"] for one in records
@@ -400,14 +400,14 @@ def test_every_number_shown_is_in_the_records(case: str, folder: Path) -> None:
     assert seen == {"committed": 384, "attacks": 336, "defenses": 90, "matrix": 462}[case]
 
 
-def test_a_sweep_writes_exactly_the_kinds_of_tables_that_its_records_allow(folder: Path) -> None:
+def test_a_sweep_writes_only_the_kinds_of_tables_for_which_it_has_records(folder: Path) -> None:
     kinds = {name.partition("_")[0] for name in contents(folder / "tables")}
     records = recorded(folder)
     expected = {"records.csv", "written.json", "wide"}
     if any(one["choices"]["defense"] == "random" for one in records):
         expected.add("compare")
     if any(one["nat2"] is not None for one in records):
-        # The made-up cells include the report's cells: its figures are shown next to them.
+        # The made-up cells include cells of the report, so its figures are shown, too.
         expected.add("table")
     assert kinds == expected
 
@@ -455,7 +455,7 @@ def test_the_latex_of_every_table_compiles(folder: Path, tmp_path: Path) -> None
                "x.tex"]  # fmt: skip
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout[-2000:]
-    # Without their centering boxes TeX reports their width: the text is 345 of 614 points wide.
+    # Without the boxes that center them, TeX reports overfull tables: the text is 345 points wide.
     bare_body = body.replace("\\makebox[\\linewidth]{", "").replace("{tabular}}", "{tabular}")
     (tmp_path / "x.tex").write_text(f"{head}{bare_body}\\end{{document}}\n")
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=60, check=False)
@@ -468,7 +468,7 @@ def test_the_latex_of_every_table_compiles(folder: Path, tmp_path: Path) -> None
 
 
 def holm(values: list[float]) -> list[float]:
-    """Each p times the number of p values at least as large, made monotone."""
+    """Holm's correction: each p times the number of p values at least as large, made monotone."""
     order = np.argsort(values)
     scaled = np.array(values)[order] * np.arange(len(values), 0, -1)
     adjusted = np.empty(len(values))
@@ -528,7 +528,7 @@ def test_every_defense_is_compared_with_random(compared: Path) -> None:
     assert "failed: oom" in text
 
 
-def test_the_page_has_a_collapsed_comparison(compared: Path) -> None:
+def test_the_comparison_with_random_is_collapsed_on_the_page(compared: Path) -> None:
     text = (compared / "index.html").read_text()
     part = text.split('<details id="compared">')[1].split("</details>")[0]
     rows = parsed((compared / "tables" / "compare_random.md").read_text())[0]
@@ -536,7 +536,7 @@ def test_the_page_has_a_collapsed_comparison(compared: Path) -> None:
     assert [row for row in cells if row] == [list(map(html.escape, row.values())) for row in rows]
 
 
-def test_a_long_comparison_is_summarized_on_the_page(tmp_path: Path) -> None:
+def test_a_long_comparison_with_random_is_summarized_on_the_page(tmp_path: Path) -> None:
     made = [found(t, "bird", 0.1, d, s) for t in TRIGGERS for d in DEFENSES for s in (0, 1)]
     folder = write_sweep(tmp_path / "s", made)
     write_tables(folder)
@@ -550,8 +550,10 @@ def test_a_long_comparison_is_summarized_on_the_page(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("defenses", [("random",), ("spectral", "none"), ("spectral", "random")])
-def test_without_pairs_there_is_no_comparison(tmp_path: Path, defenses: tuple[str, ...]) -> None:
-    # Random has another target: no two cells differ only in the defense.
+def test_without_pairs_of_cells_there_is_no_comparison_with_random(
+    tmp_path: Path, defenses: tuple[str, ...]
+) -> None:
+    # `random` has another target, so no two cells differ only in the defense.
     made = [record(defense=d, target="dog" if d == "random" else "bird") for d in defenses]
     folder = write_sweep(tmp_path / "s", made)
     write_tables(folder)
@@ -559,7 +561,7 @@ def test_without_pairs_there_is_no_comparison(tmp_path: Path, defenses: tuple[st
     assert 'id="compared"' not in (folder / "index.html").read_text()
 
 
-def test_an_outdated_comparison_is_deleted(tmp_path: Path) -> None:
+def test_outdated_files_of_a_comparison_are_deleted(tmp_path: Path) -> None:
     made = [record(defense=d) for d in ("spectral", "random")]
     folder = write_sweep(tmp_path / "s", made)
     write_tables(folder)

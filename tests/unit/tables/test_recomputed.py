@@ -1,5 +1,5 @@
-"""Every number of the generated tables, recomputed from raw JSON with NumPy and SciPy; of the
-package only the written text is used."""
+"""Every number in the written tables, recomputed from the JSON of the records with NumPy and SciPy,
+without code of the package."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def case(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def folder(case: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sweep with its default tables and one table of each other layout: the committed one, and
-    one with failed and missing cells."""
+    """A sweep with its default tables and tables of two other layouts. One case is a committed
+    sweep, the other has failed and missing cells."""
     where = tmp_path_factory.mktemp("sweep") / "demo"
     if case == "committed":
         shutil.copytree(COMMITTED, where, ignore=shutil.ignore_patterns("tables"))
@@ -68,8 +68,8 @@ def percent(ratio: float) -> str:
 
 
 def best(rows: list[tuple[str, list[dict[str, Any]]]], head: str) -> set[str]:
-    """The name with the best mean if a paired t test over the same seeds separates it from the
-    next; controls that see the ground truth do not compete."""
+    """The name with the best mean, if a paired t test over common seeds separates it from the next.
+    Controls that know the poison do not compete."""
     sign = 1 if head in HIGHER else -1
     known = {}
     for name, cells in rows:
@@ -142,7 +142,7 @@ def test_published_figures_in_tables_and_differences_from_them_are_right(folder:
 
 
 def places(folder: Path) -> list[tuple[dict[str, Any], str, str, str]]:
-    """Every figure of the other layouts: its cells' choices, measure, text, file."""
+    """For every figure of the other layouts: the choices of its cells, measure, text and file."""
     found = []
     for path in sorted((folder / "tables").glob("wide_*.md")):
         trigger = path.stem.rpartition("_")[2]
@@ -163,7 +163,7 @@ def places(folder: Path) -> list[tuple[dict[str, Any], str, str, str]]:
 
 
 def matching(folder: Path, chosen: dict[str, Any], done: bool) -> list[dict[str, Any]]:
-    """The records (or what sweep.json lists) of these choices."""
+    """The records with these choices, or the requested cells listed in sweep.json."""
     cells = records(folder) if done else listed(folder)
     shown = [dict(c["choices"], ratio=percent(c["choices"]["ratio"])) for c in cells]
     return [c for c, s in zip(cells, shown, strict=True)
@@ -171,15 +171,13 @@ def matching(folder: Path, chosen: dict[str, Any], done: bool) -> list[dict[str,
 
 
 def status_of(folder: Path, chosen: dict[str, Any]) -> str:
-    """The text for the one cell of these choices, which is not done."""
+    """The status of the only cell with these choices, which is not done."""
     (one,) = matching(folder, chosen, done=False)
     statuses: dict[str, str] = {r["id"]: r["status"] for r in raw_records(folder).values()}
     return statuses.get(one["id"], "missing")
 
 
-def test_every_number_in_layouts_other_than_that_of_the_report_is_right(
-    case: str, folder: Path
-) -> None:
+def test_every_number_in_requested_layouts_is_right(case: str, folder: Path) -> None:
     seen = 0
     for chosen, measure, text, name in places(folder):
         if "trigger.seed" in name and "target" not in chosen:
@@ -194,7 +192,7 @@ def test_every_number_in_layouts_other_than_that_of_the_report_is_right(
     assert seen == {"committed": 1 * 4 * 2, "made": 4 * 3 * 2 * 2}[case]
 
 
-def test_a_layout_with_seeds_in_its_columns_shows_single_cells(case: str, folder: Path) -> None:
+def test_a_layout_with_the_seed_in_the_columns_shows_single_cells(case: str, folder: Path) -> None:
     paths = sorted((folder / "tables").glob("wide_defense_trigger.seed_*.csv"))
     seen = 0
     for path in paths:

@@ -1,4 +1,4 @@
-"""Tables of any layout: arrangement, splitting, marks, refusals, and saved layouts."""
+"""Tables of any layout: rows and columns, splitting, marks, errors and saved layouts."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def wide(
 
 
 def repeated(steps: int, **said: Any) -> list[dict[str, Any]]:
-    """Four seeds of a cell whose figures grow by steps of a thousandth: cells with other steps
-    never differ by the same amount in every seed."""
+    """Four seeds of a cell whose figures grow with the square of the seed, in units of `steps` /
+    1000. The difference of cells with different `steps` varies between seeds."""
     figures = {name: value for name, value in said.items() if isinstance(value, float)}
     return [
         record(seed=s, **said | {name: v + steps * s**2 / 1000 for name, v in figures.items()})
@@ -47,8 +47,7 @@ def repeated(steps: int, **said: Any) -> list[dict[str, Any]]:
 
 
 def test_the_significantly_best_value_of_a_row_is_bold(tmp_path: Path) -> None:
-    """The paired test finds a difference between 40 and 50 %, but none between two values of 95
-    %."""
+    """The paired test separates 40 % from 50 %, but not two values of 95 %."""
     figures = {"spectral": (0.5, 0.9), "none": (0.9, 0.95), "random": (0.4, 0.95),
                "oracle": (0.0, 0.98)}  # fmt: skip
     made = [
@@ -97,7 +96,7 @@ def test_no_value_is_bold_if_there_is_only_one_seed(tmp_path: Path) -> None:
 def test_rates_on_transformed_images_are_columns_selected_by_name(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In percent; figures before the defense are not compared, ASR2 is."""
+    """The rates are in percent. An unknown transformation is an error."""
     made = [
         record(defense=d, asr1=0.9, asr2=0.1,
                under={"jpeg75": {"asr1": 0.5, "asr2": v}, "blur0.5": {"nat1": 0.875}})
@@ -226,7 +225,7 @@ def test_protocol_values_determined_by_a_row_or_column_are_noted_and_do_not_spli
     made = [record(), record(defense="abl", protocol=other), record(defense="none")]
     (table,) = wide(tmp_path, made, BY_DEFENSE)
     assert any("budget=1.5eps (spectral, none) | 15% (abl)" in note for note in table.notes)
-    # Within one defense it is another experiment.
+    # Values that differ within one defense split the table.
     made.append(record(defense="abl", id="again"))
     assert len(wide(tmp_path / "again", made, BY_DEFENSE)) == 2
 
@@ -391,7 +390,7 @@ def test_make_tables_passes_rows_columns_and_values_on_to_reports() -> None:
     assert words[words.index("backdoor_lab.reports") + 1 :] == expected
 
 
-def test_fields_determined_by_other_fields_are_found(tmp_path: Path) -> None:
+def test_fields_that_are_determined_by_other_fields_are_found(tmp_path: Path) -> None:
     both = (("bird", "cat"), ("dog", "cow"), ("bird", "cat"))
     made = [record(target=t, choices={"source": s}, id=f"{t}{n}") for n, (t, s) in enumerate(both)]
     facts = CellFields(read_sweep(write_sweep(tmp_path / "s", made)).cells)

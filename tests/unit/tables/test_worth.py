@@ -1,4 +1,4 @@
-"""Notes and marks below tables whose figures mean little."""
+"""Notes and marks for table figures that are not meaningful."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LAYOUT = PivotSpec(("defense",), ("trigger",), ("nat2", "asr2"))
 
 
 def shown(folder: Path, made: list[dict[str, Any]]) -> list[Any]:
-    """The grids of a sweep in the report's layout and in a wide one."""
+    """The tables of a sweep in the layout of the report and in a requested layout."""
     sweep = read_sweep(write_sweep(folder, made))
     found = [grid for table in SweepReport(sweep).tables for grid in grids(table)[:1]]
     return [
@@ -66,7 +66,7 @@ def counted(**counts: int) -> dict[str, Any]:
          " Wilson interval, in pixel bird 5% seed 0"),
         (counted(n_removed=0), "retraining uses another seed (retrain_seed=same uses the seed of"),
     ],
-    ids=["few images of ASR", "few test images", "one class predicted before the defense",
+    ids=["few ASR images", "few test images", "one class predicted before the defense",
          "one class predicted after the defense", "ASR1 equal to the clean rate",
          "nothing removed"],
 )  # fmt: skip
@@ -77,7 +77,8 @@ def test_meaningless_figures_are_noted_below_default_and_requested_tables(
 
 
 def fitted(number: str, *accuracies: float, clean: float | None = None) -> list[dict[str, Any]]:
-    """Records, one per seed, with these training accuracies; optionally one of a clean network."""
+    """Records with these training accuracies, one per seed, and optionally one of a clean
+    network."""
     figure = f"train_accuracy{number}"
     made = [record(seed=seed, **{figure: value}) for seed, value in enumerate(accuracies)]
     nothing = {**RECORD["counts"], "n_poisoned": 0, "n_removed": 1}
@@ -89,7 +90,7 @@ def fitted(number: str, *accuracies: float, clean: float | None = None) -> list[
 @pytest.mark.parametrize(
     ("made", "name", "marked"),
     [
-        (fitted("1", 0.90, 0.879), "nat1", True),  # the best of the same ratio
+        (fitted("1", 0.90, 0.879), "nat1", True),  # compared with the best of the same ratio
         (fitted("1", 0.90, 0.881), "nat1", False),
         (fitted("1", 0.90), "nat1", False),  # nothing to compare it with
         (fitted("1", 0.90, clean=0.93), "nat1", True),
@@ -121,17 +122,17 @@ def test_an_unconverged_network_is_marked_in_default_and_requested_tables(
     ("asr1", "clean", "rate", "marked"),
     [
         (0.30, 0.30, None, True),
-        (0.32, 0.30, None, True),  # of 1,800 images: 29.9 to 34.2 %
+        (0.32, 0.30, None, True),  # Wilson interval for 1,800 images: 29.9 to 34.2 %
         (0.33, 0.30, None, False),
         (0.30, None, 0.30, True),
         (0.32, None, 0.30, True),
         (0.33, None, 0.30, False),
         (0.30, None, None, False),  # nothing to compare it with
-        (0.30, 0.40, 0.10, True),  # the clean network on the same test says more than a rate
+        (0.30, 0.40, 0.10, True),  # a clean network takes precedence over the clean rate
         (0.30, 0.20, 0.35, False),
     ],
 )
-def test_an_asr_no_higher_than_that_of_a_clean_network_is_marked_in_every_table(
+def test_an_asr_that_is_no_higher_than_that_of_a_clean_network_is_marked_in_every_table(
     tmp_path: Path, asr1: float, clean: float | None, rate: float | None, marked: bool
 ) -> None:
     made = [record(asr1=asr1, asr2=0.25, **({} if rate is None else {"clean_rate1": rate}))]
@@ -155,7 +156,7 @@ def test_an_asr_no_higher_than_that_of_a_clean_network_is_marked_in_every_table(
     [((0.1, 0.1), True, False), ((0.9, 0.1), False, True), ((0.9, 0.9), None, None)],
     ids=["no seed shows an attack", "one seed shows an attack", "every seed shows an attack"],
 )
-def test_the_note_on_a_missing_attack_has_a_sign_if_a_row_has_it(
+def test_the_note_on_a_missing_attack_starts_with_a_sign_only_if_a_row_has_the_sign(
     tmp_path: Path, report: bool, asr1: tuple[float, ...], marked: bool | None,
     unmarked: bool | None,
 ) -> None:  # fmt: skip
@@ -179,13 +180,13 @@ def test_a_note_has_no_sign_in_a_table_without_the_marked_measure(tmp_path: Path
         assert {note[0] for note in said if note[1] == " "} == signs, value
 
 
-def test_the_note_of_the_report_layout_defines_the_poison_that_is_left(tmp_path: Path) -> None:
+def test_a_note_below_tables_in_the_layout_of_the_report_defines_pois_left(tmp_path: Path) -> None:
     (table,) = SweepReport(read_sweep(write_sweep(tmp_path / "s", [record()]))).tables
     assert any("#Pois Left: those not removed by the defense." in each for each in table.notes)
 
 
 def test_a_clean_network_in_another_table_is_used_for_comparison(tmp_path: Path) -> None:
-    """A network of another recipe, or one tested with another trigger, is not used."""
+    """A network trained with another recipe or evaluated with another trigger is not used."""
     made = [record(asr1=0.3, train_accuracy1=0.9)]
     layout = PivotSpec(("target",), (), ("nat1", "asr1"))
     for name, other, signs in (
@@ -198,7 +199,7 @@ def test_a_clean_network_in_another_table_is_used_for_comparison(tmp_path: Path)
         assert {text[-1] for text in grid.rows[0]} & {"†", "‡"} == signs, name
 
 
-def test_marks_of_meaningless_figures_are_written_as_commands_in_latex(tmp_path: Path) -> None:
+def test_marks_of_meaningless_figures_are_commands_in_latex(tmp_path: Path) -> None:
     made = [record(asr1=0.01, train_accuracy1=0.9), clean_network(asr1=0.3, train_accuracy1=0.95)]
     (table,) = SweepReport(read_sweep(write_sweep(tmp_path / "s", made))).tables
     text = latex(document(table))
@@ -215,7 +216,9 @@ def test_a_cell_without_poison_has_no_warning_mark(tmp_path: Path) -> None:
     assert not any("‡" in text for text in texts)
 
 
-def test_the_remark_of_the_report_on_convergence_is_shown_with_its_figures(tmp_path: Path) -> None:
+def test_the_remark_of_the_published_report_on_convergence_is_shown_with_its_figures(
+    tmp_path: Path,
+) -> None:
     sweep = read_sweep(write_sweep(tmp_path / "s", [record()]))
     compared = grids(SweepReport(sweep).tables[0])[1]
     said = [note for note in compared.notes if "had to change training parameters to conv" in note]
@@ -231,7 +234,7 @@ def clean_network(recipe: str = "demo", **said: Any) -> dict[str, Any]:
 
 
 def whole(folder: Path, made: list[dict[str, Any]]) -> list[TextTable]:
-    """The tables of a sweep in the report's layout and in one with all four rates."""
+    """The tables of a sweep in the layout of the report and in a layout with Nat and ASR."""
     sweep = read_sweep(write_sweep(folder, made))
     layout = PivotSpec(("target",), ("ratio",), ("nat1", "asr1", "nat2", "asr2"))
     tables = [*SweepReport(sweep).tables, *pivot_cells(sweep.cells, layout)]
@@ -258,7 +261,7 @@ def test_meaningful_figures_and_older_records_have_no_warning_note(
     assert not [w for text in notes(tmp_path / "s", [made]) for w in words if w in text]
 
 
-def test_a_note_names_up_to_three_cells_and_counts_further_ones_or_says_every_cell(
+def test_a_note_names_up_to_three_cells_and_counts_the_rest_or_says_every_cell(
     tmp_path: Path,
 ) -> None:
     made = [record(target=f"t{n}", ratio=r, top_share1=0.99 if r > 0.1 else 0.2, top_class1=f"c{n}")
@@ -289,7 +292,7 @@ def bold(folder: Path, made: list[dict[str, Any]]) -> list[set[str]]:
 
 
 def against(none: dict[str, Any], spectral: dict[str, Any], **both: Any) -> list[dict[str, Any]]:
-    """Three seeds of two defenses whose differences vary between seeds."""
+    """Three seeds of two defenses. Their difference varies between seeds."""
     return [
         record(defense=d, seed=s, **{k: v + n * s * s / 1e4 for k, v in each.items()}, **both)
         for n, (d, each) in enumerate((("none", none), ("spectral", spectral)))
@@ -339,7 +342,7 @@ def test_a_value_is_bold_exactly_if_the_paired_t_test_of_scipy_finds_it_signific
 def test_a_consistent_difference_is_bold_even_if_intervals_overlap(tmp_path: Path) -> None:
     first, second = (0.5, 0.7, 0.9), (0.51, 0.712, 0.911)
     assert bold(tmp_path / "s", two(first, second)) == [{"Nat2"}] * 2
-    # The same figures, paired with other seeds.
+    # The same figures, paired in another order.
     assert bold(tmp_path / "t", two(first, second[::-1])) == [set()] * 2
 
 

@@ -1,4 +1,4 @@
-"""Text formats: hostile names are escaped, and each format has the right structure."""
+"""Tables in each file format: hostile names are escaped, and the structure is right."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_hostile_names_are_escaped(tmp_path: Path, name: str) -> None:
     assert "\\input" not in texts["latex"]
     assert not re.search(r"(?<!\\)[%#_]", texts["latex"])
     rows = list(csv.DictReader(io.StringIO(texts["sheet"])))
-    # No unpaired surrogate is left, and no spreadsheet formula.
+    # Neither an unpaired surrogate nor a spreadsheet formula is left.
     said = guarded(name.encode(errors="backslashreplace").decode())
     assert [row["target"] for row in rows] == [said, "bird"]
 
@@ -59,7 +59,7 @@ def test_each_file_format_escapes_text_by_its_own_rules(tmp_path: Path) -> None:
 
 
 def test_special_characters_are_printed_unchanged_on_a_terminal() -> None:
-    """A terminal interprets no escapes of a file format, so none are printed."""
+    """A terminal would show the escapes of a file format, so none are printed."""
     note = "p < 0.05 | a & b > c * [x] $5 ~7 _y_ https://z"
     grid = TextTable("a_b%&|<i> #", ["A & B"], [["x < y"]], [note], 1)
     assert terminal(Document("", [grid], [], [])).splitlines() == [

@@ -1,4 +1,4 @@
-"""HTML templates: strict, escaped, one printable line per value."""
+"""HTML templates: missing values are errors, and values are escaped."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ def test_the_published_network_has_the_known_number_of_parameters() -> None:
     assert found == {True: 1_971_352, False: 288 + 2 * (64 + 256 + 256)}
 
 
-def test_the_published_network_takes_the_published_number_of_flops() -> None:
+def test_training_the_published_network_takes_the_published_number_of_flops() -> None:
     """The authors' README states 0.36 PFLOP for 9.9 epochs of 50,000 images."""
     with FlopCounterMode(display=False) as counter:
         build()(torch.zeros(2, 3, 32, 32)).sum().backward()
@@ -114,7 +114,7 @@ def test_every_width_accepts_color_and_gray_images_of_any_size(
         height, wide = max(1, height // 2), max(1, wide // 2)
         assert found[layer] == (outputs, height, wide)
     assert net(torch.zeros(3, channels, *size)).shape == (3, 7)
-    # Also as preflight tries it, on the meta device.
+    # Preflight builds the network on the meta device.
     _, features = try_network(spec(width), "penultimate", (channels, *size), 7)
     assert features == 4 * width
 
@@ -194,7 +194,7 @@ def test_whitened_patches_have_identity_covariance(channels: int) -> None:
     assert torch.equal(white[half:], -white[:half])
 
 
-def test_whitening_filters_are_eigenvectors_over_the_root_of_their_eigenvalues() -> None:
+def test_whitening_filters_are_eigenvectors_divided_by_the_root_of_their_eigenvalues() -> None:
     images, net = correlated(), build(4)
     whiten(net, [images])
     patches = images.double().unfold(2, 2, 1).unfold(3, 2, 1).permute(0, 2, 3, 1, 4, 5)
@@ -245,7 +245,7 @@ def test_whitening_includes_triggers_applied_to_batches() -> None:
     assert tensors_digest(found[0]) == tensors_digest(found[1])
 
 
-def test_training_learns_and_keeps_the_whitening_fixed() -> None:
+def test_training_reaches_a_high_accuracy_and_does_not_change_the_whitening() -> None:
     asked = airbench_job(width=8, epochs=10, crop_padding=0, flip=False)
     fresh, module = new_classifier(asked, CPU).net.state_dict(), fit(asked, CPU)
     trained = module.net.state_dict()
@@ -265,7 +265,7 @@ def test_training_an_airbench_network_twice_gives_the_same_weights() -> None:
 
 
 class Kill(pl.Callback):
-    """Interrupts a training in the middle of an epoch."""
+    """Interrupts training in the middle of an epoch."""
 
     def __init__(self, epoch: int) -> None:
         self.epoch = epoch
@@ -286,7 +286,7 @@ def test_resume_after_kill_gives_identical_weights(tmp_path: Path, epoch: int) -
     assert tensors_digest(resumed) == tensors_digest(unbroken)
 
 
-def test_loading_published_weights_does_not_need_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loading_trained_weights_does_not_need_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = airbench_job()
     trained = fit(asked, CPU)
 
@@ -301,7 +301,7 @@ def test_loading_published_weights_does_not_need_the_data(monkeypatch: pytest.Mo
     assert torch.equal(blank.eval()(images), trained(images))
 
 
-def test_training_uses_channels_last_and_works_in_bfloat16() -> None:
+def test_airbench_networks_are_trained_in_channels_last_format_also_in_bfloat16() -> None:
     """In the channels-last format oneDNN computes all convolutions of this network correctly."""
     assert memory_format_of(build(1), CPU) == CHANNELS_LAST
     asked = airbench_job(width=8, epochs=10, crop_padding=0, flip=False)
@@ -331,7 +331,7 @@ def test_an_unknown_layer_is_refused_with_a_list_of_the_known_layers(tmp_path: P
         cell_of(tmp_path, *AIRBENCH, "protocol.layer=layer4")
 
 
-def test_the_label_of_a_model_contains_an_unusual_width() -> None:
+def test_the_label_of_a_model_contains_a_width_other_than_the_default() -> None:
     assert [model_label(spec(width)) for width in (64, 32)] == ["airbench", "airbench-w32"]
 
 
@@ -343,7 +343,7 @@ def test_a_cell_runs_and_stores_the_whitening_filters(tmp_path: Path) -> None:
     paths = sorted((tmp_path / "store").glob("*train/*/weights.safetensors"))
     assert len(paths) == 2
     filters = [read_tensors(path)["whiten.weight"] for path in paths]
-    # Whitening of the retrained network uses the filtered set and another random stream.
+    # The retrained network is whitened on the filtered set, with another random stream.
     assert not torch.equal(*filters)
     for each in filters:
         assert torch.equal(each[:12], -each[12:])
@@ -360,7 +360,7 @@ def test_defenses_that_train_networks_work_with_airbench(tmp_path: Path, defense
     assert record["status"] == "done"
 
 
-def test_the_estimate_uses_the_size_of_the_network(tmp_path: Path) -> None:
+def test_the_estimate_depends_on_the_size_of_the_network(tmp_path: Path) -> None:
     config = configuration(tmp_path, *AIRBENCH, "defense=none")
     preflight = Preflight()
     cell = preflight.cell(config)

@@ -1,4 +1,4 @@
-"""The callback: extract, defend, retrain, once and in this order, whenever a fit ends."""
+"""The callback that runs a defense after training: extract, defend, retrain, once and in order."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_the_callback_of_a_defense_runs_at_the_end_of_training() -> None:
     assert not torch.equal(steps.calls[0][1][0], untrained)
 
 
-def test_a_defense_with_a_callback_returns_only_the_result_if_nothing_is_retrained() -> None:
+def test_without_retraining_the_callback_has_a_result_and_no_retrained_network() -> None:
     steps = Steps(retrains=False)
     fit(job(), CPU, callbacks=[steps.callback])
     assert [name for name, _ in steps.calls] == ["extract", "defend", "retrain"]
@@ -62,7 +62,7 @@ def test_a_defense_with_a_callback_returns_only_the_result_if_nothing_is_retrain
     assert steps.callback.retrained is None
 
 
-def test_the_callback_of_a_defense_runs_even_if_the_weights_come_from_the_store() -> None:
+def test_the_callback_of_a_defense_runs_even_if_the_weights_are_loaded() -> None:
     steps = Steps()
     trained = fit(job(), CPU)
     published = new_classifier(job(), CPU)

@@ -1,4 +1,4 @@
-"""Batches: each image once per epoch, augmented as by a slow loop, triggers applied last."""
+"""Batches have each image once per epoch, are augmented correctly, and get late triggers last."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def epoch(training: TrainingSet, number: int, *, seed: int = 0, **changes: Any) 
 
 
 def slow(images: Tensor, asked: Recipe, generator: torch.Generator) -> np.ndarray:
-    """The same augmentation, image by image, from the same random numbers."""
+    """The same augmentation with the same random numbers, image by image."""
     n, channels, height, width = images.shape
     pad, side = asked.crop_padding, asked.cutout
     out = images.numpy().copy()
@@ -77,7 +77,7 @@ def test_augmentation_gives_the_same_images_as_a_slow_loop(
     np.testing.assert_array_equal(found, slow(images, asked, torch.Generator().manual_seed(7)))
     assert found.dtype == torch.uint8
     if (asked.crop_padding or asked.flip) and not asked.cutout:
-        # The format the network needs, without another copy.
+        # The network needs this memory format, and no copy is made.
         assert found.is_contiguous(memory_format=torch.channels_last)
     # The input images are not modified.
     assert torch.equal(images, noise(40, channels))
@@ -193,7 +193,7 @@ def test_order_and_augmentation_depend_only_on_seed_and_epoch() -> None:
     again = bytes_of(2, 5)
     assert first == again
     assert len({first, bytes_of(3, 5), bytes_of(2, 6)}) == 3
-    # Also after earlier epochs of the same loader.
+    # The same epoch of a loader that has run earlier epochs is equal, too.
     same = BatchLoader(training, recipe(crop_padding=2, flip=True, cutout=2), seed=5, device=HERE)
     list(same)
     same.sampler.set_epoch(2)

@@ -1,4 +1,4 @@
-"""Device detection, and what the record says about the machine."""
+"""Device detection, and the facts about the machine in the record."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_the_facts_about_a_device_include_limits_on_the_instruction_set(
 
 
 def test_ci_repeats_the_training_tests_with_avx2() -> None:
-    # As from a shell: if make runs the tests, it sets variables for its children.
+    # If make runs the tests, it sets variables that would change the output of this make.
     plain = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
     said = subprocess.run(
         ["make", "-n", "test-avx2"], cwd=ROOT, capture_output=True, text=True, check=True, env=plain

@@ -1,7 +1,7 @@
 """The GPU code path without a GPU: no operation mixes devices. A tensor sent to `cuda` is computed
-on the CPU here but reports the device `cuda:0`, and anything that a GPU would refuse, because
-tensors or generators are on different devices, raises. Left to a real GPU: kernels, speed and
-memory, bfloat16, how Lightning finds and frees the device, checkpoints."""
+on the CPU here but reports the device `cuda:0`. An operation on tensors or generators of different
+devices raises an error, as on a GPU. Only tests on a real GPU cover kernels, speed, memory,
+bfloat16, checkpoints, and how Lightning finds and frees the device."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ INDEXED = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
 
 
 class OnGpu(Tensor):
-    """A tensor that is on the GPU as far as Python and PyTorch's operations can tell."""
+    """A tensor on the CPU that Python and PyTorch's operations take for a tensor on the GPU."""
 
     inner: Tensor
 
     @staticmethod
     def __new__(cls, inner: Tensor) -> OnGpu:
-        # For autograd it is on a third device: for a GPU autograd would call CUDA's driver.
+        # Autograd sees the device `lazy`, since for a GPU it would call the CUDA driver.
         made = torch.Tensor._make_wrapper_subclass(
             cls, inner.shape, inner.stride(), inner.storage_offset(), dtype=inner.dtype,
             device="lazy:0",
@@ -75,7 +75,7 @@ class OnGpu(Tensor):
 
 
 class Pretended(TorchDispatchMode):
-    """Also intercepts operations without a GPU tensor argument: those that create one."""
+    """Also intercepts operations without a tensor on the GPU, which may create one."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return computed(func, args, kwargs or {})
@@ -114,8 +114,8 @@ def bare(each: Any) -> Any:
 
 
 def refuse_mixed(func: Any, args: Any, leaves: list[Any], on_gpu: bool) -> None:
-    """As PyTorch does: an index may be on the CPU, and so may a scalar in a pointwise operation;
-    the tensor written to is on the GPU."""
+    """Raises RuntimeError for operands on different devices, as PyTorch does. An index may be on
+    the CPU, and so may a scalar in a pointwise operation, unless it is written to."""
     indexed = func.overloadpacket in INDEXED
     if indexed and isinstance(args[0], OnGpu):
         leaves = [args[0], *args[2:3]]
@@ -131,7 +131,7 @@ def refuse_mixed(func: Any, args: Any, leaves: list[Any], on_gpu: bool) -> None:
 
 
 def generator(device: Any = "cpu") -> torch.Generator:
-    """A CPU generator; those requested for the GPU are recorded."""
+    """A generator on the CPU. Generators requested for the GPU are recorded."""
     made = GENERATOR()
     if torch.device(device).type == "cuda":
         OF_GPU[made._cdata] = made
@@ -139,14 +139,14 @@ def generator(device: Any = "cpu") -> torch.Generator:
 
 
 class Card(CPUAccelerator):
-    """Lightning's view of the pretended GPU."""
+    """Presents the simulated GPU to Lightning."""
 
     def setup_device(self, device: torch.device) -> None:
         assert device == GPU
 
 
 def trainer(*, accelerator: str, devices: Any, **said: Any) -> pl.Trainer:
-    """A Trainer on the pretended GPU if one is requested."""
+    """A Trainer, on the simulated GPU if a GPU is requested."""
     if accelerator == "cpu":
         return TRAINER(accelerator="cpu", devices=devices, **said)
     assert (accelerator, devices) == ("gpu", [0])
@@ -155,21 +155,21 @@ def trainer(*, accelerator: str, devices: Any, **said: Any) -> pl.Trainer:
 
 @pytest.fixture(autouse=True)
 def _a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    # Tensors that pretend to be on a GPU are computed by oneDNN, and these networks are narrow.
+    # Tensors on the simulated GPU are computed by oneDNN, and these networks are narrow.
     monkeypatch.setattr(memory_format, "_uses_onednn", lambda device: True)
     monkeypatch.setattr(torch, "Generator", generator)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "pretended")
     # A module swaps in the moved tensors: a pointer to their memory would be invalid.
     monkeypatch.setattr(torch.__future__, "_swap_module_params_on_conversion", True)
     monkeypatch.setattr(pl, "Trainer", trainer)
-    # In fake mode torch does not initialize CUDA; all else is handled first by Pretended.
+    # FakeTensorMode keeps torch from initializing CUDA. Operations reach Pretended first.
     with FakeTensorMode(), Pretended():
         yield
     OF_GPU.clear()
 
 
 def stamped(trigger: Callable[[Tensor], Tensor]) -> TrainingSet:
-    """The toy set and eight images of it that get the trigger after augmentation."""
+    """The toy set, and copies of eight of its images that get the trigger after augmentation."""
     plain = toy_set()
     index = torch.cat([plain.index, len(plain) + torch.arange(8)])
     labels = torch.cat([plain.labels, torch.zeros(8).long()])
@@ -198,7 +198,7 @@ MIXED: dict[str, Callable[[], object]] = {
 
 
 @pytest.mark.parametrize("what", MIXED)
-def test_operations_that_a_gpu_refuses_are_refused_on_the_substitute_device(what: str) -> None:
+def test_operations_that_fail_on_a_gpu_also_fail_on_the_simulated_gpu(what: str) -> None:
     with pytest.raises((RuntimeError, TypeError), match="on cuda:0 and on cpu|generator|subclass"):
         MIXED[what]()
 
@@ -225,7 +225,8 @@ class Places(pl.Callback):
 def test_training_on_the_gpu_gives_the_losses_of_the_cpu(
     channels_last: bool, changes: dict[str, Any]
 ) -> None:
-    """Everything is on the GPU during training and on the CPU afterwards."""
+    """Images, labels and weights are on the GPU during training, and weights on the CPU
+    afterwards."""
     asked, places = job(label_smoothing=0.1, batch_size=16, **changes), Places()
     machine = replace(MACHINE, channels_last=channels_last)
     module = fit(asked, machine, callbacks=[places])
@@ -275,7 +276,7 @@ def test_a_network_can_be_trained_after_prediction() -> None:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The store of all cells here: they share one attacked network."""
+    """One store for all cells, so that they share the attacked network."""
     return tmp_path_factory.mktemp("store")
 
 
@@ -286,7 +287,8 @@ SHORT = {
 
 
 def cells() -> Iterator[list[str]]:
-    """Each defense that uses networks, shortened; and both ways to get features for the others."""
+    """Each defense that uses networks, with short trainings, and a filter on features of either
+    kind."""
     for path in sorted((CONF / "defense").glob("*.yaml")):
         options = OmegaConf.load(path)
         kind: Any = locate(options._target_)
@@ -301,8 +303,9 @@ def cells() -> Iterator[list[str]]:
 
 
 @pytest.mark.parametrize("asked", cells(), ids=lambda each: each[0])
-def test_a_cell_runs_on_the_gpu(asked: list[str], root: Path, tmp_path: Path) -> None:
-    """It runs from the attack to the record's figures."""
+def test_a_cell_runs_on_the_gpu_from_the_attack_to_the_record(
+    asked: list[str], root: Path, tmp_path: Path
+) -> None:
     cell = cell_of(
         root, *asked, "dataset.per_class_train=8", "protocol.apply_trigger=after_augmentation"
     )

@@ -1,4 +1,4 @@
-"""Evaluation: against slow loops, and with networks whose answers are known."""
+"""Evaluation, compared with slow loops and with networks whose predictions are known."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def noise(n: int = 30, channels: int = 3) -> Tensor:
 
 
 class Says(nn.Module):
-    """A network that answers with a given function of the raw images."""
+    """A network that predicts the classes that a given function of the raw images returns."""
 
     def __init__(self, answer: Any) -> None:
         super().__init__()
@@ -172,8 +172,8 @@ def test_attack_success_is_measured_on_the_images_that_the_option_asr_on_selects
 
 
 def test_all_to_all_success_requires_the_next_class() -> None:
-    """A network that predicts the class after the true one for every triggered image always
-    succeeds; one that predicts a single class succeeds in one case out of four."""
+    """A network that predicts the class after the true one for every triggered image has ASR 1. A
+    network that always predicts the same class succeeds only on the class before it."""
     test = labelled()
     words = {"label_mode": "all_to_all", "poison_from": "all", "asr_on": "all"}
     plan = PoisonSpec(0, None, 0.1, **words)

@@ -1,4 +1,4 @@
-"""Each cell has exclusive use of a GPU; tested with stand-ins, since locks need no hardware."""
+"""Each cell has exclusive use of a GPU. The locks are tested without GPUs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DEVICES = ("GPU-a", "GPU-b")
 
 
 def worker(folder: Path, held: Path, share: int, seconds: float) -> int:
-    """A process that acquires a device, records which and when, and holds it for a while."""
+    """A process that acquires a device, holds it for a while, and records which one and when."""
     pid = os.fork()
     if pid == 0:
         with own_device(DEVICES, share=share, folder=folder) as number:
@@ -32,7 +32,7 @@ def most_at_once(held: Path, number: int) -> int:
 
 
 def run(tmp_path: Path, share: int) -> list[int]:
-    """Six workers on two devices; the largest number of concurrent holders of each."""
+    """Runs six workers on two devices. Returns the largest number of concurrent holders of each."""
     held = tmp_path / "held"
     held.mkdir()
     workers = [worker(tmp_path / "locks", held, share, 0.3) for _ in range(6)]

@@ -15,14 +15,14 @@ from backdoor_lab.core.resources import WAITING
 from backdoor_lab.training.device import machine_of
 from tests.helpers.cells import environment
 
-# glibc fills allocated memory with this byte's complement: values that a kernel does not write
-# are then enormous, instead of accidentally those of an earlier run.
+# glibc fills allocated memory with the complement of this byte. Values that a kernel fails to write
+# are then very large, instead of left over from an earlier computation.
 ENVIRONMENT = {**WAITING, "MALLOC_PERTURB_": "1"}
 pytestmark = pytest.mark.timeout(1800)
 PROGRAM = Path(__file__).parents[2] / "helpers/gradients.py"
 TRAINER = {"accelerator": "cpu", "precision": "auto", "channels_last": True, "threads": 1,
            "progress": "none", "checkpoint": False, "cells_per_gpu": 1}  # fmt: skip
-# With AVX-512 the fault needs images larger than 32 pixels.
+# With AVX-512 the wrong gradients occur only for images larger than 32 pixels.
 FACTORS: dict[str, tuple[Any, ...]] = {
     "width": tuple(range(1, 18)),
     "side": (8, 15, 16, 32, 64),
@@ -35,7 +35,7 @@ FACTORS: dict[str, tuple[Any, ...]] = {
 # Wrong kernels are off by 0.3 or more.
 LIMITS = {"network": 0.05, "convolution": {False: 1e-3, True: 0.03}}
 Case = dict[str, Any]
-# Known to fail without the rule, with AVX-512 or with AVX2.
+# Known to fail in channels-last format, with AVX-512 or with AVX2.
 KNOWN: list[Case] = [
     {"width": width, "side": side, "batch": 16, "stem": "cifar", "threads": threads, "bf16": False,
      "channels": 3}
@@ -54,7 +54,7 @@ def cost(case: Case) -> int:
 
 
 def covering(factors: dict[str, tuple[Any, ...]]) -> list[Case]:
-    """Few and cheap cases that cover every pair of values of two factors."""
+    """A small set of cheap cases in which every pair of values of two factors occurs."""
     every = [dict(zip(factors, each, strict=True)) for each in itertools.product(*factors.values())]
     every.sort(key=cost)
     found = [(case, pairs(case)) for case in every]
@@ -67,7 +67,7 @@ def covering(factors: dict[str, tuple[Any, ...]]) -> list[Case]:
 
 
 def run(cases: list[Case], *, enough: int = 10**9, **changes: str) -> list[Case]:
-    """The cases with their errors or exit reasons, up to `enough` wrong ones."""
+    """Runs cases until `enough` are wrong. Returns them with their errors or exit reasons."""
     program = subprocess.Popen(
         [sys.executable, str(PROGRAM)], env=environment(**ENVIRONMENT, **changes), text=True,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -95,7 +95,7 @@ def wrong(answer: Case) -> bool:
 
 @pytest.fixture(scope="module")
 def factors() -> dict[str, tuple[Any, ...]]:
-    """The factors to combine; with bfloat16 if the package would choose it on this machine."""
+    """The factors to combine. They include bfloat16 only if the package would use it here."""
     bf16 = machine_of(TRAINER).bf16
     return FACTORS if bf16 else {**FACTORS, "bf16": (False,)}
 
@@ -103,8 +103,8 @@ def factors() -> dict[str, tuple[Any, ...]]:
 def test_gradients_of_narrow_networks_equal_those_in_float64(
     factors: dict[str, tuple[Any, ...]],
 ) -> None:
-    """Widths 1 to 17, image sizes, batch sizes, stems, thread counts and precisions are combined
-    pairwise. Each case runs in a child process: a crash or hang counts as wrong."""
+    """Widths 1 to 17, image sizes, batch sizes, stems, channels, thread counts and precisions are
+    combined pairwise. Each case runs in a child process; a crash or hang counts as wrong."""
     answers = run([*KNOWN, *covering(factors)], enough=3)
     assert [each for each in answers if wrong(each)] == []
 

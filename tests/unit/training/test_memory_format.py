@@ -1,5 +1,5 @@
-"""One rule decides a network's memory format: safe on every CPU, and unchanged for wide
-networks."""
+"""The rule for the memory format of a network: no CPU computes wrong gradients, and wide networks
+are trained as before."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def network(name: str = "resnet18", width: int | None = 4, stem: str | None = "c
     [("resnet18", 1, CONTIGUOUS), ("resnet18", 7, CONTIGUOUS), ("resnet34", 15, CONTIGUOUS),
      ("resnet18", 16, CHANNELS_LAST), ("resnet18", 17, CHANNELS_LAST),
      ("resnet18", 64, CHANNELS_LAST),
-     # Their first strided shortcut has four times the width as input.
+     # The input of their first strided shortcut has four times as many channels as the width.
      ("resnet50", 3, CONTIGUOUS), ("resnet50", 4, CHANNELS_LAST)],
 )  # fmt: skip
 def test_a_resnet_with_a_narrow_strided_shortcut_is_contiguous(
@@ -101,7 +101,7 @@ def test_networks_on_a_gpu_are_channels_last(width: int) -> None:
 
 @pytest.mark.parametrize("bf16", [False, True])
 def test_the_memory_format_does_not_depend_on_the_precision(bf16: bool) -> None:
-    """Networks trained in bfloat16 are trained further in float32 by defenses."""
+    """Defenses train a network in float32 even if it was trained in bfloat16."""
     machine = replace(CPU, bf16=bf16)
     assert memory_format_of(network(width=4), machine) == CONTIGUOUS
     assert memory_format_of(network(width=16), machine) == CHANNELS_LAST
@@ -110,7 +110,7 @@ def test_the_memory_format_does_not_depend_on_the_precision(bf16: bool) -> None:
 def names_a_format(node: ast.AST) -> bool:
     """Whether a syntax tree node names or sets a memory format of torch."""
     if isinstance(node, ast.Attribute):
-        # `channels_last` is also a trainer option.
+        # `channels_last` alone is an option of the trainer.
         of_torch = ast.unparse(node.value) == "torch"
         return (of_torch and node.attr in FORMATS) or node.attr in ("suggest_memory_format",)
     if isinstance(node, ast.ImportFrom):
@@ -134,8 +134,8 @@ def test_only_one_module_names_a_memory_format() -> None:
 
 
 def watched(module: nn.Module) -> set[torch.memory_format]:
-    """The memory formats of inputs, weights and outputs of a network's convolutions, recorded as it
-    computes."""
+    """A set to which each forward pass adds the memory formats of the inputs, weights and outputs
+    of all convolutions."""
     seen: set[torch.memory_format] = set()
 
     def look(conv: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -148,7 +148,7 @@ def watched(module: nn.Module) -> set[torch.memory_format]:
 
 
 def lying(shape: tuple[int, ...], *, channels_last: bool) -> Tensor:
-    """Random images with the strides of one format, even where both formats fit."""
+    """Random images with the strides of one format, even if these strides fit both formats."""
     n, channels, height, width = shape
     if not channels_last:
         return torch.randint(0, 256, shape, dtype=torch.uint8)
@@ -163,8 +163,8 @@ def lying(shape: tuple[int, ...], *, channels_last: bool) -> Tensor:
 def test_channels_last_images_reach_no_narrow_convolution(
     shape: tuple[int, ...], channels_last: bool, kind: torch.dtype
 ) -> None:
-    """With one channel or one pixel the strides of both formats fit and `contiguous` keeps them; a
-    convolution follows its input's strides, and so do all later ones."""
+    """With one channel or one pixel the strides fit both formats, so `contiguous` does not change
+    them. A convolution, and all after it, would follow the strides of its input."""
     images = lying(shape, channels_last=channels_last)
     training = training_set(images, torch.zeros(len(images), dtype=torch.int64))
     asked = replace(job(), training=training, mean=torch.ones(shape[1]), std=torch.ones(shape[1]))
@@ -198,7 +198,7 @@ def wide(training: TrainingSet, width: int) -> TrainingJob:
 def test_wide_networks_get_exactly_the_weights_of_channels_last_training(
     bf16: bool, width: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All networks were trained in channels-last format before narrow ones became contiguous."""
+    """Before the rule existed, all networks were trained in channels-last format."""
     asked, machine = wide(toy_set(32), width), replace(CPU, bf16=bf16)
     ours = fit(asked, machine)
     monkeypatch.setattr(fit_module, "memory_format_of", lambda net, machine: CHANNELS_LAST)
@@ -212,7 +212,7 @@ def test_wide_networks_get_exactly_the_weights_of_channels_last_training(
 
 
 def test_the_two_memory_formats_give_different_weights() -> None:
-    """Otherwise the test that wide networks are trained channels-last could never fail."""
+    """Therefore comparing weights shows in which format a network was trained."""
     asked = wide(toy_set(32), 16)
     one, other = (
         fit(asked, replace(CPU, channels_last=each)).net.state_dict() for each in (True, False)

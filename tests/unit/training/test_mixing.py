@@ -1,4 +1,4 @@
-"""Mixup and CutMix: the papers' formulas, label weights equal to pixel weights, seeded draws."""
+"""Mixup and CutMix: the formulas of the papers, and draws that depend only on the seed."""
 
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ def test_label_weights_equal_pixel_weights(way: str, seed: int) -> None:
 
 
 def test_mixup_blends_every_pixel_and_cutmix_replaces_a_box() -> None:
-    """Mixup gives each image one value; CutMix has unchanged pixels of two images."""
+    """Every pixel of an image has the same gray value, so a mixup image has one value, and a CutMix
+    image at most two."""
     blended, _ = mixed(mixup=1.0)
     assert torch.allclose(blended.amax(dim=(1, 2, 3)), blended.amin(dim=(1, 2, 3)))
     boxed = [mixed(seed, cutmix=1.0)[0] for seed in range(6)]
@@ -80,7 +81,6 @@ def test_a_small_alpha_mostly_keeps_one_of_the_two_images() -> None:
 
 
 def test_mixup_and_cutmix_do_not_change_the_order_and_augmentation_of_an_epoch() -> None:
-    """Order and augmentation are those of the same epoch without mixing."""
     plain = list(BatchLoader(toy_set(), recipe(flip=True), seed=0, device=HERE))
     mixing = list(BatchLoader(toy_set(), recipe(flip=True, mixup=0.3), seed=0, device=HERE))
     mixer = MixupCutmix(recipe(mixup=0.3), 2, 0, 0)

@@ -45,7 +45,7 @@ def test_the_cifar_stem_has_the_known_number_of_parameters() -> None:
     assert parameters(build()) == 11_173_962
 
 
-def test_half_width_networks_have_half_the_channels_of_those_in_torchvision() -> None:
+def test_networks_of_half_width_have_half_as_many_channels_as_those_in_torchvision() -> None:
     # Widths other than 64 are rebuilt stage by stage, including resnet50's bottlenecks.
     for name, last in (("resnet18", 512), ("resnet34", 512), ("resnet50", 2048)):
         wide = shapes(models.get_model(name, weights=None, num_classes=10))
@@ -64,7 +64,7 @@ def test_initial_weights_are_distributed_like_those_of_torchvision() -> None:
     for name, value in build(stem="imagenet").state_dict().items():
         if value.numel() > 4000 and "fc" not in name:
             assert float(value.std()) == pytest.approx(float(theirs[name].std()), rel=0.05), name
-    # fan_out: a quarter of the channels, twice the deviation.
+    # With fan_out, a quarter of the channels gives twice the standard deviation.
     ratio = float(narrow["layer3.0.conv2.weight"].std() / theirs["layer3.0.conv2.weight"].std())
     assert ratio == pytest.approx(2, rel=0.1)
     assert float(narrow["layer1.0.bn1.weight"].min()) == 1
@@ -155,7 +155,7 @@ def test_a_named_layer_gives_its_flattened_output() -> None:
         net(torch.zeros(1, 3, 16, 16))
     assert caught.shape == (5, 64 * 2 * 2)
     torch.testing.assert_close(caught, expected.flatten(1))
-    # Outside the block the hook records nothing.
+    # The hook records nothing outside the `with` block.
     assert torch.equal(tap.values, caught)
 
 

@@ -1,4 +1,4 @@
-"""Recipes: every schedule against its closed form, for the exact number of steps."""
+"""Recipes: every learning rate schedule against its closed form."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BASE = {"name": "r", "epochs": 4, "batch_size": 8, "lr": 0.1}
 
 
 def rates(total: int, **changes: Any) -> list[float]:
-    """The learning rate that each of `total` steps is taken with."""
+    """The learning rates of `total` steps."""
     sgd, schedule = optimizer_of(Recipe.of(BASE | changes), nn.Linear(2, 2), total)
     found = []
     for _ in range(total):
@@ -46,13 +46,13 @@ def test_step_milestones_scale_with_the_number_of_steps(total: int) -> None:
 
 
 @pytest.mark.parametrize("total", [2, 10, 100])
-def test_cosine_schedule_ends_with_the_run(total: int) -> None:
+def test_the_cosine_schedule_has_the_length_of_the_training(total: int) -> None:
     expected = [0.05 * (1 + math.cos(math.pi * step / total)) for step in range(total)]
     assert rates(total, schedule="cosine") == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("total", [10, 50, 200])
-def test_one_cycle_schedule_rises_and_falls_within_the_run(total: int) -> None:
+def test_the_one_cycle_schedule_rises_and_falls_within_the_training(total: int) -> None:
     found = rates(total, schedule="onecycle", warmup=0.2)
     top = 0.2 * (total + 1) - 1
 
@@ -67,12 +67,12 @@ def test_one_cycle_schedule_rises_and_falls_within_the_run(total: int) -> None:
     assert found == pytest.approx(expected)
     assert found[0] == pytest.approx(0.1 / 25)
     assert max(found) == pytest.approx(0.1, rel=0.05)
-    # The last step is small, whatever the length: the curve does not end early or late.
+    # The curve ends neither early nor late: at any length the last rate is small but not 0.
     assert 0 < found[-1] < 0.1 * 20 / total
 
 
 @pytest.mark.parametrize("total", [1, 3, 10, 490])
-def test_triangle_schedule_is_two_straight_lines(total: int) -> None:
+def test_the_triangle_schedule_consists_of_two_straight_lines(total: int) -> None:
     found = rates(total, schedule="triangle", warmup=0.23, lr_start=0.2, lr_end=0.07)
     peak = int(0.23 * total)
     expected = [
@@ -98,7 +98,7 @@ def test_batch_norm_biases_have_a_separate_learning_rate_under_every_schedule(
     for _ in range(10):
         others, shifts = sgd.param_groups
         assert shifts["lr"] == pytest.approx(64 * others["lr"])
-        # The relative weight decay per step is the same.
+        # Weights and biases decay by the same fraction per step.
         taken = [group["lr"] * group["weight_decay"] for group in (others, shifts)]
         assert taken[0] == pytest.approx(taken[1])
         sgd.step()
@@ -118,8 +118,8 @@ def test_frozen_weights_are_not_trained() -> None:
 
 
 def test_the_airbench_recipe_has_the_hyperparameters_of_its_authors() -> None:
-    """They are in legacy/airbench94.py: 11.5 and 0.0153 per 1024 images, decoupled from the
-    momentum."""
+    """In the authors' legacy/airbench94.py the learning rate is 11.5 and the weight decay 0.0153,
+    both per 1024 images and decoupled from the momentum."""
     found = Recipe.of(plain(OmegaConf.load(f"{conf_dir()}/recipe/airbench.yaml")))
     gradients = 1 + 1 / (1 - found.momentum)
     # The authors sum the loss over the batch; here it is averaged.

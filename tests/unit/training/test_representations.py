@@ -1,5 +1,5 @@
-"""Representations other than the penultimate layer: pooled layers and an autoencoder's
-bottleneck."""
+"""Features from elsewhere than the penultimate layer: pooled layers and the bottleneck of an
+autoencoder."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_the_autoencoder_does_not_depend_on_labels() -> None:
     assert torch.equal(one, other)
 
 
-def test_a_trigger_applied_after_augmentation_is_in_the_images_that_are_encoded() -> None:
+def test_the_autoencoder_encodes_images_with_triggers_applied_after_augmentation() -> None:
     images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
     training = training_set(
         images, torch.zeros(4).long(), rows=images[:1], index=torch.tensor([0, 1, 4]),

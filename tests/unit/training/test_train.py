@@ -31,7 +31,7 @@ def weights(job: TrainingJob, **said: Any) -> str:
 
 
 class Epochs(pl.Callback):
-    """Records which epochs run; may be killed at the start or in the middle of one."""
+    """Records which epochs run, and can interrupt one at its start or in the middle."""
 
     def __init__(self, until: int | None = None, step: int = 0) -> None:
         self.seen: list[int] = []
@@ -72,8 +72,8 @@ def test_the_seed_decides_both_order_and_initial_weights() -> None:
     assert weights(job(lr=0, seed=1)) != weights(job(lr=0, seed=2))
 
 
-def test_a_blank_classifier_that_loads_weights_equals_the_classifier_that_saved_them() -> None:
-    """The batch norm buffers are equal, too, and no random number is drawn."""
+def test_a_new_classifier_that_loads_weights_equals_the_classifier_that_saved_them() -> None:
+    """The batch normalization buffers are equal, too, and no random number is drawn."""
     asked = job(epochs=1)
     trained, before = fit(asked, CPU), torch.get_rng_state()
     blank = blank_classifier(asked, CPU)
@@ -117,20 +117,20 @@ def test_resume_after_kill_gives_identical_weights(tmp_path: Path, until: int, s
     assert resumed.history == unbroken.history
 
 
-def test_a_training_run_killed_after_its_last_epoch_repeats_no_epoch(tmp_path: Path) -> None:
+def test_training_that_is_killed_after_its_last_epoch_repeats_no_epoch(tmp_path: Path) -> None:
     first = weights(job(), scratch=tmp_path)
     again = Epochs()
     assert weights(job(), scratch=tmp_path, callbacks=[again]) == first
     assert again.seen == []
 
 
-def test_a_resumed_training_knows_the_duration_of_its_earlier_epochs(
+def test_resumed_training_knows_how_long_the_earlier_epochs_took(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ticks = count()
     monkeypatch.setattr("backdoor_lab.training.classifier.perf_counter", lambda: float(next(ticks)))
     assert fit(job(epochs=4), CPU).seconds_before == 0
-    for until in (1, 3):  # One tick at the start, one at each checkpoint.
+    for until in (1, 3):  # The clock is read at the start and at each checkpoint.
         with pytest.raises(KeyError, match="killed"):
             fit(job(epochs=4), CPU, scratch=tmp_path, callbacks=[Epochs(until, 2)])
     assert fit(job(epochs=4), CPU, scratch=tmp_path).seconds_before == 3

@@ -1,4 +1,5 @@
-"""Transformations of test images: each against another implementation, and the rates under them."""
+"""Transformations of test images, compared with other implementations, and Nat and ASR under
+them."""
 
 from __future__ import annotations
 
@@ -53,7 +54,7 @@ def off(one: Array, other: Array) -> float:
 
 
 def per_image(images: Tensor, draw: Any) -> Array:
-    """The result of Pillow for each image, channels first."""
+    """The images that Pillow returns, channels first."""
     found = [np.asarray(draw(Image.fromarray(each))) for each in images.permute(0, 2, 3, 1).numpy()]
     return np.stack(found).transpose(0, 3, 1, 2)
 
@@ -160,7 +161,7 @@ def test_every_transformation_accepts_any_image_size_and_does_not_modify_the_ima
     for number in (KINDS[kind].low, KINDS[kind].default):
         name = canonical_names([f"{kind}{number:g}"])[0]
         found = after(name, images)
-        torch.manual_seed(8)  # must not matter
+        torch.manual_seed(8)  # has no effect
         np.testing.assert_array_equal(found, after(name, images))
     assert torch.equal(images, before)
     assert after(kind, images[:0]).shape == (0, *shape)
@@ -236,7 +237,8 @@ def test_an_empty_list_of_transformations_keeps_the_cell_id_and_any_other_list_c
 
 
 class Says(nn.Module):
-    """A network that answers with a given function of the raw images, and counts them."""
+    """A network that predicts what a given function of the raw images returns, and counts
+    images."""
 
     def __init__(self, answer: Any) -> None:
         super().__init__()
@@ -248,7 +250,8 @@ class Says(nn.Module):
 
 
 def measured(tmp_path: Path, answer: Any, *words: str) -> tuple[dict[str, Any], int]:
-    """The result of the stage for a network with this answer, and how many images it saw."""
+    """The result of the stage for a network that predicts `answer`, and the number of its
+    images."""
     cell = cell_of(tmp_path, *words)
     store = Store(tmp_path / "store")
     data = open_dataset(source_of(cell.config), store)
@@ -259,7 +262,7 @@ def measured(tmp_path: Path, answer: Any, *words: str) -> tuple[dict[str, Any], 
 
 
 def test_the_trigger_is_applied_before_the_transformation(tmp_path: Path) -> None:
-    """A white pixel at half brightness has level 127."""
+    """At half brightness, a white trigger pixel has the gray level 127."""
 
     def halved(images: Tensor) -> Tensor:
         return 2 * (images[:, :, -1, -1] == 127).all(dim=1)
@@ -268,7 +271,7 @@ def test_the_trigger_is_applied_before_the_transformation(tmp_path: Path) -> Non
     found, _ = measured(tmp_path, halved, *words)
     assert found["brightness0.5"]["asr"] == 1
     assert found["brightness1"]["asr"] == 0
-    assert found["brightness1"]["nat"] == 0.1  # every tenth image has the predicted class
+    assert found["brightness1"]["nat"] == 0.1  # one image in ten has the predicted class
 
 
 @pytest.mark.parametrize(
@@ -276,10 +279,10 @@ def test_the_trigger_is_applied_before_the_transformation(tmp_path: Path) -> Non
     [([], 45, 50), (["protocol.asr_on=all"], 50, 50), (["protocol.clean_holdout=20"], 27, 30),
      (["source=cat", "protocol.poison_from=source", "protocol.asr_on=source"], 5, 50)],
 )  # fmt: skip
-def test_rates_on_transformed_images_use_the_test_images_of_asr(
+def test_nat_and_asr_on_transformed_images_use_the_same_test_images_as_without(
     words: list[str], triggered: int, clean: int, tmp_path: Path
 ) -> None:
-    """Held-out images are excluded, and the protocol selects the classes."""
+    """Held-out images are excluded, and the protocol selects the classes for ASR."""
     answer = lambda images: torch.full((len(images),), 2)  # noqa: E731
     found, seen = measured(tmp_path, answer, "measure.asr_under=[blur]", "target=bird", *words)
     assert seen == triggered + clean
@@ -300,7 +303,7 @@ def test_rates_of_all_to_all_attacks_on_transformed_images_require_the_next_clas
 
 
 def test_cells_that_differ_only_in_transformations_share_their_networks(tmp_path: Path) -> None:
-    """All their other record fields are equal, too."""
+    """All other fields of their records are equal, too."""
     plain = run_here(tmp_path / "store", tmp_path / "plain")
     asked = run_here(tmp_path / "store", tmp_path / "asked", UNDER)
     made = {name for name, stage in asked["run"]["stages"].items() if stage["made"]}

@@ -1,4 +1,4 @@
-"""Which cells are launched again; functions stand in for launchers."""
+"""Which cells are launched again, tested with a simulated launcher."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ Outcome = dict[str, Any] | LostProcess | None
 
 
 class Fake:
-    """A launcher whose cells end as in `outcomes`, one outcome per launch of a cell; without one a
-    cell is done. An exception in place of a list is raised by the launcher."""
+    """A launcher that simulates cells. `outcomes` lists for each cell how its launches end; by
+    default it is done. Exceptions under `launcher` and `then` are raised by the launcher itself."""
 
     def __init__(self, folder: Path, outcomes: dict[str, Any]) -> None:
         self.folder, self.outcomes = folder, outcomes
@@ -68,7 +68,7 @@ def launch(
     folder: Path, outcomes: dict[str, Any], *, retries: int = 1, fail_fast: bool = False,
     batch: int | None = None, cells: str = "abc",
 ) -> tuple[list[list[str]], list[str]]:  # fmt: skip
-    """The cells launched in each round, and the cells whose loss was recorded."""
+    """The cells launched in each round, and the cells recorded as lost."""
     fake, lost = Fake(folder, outcomes), []
 
     def record(each: RequestedCell, loss: LostProcess) -> str:
@@ -121,7 +121,7 @@ def test_a_launcher_error_does_not_count_as_a_retry_of_its_cells(tmp_path: Path)
     assert lost == ["b"]
 
 
-def test_a_launcher_that_runs_nothing_is_not_called_forever(
+def test_a_launcher_that_fails_without_running_a_cell_is_not_called_again_and_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     error = OSError("sbatch: not found")
@@ -131,11 +131,11 @@ def test_a_launcher_that_runs_nothing_is_not_called_forever(
     assert "ran none of the remaining cells" in caplog.text
 
 
-def test_fail_fast_launches_no_further_batch_and_no_retry(tmp_path: Path) -> None:
+def test_after_a_failure_fail_fast_launches_no_further_batch_and_no_retry(tmp_path: Path) -> None:
     launched, lost = launch(tmp_path, {"a": [KILLED]}, batch=1, fail_fast=True)
     assert launched == [["a"]]
     assert lost == ["a"]
-    # The next command starts over.
+    # The next command launches all cells again.
     launched, _ = launch(tmp_path, {}, batch=1, fail_fast=True)
     assert launched == [["a"], ["b"], ["c"]]
 
@@ -148,14 +148,14 @@ def test_a_stop_request_to_an_earlier_command_does_not_stop_the_next_command(
     assert not halted(tmp_path)
 
 
-def test_a_launcher_error_for_one_job_affects_only_its_cell(tmp_path: Path) -> None:
+def test_a_launcher_error_for_one_job_affects_only_the_cell_of_that_job(tmp_path: Path) -> None:
     launched, lost = launch(tmp_path, {"b": [RuntimeError("gone")] * 2, "c": [DIVERGED]})
     assert launched == [["a", "b", "c"], ["b"]]
     assert lost == ["b", "b"]
 
 
 class FailedJobError(Exception):
-    """What submitit calls a task that ran to its end and raised."""
+    """Has the name of submitit's error for a task that raised an exception."""
 
 
 def test_a_task_that_raised_an_error_is_not_retried(tmp_path: Path) -> None:
@@ -174,10 +174,10 @@ def test_fail_fast_must_be_true_or_false(value: object, tmp_path: Path) -> None:
         check_keys(configuration(tmp_path) | {"fail_fast": value})
 
 
-def test_a_full_disk_before_the_cell_starts_is_named(
+def test_a_full_disk_before_the_cell_starts_is_reported_as_a_lack_of_space(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Hydra writes first: its OSError is reported like every other lack of space."""
+    """Hydra writes its files before the cell starts and raises an OSError."""
     said: list[str] = []
 
     def fail(task: Any, config: Any) -> None:

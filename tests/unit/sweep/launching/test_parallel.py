@@ -41,7 +41,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_as_many_cells_run_in_parallel_as_cores_and_memory_allow(
     machine: Any, cores: int, memory: int | None, cells: int
 ) -> None:
-    """Each cell gets one thread, even if memory leaves cores idle."""
+    """Each cell gets one thread, even if a lack of memory leaves cores idle."""
     machine(cores, memory)
     config = whole(JOBLIB)
     found = parallelism(config, 12)
@@ -53,7 +53,7 @@ def test_as_many_cells_run_in_parallel_as_cores_and_memory_allow(
 def test_cells_of_wider_networks_are_assumed_to_need_more_memory() -> None:
     assert cell_bytes(whole(JOBLIB)) == 1_500_000_000
     assert cell_bytes(whole(JOBLIB, "model.width=64")) == 3_000_000_000
-    # The width of other networks is unknown.
+    # The memory of networks without a width is unknown.
     assert cell_bytes(whole(JOBLIB, "model=torchvision", "model.width=null")) == 3_000_000_000
 
 
@@ -115,7 +115,7 @@ def test_submitit_starts_every_cell_at_once() -> None:
 
 
 def test_a_single_cell_uses_all_cores_with_any_launcher(tmp_path: Path) -> None:
-    """An experiment's launcher only concerns its sweeps."""
+    """The launcher that an experiment sets is used only for sweeps."""
     done = started(tmp_path, *TINY, JOBLIB, "trainer.threads=null", "trainer.progress=lines",
                    LOKY_MAX_CPU_COUNT="1")  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""A cell's process: `fail_fast`, and the stack trace of a crash."""
+"""The process of a cell: it respects `fail_fast` and logs the stack trace of a crash."""
 
 from __future__ import annotations
 

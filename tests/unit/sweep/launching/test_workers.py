@@ -1,4 +1,4 @@
-"""Supervised worker processes: a death is noticed at once, with its cause."""
+"""Supervised worker processes. A death is noticed at once, together with its cause."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_a_task_stopped_by_the_cluster_stops_its_cell(
     raised: BaseException, seen: type[BaseException], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """The cluster is imitated by a signal handler that raises while the task waits."""
+    """A signal handler that raises while the task waits simulates the cluster."""
 
     def handler(*_: Any) -> None:
         raise raised
@@ -142,7 +142,7 @@ def test_a_task_stopped_by_the_cluster_stops_its_cell(
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_worker_ends_when_its_parent_is_killed(method: str) -> None:
-    """SIGKILL, which the parent cannot handle."""
+    """The parent gets SIGKILL, which it cannot handle."""
     read, write = os.pipe()
     parent = os.fork()
     if parent == 0:
@@ -189,7 +189,7 @@ def test_the_failure_of_a_lost_cell_states_cause_and_stage(
 def test_a_cell_with_a_heartbeat_but_without_a_process_counts_as_interrupted(
     tmp_path: Path,
 ) -> None:
-    """It does not while the process lives, nor if it ran on another machine."""
+    """A cell whose process is alive or ran on another machine does not."""
     gone = Worker(act, "fork")
     gone.retire()
     beat = BEAT | {"pid": gone.pid, "host": socket.gethostname()}
