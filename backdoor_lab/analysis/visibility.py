@@ -18,11 +18,11 @@ HEADS = {
     "change_found": "Change found", "auroc": "AUROC change",
 }  # fmt: skip
 NOTES = (
-    "Change: the distance by which the attack moved a training image, the Euclidean norm of the"
-    " difference over all its values, in gray levels of 0 to 255. Left: poisoned images that the"
-    " defense kept. Found: those that it removed. The changes are medians unless stated otherwise.",
+    "Change: the Euclidean norm of the difference between a training image with and without the"
+    " trigger, in gray levels of 0 to 255. Left: poisoned images that the defense kept. Found:"
+    " poisoned images that it removed. The changes are medians unless stated otherwise.",
     "AUROC change: probability that an image left was changed less than an image found, with ties"
-    " counted as half. 1: the images left are exactly those changed least.",
+    " counted as half. If it is 1, the images left are exactly those changed least.",
 )
 
 

@@ -31,8 +31,8 @@ class Survey:
 
 
 def survey(inside: Members, held_out: HeldOut) -> Survey:
-    """Assigns files to splits and classes. Raises DataError if the layout is not supported, or
-    without two classes that have images in every split."""
+    """Assigns files to splits and classes. Raises DataError if the layout is not supported, if
+    there are fewer than two classes, or if a class has no images in a split."""
     listing, where = inside.listing(), str(inside.root)
     visible = {path for path in listing.files if not _hidden(path)}
     images = {path for path in visible if has_image_ending(path)}
@@ -83,8 +83,8 @@ def _check_classes(layout: Layout, prefixes: dict[str, str | None], where: str) 
     everywhere = " and ".join(shown.values())
     if len(known) < 2:
         raise DataError(
-            f"{where}: at least two classes are needed, which are the folders in {everywhere};"
-            f" found {', '.join(known) or 'none'}"
+            f"{where}: at least two classes are needed, as folders in {everywhere}; found"
+            f" {', '.join(known) or 'none'}"
         )
     said = []
     for split, by_class in layout.items():

@@ -140,13 +140,16 @@ class Variation:
         clean = known.clean
         if clean is None or len(clean.labels.unique()) < 2:
             raise ConfigError(
-                "`defense=scan` needs features of held-out clean images of at least two classes"
-                " (DefenderKnowledge.clean): choose a protocol that holds some out"
+                "`defense=scan` needs features of held-out clean images of at least two classes:"
+                " raise protocol.clean_holdout"
             )
         finite(clean.values, "rows of clean features")
         values = clean.values.double()
         if not bool((values - values[0]).any()):
-            raise ConfigError("`defense=scan`: the features of all clean images are equal")
+            raise ConfigError(
+                "`defense=scan` needs clean images that differ: the features of all clean images"
+                " are equal"
+            )
         identity, within = variation(values, clean.labels, tolerance)
         eigenvalues, axes = torch.linalg.eigh(within)
         # The same directions as in a pseudo-inverse.

@@ -47,7 +47,7 @@ def _sources(chosen: list[Method], asked: Namespace) -> int:
     wrong, absent = check_sources(chosen, asked.sources)
     for repo in absent:
         print(f"no checkout of {repo} in {asked.sources}: quotations from it were not checked")
-    print(f"{many(quoted, 'quotation')}, {len(wrong)} wrong, {many(len(absent), 'repo')} absent")
+    print(f"{many(quoted, 'quotation')}, {len(wrong)} wrong, {many(len(absent), 'repo')} missing")
     return _reported(wrong)
 
 

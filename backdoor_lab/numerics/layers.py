@@ -24,7 +24,8 @@ def head(net: nn.Module) -> nn.Linear:
     layers = [module for module in net.modules() if isinstance(module, nn.Linear)]
     if not layers:
         raise ConfigError(
-            f"{type(net).__name__} has no linear layer and so no penultimate features"
+            f"{type(net).__name__} has no linear layer and so no penultimate features:"
+            " choose another model"
         )
     return layers[-1]
 

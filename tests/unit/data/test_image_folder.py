@@ -274,8 +274,8 @@ def zipped(folder: Path) -> Path:
     ("paths", "said"),
     [
         (["train/cat", "test/cat"],
-         "at least two classes are needed, which are the folders in train/ and test/; found cat"),
-        (["x/train/cat", "x/val/cat"], "which are the folders in x/train/ and x/val/; found cat"),
+         "at least two classes are needed, as folders in train/ and test/; found cat"),
+        (["x/train/cat", "x/val/cat"], "as folders in x/train/ and x/val/; found cat"),
         (["train/cat", "train/dog", "test/cat"], "1 of 2 have none in test/: dog. Add images or"),
         (["train/cat", "test/cat", "test/dog"], "1 of 2 have none in train/: dog. Add images or"),
         (["train/cat", "train/dog", "test/cat", "test/dogs"],

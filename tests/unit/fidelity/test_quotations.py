@@ -33,7 +33,7 @@ def test_quotations_are_compared_with_checkouts(
     file.parent.mkdir(parents=True)
     file.write_text("y = 2\nsteps  = 31\n")
     assert main(quoting(tmp_path, monkeypatch, "steps = 31", 2)) == 0
-    assert capsys.readouterr().out == "1 quotation, 0 wrong, 0 repos absent\n"
+    assert capsys.readouterr().out == "1 quotation, 0 wrong, 0 repos missing\n"
     for token, line, said in [("steps = 31", 1, "y = 2"), ("32", 2, "steps = 31"),
                               ("x", 9, "no line 9: the file has 2 lines")]:  # fmt: skip
         assert main(quoting(tmp_path, monkeypatch, token, line)) == 1
