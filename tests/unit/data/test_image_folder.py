@@ -304,7 +304,7 @@ def test_one_class_in_train_without_test_is_refused(tmp_path: Path) -> None:
     (tmp_path / "train" / "cat").mkdir(parents=True)
     for number in range(3):
         picture(1).save(tmp_path / "train" / "cat" / f"{number}.png")
-    with pytest.raises(DataError, match=r"are the folders in train/; found cat$"):
+    with pytest.raises(DataError, match=r"as folders in train/; found cat$"):
         ImageFolder(root=str(tmp_path), test_share=0.5).known_classes()
 
 
