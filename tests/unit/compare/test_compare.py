@@ -128,7 +128,7 @@ def test_options_implied_by_the_compared_choice_may_differ_within_a_pair(tmp_pat
     assert line(by_trigger, "asr2", side="tact").result.n == 2
 
 
-def test_different_targets_are_never_paired(tmp_path: Path) -> None:
+def test_cells_with_different_targets_are_never_paired(tmp_path: Path) -> None:
     made = [record(target="bird"), record(target="dog", defense="none")]
     with pytest.raises(ConfigError, match="differs only in defense"):
         comparison_of([sweep(tmp_path / "s", made)], by="defense", base="none")
@@ -207,7 +207,9 @@ def test_the_comparison_with_the_published_report_uses_its_values(tmp_path: Path
     assert any("is not a reproduction" in note for note in found.notes)
 
 
-def test_a_single_seed_has_no_interval_and_no_test(tmp_path: Path) -> None:
+def test_a_comparison_of_one_seed_has_neither_an_interval_nor_a_significance_test(
+    tmp_path: Path,
+) -> None:
     made = [record(target=t, defense=d) for t in ("bird", "dog") for d in ("spectral", "none")]
     found = comparison_of([sweep(tmp_path / "s", made)], by="defense", base="none", values="asr2")
     rows = grid(found).rows

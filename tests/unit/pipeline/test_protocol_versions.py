@@ -78,7 +78,7 @@ def test_a_changed_protocol_requires_a_new_version(
     assert identity.committed()["protocols"]["group13"]["version"] == 2
 
 
-def test_a_raised_version_must_be_recorded(conf: Path) -> None:
+def test_a_raised_version_must_be_recorded_in_identity_json(conf: Path) -> None:
     replaced(conf / "protocol/realistic.yaml", "version: 1", "version: 2")
     (said,) = identity_table.differing().values()
     assert said == "has version 2, but version 1 is recorded"

@@ -66,7 +66,9 @@ def test_a_manipulated_list_of_written_files_deletes_nothing_outside_the_tables_
 
 
 @pytest.mark.parametrize("name", ["../../x", "a/b", "..", "A B", "x" * 300, "", "\ud800"])
-def test_nothing_is_written_outside_the_sweep(tmp_path: Path, name: str) -> None:
+def test_no_trigger_name_makes_tables_write_outside_the_sweep_folder(
+    tmp_path: Path, name: str
+) -> None:
     folder = write_sweep(tmp_path / "deep" / "demo", [record(trigger=name, id="a")])
     write_tables(folder)
     written = [path for path in tmp_path.rglob("*") if path.is_file()]

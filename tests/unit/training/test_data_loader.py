@@ -106,7 +106,7 @@ def test_without_augmentation_images_are_unchanged() -> None:
     assert torch.equal(augmented(images, recipe(), torch.Generator()), images)
 
 
-def test_flips_and_crops_are_uniform() -> None:
+def test_random_flips_and_crops_are_uniformly_distributed() -> None:
     images = noise(2000)
     flipped = augmented(images, recipe(flip=True), torch.Generator().manual_seed(0))
     stayed = (flipped == images).flatten(1).all(dim=1)
