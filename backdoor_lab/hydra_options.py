@@ -119,8 +119,7 @@ def missing_part(key: str, config: DictConfig, error: BaseException) -> str | No
     """The unknown key that a message about Hydra's `error` should name.
 
     This is `key` or, if a dictionary was given for `key`, a key inside it. None if `config` has
-    `key`, since the error then has another cause: for example, ``~key=null`` for a key whose value
-    is not null.
+    `key`: for example, Hydra rejects ``~key`` for a key whose value is null as if it did not exist.
     """
     inside = str(getattr(error.__cause__, "full_key", None))
     if inside.startswith(f"{key}."):

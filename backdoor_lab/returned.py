@@ -59,8 +59,8 @@ def _place(value: object) -> str:
 
 
 def images(owner: object, method: str, value: object, given: Tensor) -> Tensor:
-    """Returns `value`, what a trigger made of the images `given`, if it has their shape, dtype and
-    device. Raises ConfigError otherwise."""
+    """Returns `value`, the images that a trigger made from the images `given`, if shape, dtype and
+    device are the same. Raises ConfigError otherwise."""
     if (
         isinstance(value, torch.Tensor)
         and (value.dtype, value.shape) == (given.dtype, given.shape)
@@ -120,8 +120,8 @@ def class_scores(owner: object, method: str, value: object, kind: type, n: int) 
 def scores_by_class(
     owner: object, method: str, value: Any, kind: type[T], sizes: Mapping[int, int]
 ) -> dict[int, T]:
-    """Returns `value` if it maps labels in `sizes`, the number of examples of each class, to valid
-    ClassScores (`kind`). Raises ConfigError otherwise."""
+    """Returns `value` if it maps labels to valid ClassScores (`kind`). `sizes` has the allowed
+    labels, with the number of examples of each. Raises ConfigError otherwise."""
     if not isinstance(value, dict) or not value.keys() <= sizes.keys():
         raise wrong(owner, method, value, f"a dict that maps labels to {kind.__name__}")
     for label, each in value.items():
@@ -142,7 +142,8 @@ def sample_scores(owner: object, method: str, value: object, kind: type, n: int)
 
 
 def labels(owner: object, method: str, value: object, known: Collection[int]) -> list[int]:
-    """Returns `value` as a list if it has only labels in `known`. Raises ConfigError otherwise."""
+    """Returns `value` as a list if it contains only labels in `known`. Raises ConfigError
+    otherwise."""
     if isinstance(value, Iterable) and not isinstance(value, (str, Mapping)):
         found = list(value)
         if all(isinstance(label, Integral) and label in known for label in found):
@@ -173,8 +174,8 @@ def filter_result(owner: object, method: str, value: Any, n: int) -> FilterResul
 
 
 def repaired(owner: object, method: str, value: Any, like: nn.Module) -> tuple[Any, dict[str, Any]]:
-    """Returns `value`, a network with the architecture of `like` and notes. Raises ConfigError if
-    it is something else, DivergedError if a weight is not finite."""
+    """Returns `value` if it is a pair of a network with the architecture of `like`, and notes.
+    Raises ConfigError otherwise, DivergedError if a weight is not finite."""
     expected = "(network, notes), a network from `context.network()` or `context.fresh(seed)`"
     if not isinstance(value, tuple) or len(value) != 2:
         raise wrong(owner, method, value, expected)
@@ -196,8 +197,8 @@ def repaired(owner: object, method: str, value: Any, like: nn.Module) -> tuple[A
 
 
 def requirements(owner: object, value: object) -> list[str]:
-    """Returns `value`, what a defense's `requires` returned. Raises ConfigError unless it is a list
-    of names in NEEDS."""
+    """Returns `value`, the result of a defense's method `requires`. Raises ConfigError unless it is
+    a list of names in NEEDS."""
     if isinstance(value, (list, tuple)) and all(each in NEEDS for each in value):
         return list(value)
     raise wrong(owner, "requires", value, f"a list of any of {', '.join(NEEDS)}")

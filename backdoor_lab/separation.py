@@ -1,4 +1,5 @@
-"""python -m backdoor_lab.separation FOLDER: why a spectral filter finds a cell's poison, or not.
+"""python -m backdoor_lab.separation FOLDER: why a spectral filter finds or misses the poison of a
+cell.
 
 For every attacked network of a sweep and every layer that a filter used, prints how far the poison
 is from its class, relative to the spread of the class, and how well the top singular direction is

@@ -1,4 +1,4 @@
-"""python -m backdoor_lab.visibility FOLDER: is the poison that a defense missed less visible?
+"""python -m backdoor_lab.visibility FOLDER: do defenses miss the poison that is less visible?
 
 For every filter result of a sweep, compares how much the attack changed the poisoned images that
 were kept and those that were removed. The store must contain the poison, the images and the scores.

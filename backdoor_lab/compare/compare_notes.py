@@ -64,7 +64,7 @@ def notes_of(
     facts: CellFields, sides: Sequence[PairedGroup], lines: Sequence[ComparisonRow],
     shown: Sequence[str], values: Sequence[str],
 ) -> list[str]:  # fmt: skip
-    """All notes of a comparison. `shown` are the names whose values identify its lines."""
+    """All notes below a comparison. `shown` are the names whose values identify its lines."""
     pairs = [pair for side in sides for pair in side.pairs]
     used = list(dict.fromkeys(n for pair in pairs for n in (pair.ours, pair.base) if n is not None))
     cells = [facts.cells[number] for number in used]

@@ -33,10 +33,10 @@ OPTIONS = "options"
 
 @dataclass(frozen=True)
 class Shared:
-    """Options that every config of a group accepts; a class receives them as one object.
+    """Options that every config of a group accepts. A class receives them together, as one object.
 
-    `values` maps each key to its default. The object is the result of `make(**values)`. A class
-    receives it as its argument `options` or through its method `obey`.
+    `values` maps each key to its default. The object is `make(**values)`. It is passed to a class
+    as the argument `options` or to its method `obey`.
     """
 
     values: Mapping[str, Any]
@@ -211,7 +211,7 @@ def _no_class(where: str, target: str, module: ModuleType, kind: type) -> Config
         if inspect.isclass(each) and each.__module__ == module.__name__ and issubclass(each, kind)
     ]  # fmt: skip
     class_name = target.rpartition(".")[2]
-    return unknown(f"`{where}._target_`: class of {module.__name__}", class_name, usable)
+    return unknown(f"`{where}._target_`: in {module.__name__}, the class", class_name, usable)
 
 
 def _old_methods(cls: type, lacking: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""torch, imported on first use.
+"""Provides torch, which is imported on first use.
 
 Modules that are loaded to check a configuration import torch from here, so that a command that is
 rejected, or that has nothing to compute, does not wait for the import. Module-level code

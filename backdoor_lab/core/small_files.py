@@ -1,5 +1,5 @@
-"""Reads small files (manifests, lock files, records, lists) with size limits, and sets damaged ones
-aside.
+"""Reads small files (manifests, lock files, records, lists of cells) with a size limit, and sets
+damaged ones aside.
 
 Distinguishes a missing file from a directory, a circular link, a broken link, a FIFO, a device, an
 oversized file and deeply nested JSON. None of these blocks the reader or overflows its stack.

@@ -170,7 +170,7 @@ def keys(where: str, given: Iterable[str], known: Iterable[str]) -> None:
             section = where.partition("=")[0]
             if new_name(section, key) in known:
                 refuse_renamed(section, [key])
-            raise unknown(f"key in `{where}`" if where else "key", key, known)
+            raise unknown(f"key in `{where}`:" if where else "key", key, known)
 
 
 def new_name(section: str, key: str) -> str | None:

@@ -59,8 +59,7 @@ class _Module:
 
 
 def conf_dir() -> Path:
-    """Returns the folder of configurations, which is inside an installed package or next to it in a
-    checkout."""
+    """Returns the folder `conf`: inside an installed package, next to the package in a checkout."""
     places = (ROOT / "conf", CHECKOUT / "conf")
     return next(place for place in places if (place / "config.yaml").is_file())
 

@@ -86,8 +86,8 @@ def short_page(report: SweepReport) -> str:
 def _filled(
     report: SweepReport, script: str, shown: Sequence[Column], data: Callable[[int], str]
 ) -> str:
-    """Render the page as HTML. `data(n)` returns the data of the cells, as JSON of about `n` bytes
-    at most."""
+    """Render the page as HTML. `data(n)` returns the data of the cells as JSON of at most about `n`
+    bytes."""
     sweep, style = report.sweep, asset(STYLE)
     room = BUDGET - len(script) - len(style)
     return render(

@@ -19,8 +19,8 @@ _DEEPEST = 8
 @dataclass(frozen=True)
 class PageFields:
     """The values of several records, as text. `common` maps dotted names to values that are equal
-    in all records. `own` has one list per record, with its values of the other `names`; None for a
-    missing one."""
+    in all records. `own` has one list per record: its values of all other `names`, None where it
+    has no value."""
 
     common: dict[str, str]
     names: list[str]

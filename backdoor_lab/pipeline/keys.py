@@ -39,7 +39,7 @@ def check_keys(config: dict[str, Any]) -> Parts:
     _complete(config)
     for group in DECIDES:
         if not isinstance(config.get(group), dict):
-            raise unknown(f"`{group}`", config.get(group), ["a choice of this config group"])
+            raise unknown(f"`{group}`:", config.get(group), ["the choices listed by --help"])
         validation.safe_name(f"{group}.name", config[group].get("name") or "unnamed")
     validation.keys("protocol", config["protocol"], PROTOCOL)
     validation.keys("store", config["store"], ("root",))
@@ -73,4 +73,4 @@ def _complete(config: dict[str, Any]) -> None:
                 raise ConfigError(f"`{key}.{name}` is missing: give it a value")
     root = config["store"]["root"]
     if not isinstance(root, str) or not root:
-        raise ConfigError(f"`store.root` must be a folder's path, got {root!r}")
+        raise ConfigError(f"`store.root` must be the path of a folder, got {root!r}")

@@ -65,7 +65,7 @@ class Calibration:
     """The measured `speeds` of each kind of cell, and `start`, the CPU seconds that a process needs
     before its first cell. `processes` processes with `threads` threads each were measured, while
     other processes kept `others` cores busy (None if unknown). If these disturbed the measurement,
-    `single` is another one with one thread per process, for the times on an idle machine."""
+    `single` is a second measurement, with one thread per process, for times on an idle machine."""
 
     speeds: dict[str, Speed]
     start: float
@@ -193,7 +193,7 @@ def _speed(found: Sequence[Samples], slowest: float | None) -> Speed:
 
 
 class _Here:
-    """Runs a worker's jobs in this process; has the methods of `Worker` that calibration uses."""
+    """Runs a worker's jobs in this process, with the methods of `Worker` that calibration uses."""
 
     def send(self, job: Any) -> None:
         """Store the job, to be run by `result`."""

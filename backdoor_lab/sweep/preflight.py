@@ -31,7 +31,7 @@ from backdoor_lab.training.transformations import check_fits
 
 
 class Preflight:
-    """Checks the configurations of cells. What several cells share is checked only once."""
+    """Checks the configurations of cells. Parts that several cells share are checked only once."""
 
     def __init__(self) -> None:
         self._names: dict[str, tuple[tuple[str, ...], str]] = {}

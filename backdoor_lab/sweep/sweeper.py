@@ -124,8 +124,8 @@ class ResumeSweeper(BasicSweeper):
         left: Sequence[RequestedCell],
         at_once: Parallelism,
     ) -> dict[str, str]:
-        """Run the cells of `left`, and show each one when it finishes. Returns a map from the ids
-        of failed cells that may have no record to their status."""
+        """Run the cells of `left`, and show each one when it finishes. Returns the status of each
+        failed cell that may have no record, by cell id."""
         assert self.config is not None
         for each in left:
             clear_way(folder / each.id)
@@ -214,8 +214,8 @@ class ResumeSweeper(BasicSweeper):
         write_json(folder / "sweep.json", said)
 
     def _launch(self, folder: Path, left: Sequence[RequestedCell], at_once: int) -> dict[str, str]:
-        """Launch the cells. Returns a map from the ids of failed cells that may have no record to
-        their status."""
+        """Launch the cells. Returns the status of each failed cell that may have no record, by cell
+        id."""
         shutdown.install()
         shutdown.forward_to_children()
         launch = Launch(

@@ -33,7 +33,7 @@ class Watch:
     """Checks the folder of a sweep repeatedly. `now` is in seconds of the monotonic clock."""
 
     def __init__(self, folder: Path, ids: Sequence[str]) -> None:
-        """Watch the cells with these `ids`, which have yet to run."""
+        """Watch the cells with these `ids`, which have not run yet."""
         self.folder = folder
         self._stamps = {each: _stamp(folder / each / RECORD) for each in ids}
         self._started: dict[str, _Started] = {}

@@ -23,7 +23,7 @@ ATTACK = ("n_poisoned", "nat1", "asr1")
 AFTER = ("pois_left", "nat2", "asr2")
 SCOPE = ("n_accused", "n_named")
 FILTER = ("auroc", "average_precision", "tpr_at_1", "tpr_at_5")
-SAME = "Figures before the defense do not depend on the defense; these come from the cells of {}."
+SAME = "Figures before the defense do not depend on it. Those shown are from cells with defense {}."
 _AFTER_ONLY = ("filter_scope", "removal_budget", "max_removed", "center", "layer")
 """Names of protocol options that have no effect on measures before the defense."""
 

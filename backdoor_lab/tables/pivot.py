@@ -174,7 +174,7 @@ def _cell(
 
 
 def _visible(cell: PivotCell) -> dict[str, str]:
-    """Returns the signs of the figures that the table shows."""
+    """Returns the footnote signs of the measures for which the table shows a value."""
     return {name: sign for name, sign in cell.signs.items() if name in cell.estimates}
 
 

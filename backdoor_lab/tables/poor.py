@@ -1,4 +1,4 @@
-"""Notes on networks that classify clean images too poorly for their other figures to say much."""
+"""Notes on networks that classify clean images so poorly that their other figures mean little."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ Reason = tuple[str, list[CellRecord]]
 
 
 def poor_networks(cells: Sequence[CellRecord], after: bool) -> list[str]:
-    """Returns a note on the networks before the defense that classify clean images poorly and, if
-    `after`, one on those after it. `cells` are completed cells."""
+    """Returns notes on networks that classify clean images poorly: one on networks before the
+    defense and, if `after`, one on networks after it. `cells` are completed cells."""
     lines = []
     for number, when in (("1", "before"), *[("2", "after")] * after):
         reasons = [*_reasons(cells, number)]
@@ -65,7 +65,7 @@ def _reasons(cells: Sequence[CellRecord], number: str) -> Iterator[Reason]:
 
 def chance(cell: CellRecord) -> float | None:
     """Returns the accuracy of always predicting one class: the target or, if the ASR is measured on
-    images of the source class only, the source. None if the record does not tell it."""
+    images of the source class only, the source. None if it cannot be computed from the record."""
     images, attacked = cell.numbers.get("n_test"), cell.numbers.get("n_asr")
     asr_on = (cell.protocol or {}).get("asr_on")
     if not images or attacked is None or not attacked <= images:

@@ -77,7 +77,7 @@ REWORDED = {
     "Without a partner that is done: ":
     "Not compared, because there is no completed cell to compare them with: ",
     "Before the defense a network is the same whatever the defense; these are (.*)'s cells.":
-    r"Figures before the defense do not depend on the defense; these come from the cells of \1.",
+    r"Figures before the defense do not depend on it. Those shown are from cells with defense \1.",
     "also where nothing was removed: the retraining draws its own seed .retrain_seed=same takes "
     "that of the first training":
     "even where nothing was removed, because retraining uses another seed (retrain_seed=same uses "

@@ -120,7 +120,7 @@ WRONG = {
     "trigger=patch trigger.image=~nosuchuser/x.png": ["`trigger.image`=", "~nosuchuser"],
     "model.name.x=3": ["`model.name` has no subkeys"],
     "logger=none logger.save_dirr=x": ["key 'logger.save_dirr' is not known", "has no keys"],
-    "+defense.k=3": ["key in `defense=spectral` 'k' is not known"],
+    "+defense.k=3": ["key in `defense=spectral`: 'k' is not known"],
     '+hydra.job_logging.formatters.e.format="x"': ["`hydra.job_logging`: Unable to configure"],
     "store.root=loop": ["`store.root`=", "a circular link"],
     "store.root=file/x": ["`store.root`=", "is a file, not a folder"],

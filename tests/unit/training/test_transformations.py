@@ -216,7 +216,7 @@ def test_a_shift_of_the_whole_image_and_unknown_keys_are_refused(tmp_path: Path)
     with pytest.raises(ConfigError, match=r"shift8 would move images of 8x8 out of view.*most 7"):
         cell_of(tmp_path, "measure.asr_under=[shift8]")
     assert cell_of(tmp_path, "measure.asr_under=[shift7]").asr_under == ("shift7",)
-    with pytest.raises(ConfigError, match="key in `measure` 'nat_under' is not known"):
+    with pytest.raises(ConfigError, match="key in `measure`: 'nat_under' is not known"):
         check_keys(configuration(tmp_path, "+measure.nat_under=[jpeg75]"))
     with pytest.raises(ConfigError, match="`measure` is missing"):
         check_keys(configuration(tmp_path, "~measure"))
