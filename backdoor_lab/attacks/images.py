@@ -49,6 +49,26 @@ def picture(key: str, path: object) -> Picture | None:
     return None if path is None else Picture(key, path)
 
 
+def pictures(key: str, path: object, most: int) -> list[Picture]:
+    """Returns the picture at `path`, or the pictures of a folder: its first `most` files in the
+    order of their names, without hidden ones. Returns an empty list if `path` is None."""
+    folder = Path(path).expanduser() if isinstance(path, str) and path else None
+    if folder is None or not folder.is_dir():
+        return [] if path is None else [Picture(key, path)]
+    files = sorted(each for each in folder.iterdir() if each.is_file() and each.name[0] != ".")
+    if not files:
+        raise ConfigError(f"`{key}`: the folder {path} has no image files")
+    return [Picture(key, str(each)) for each in files[:most]]
+
+
+def content_of(pictures: list[Picture]) -> str:
+    """Returns a hash of the files of `pictures`: that of the file if there is one, an empty string
+    if there is none."""
+    if len(pictures) < 2:
+        return pictures[0].content if pictures else ""
+    return hashlib.sha256("".join(each.content for each in pictures).encode()).hexdigest()
+
+
 def share(name: str, value: Any) -> float:
     """Returns `value` as a float with ``0 < value <= 1``. Raises ConfigError for other values."""
     if not 0 < validation.number(name, value) <= 1:

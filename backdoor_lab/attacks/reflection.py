@@ -2,43 +2,57 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from backdoor_lab.attacks.additive import Additive, inverse_dct
-from backdoor_lab.attacks.images import picture, share
+from backdoor_lab.attacks import glass
+from backdoor_lab.attacks.additive import inverse_dct
+from backdoor_lab.attacks.base import Trigger
+from backdoor_lab.attacks.images import content_of, pictures
 from backdoor_lab.core import streams, validation
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.lazy import Tensor, torch
 from backdoor_lab.core.rng import torch_generator
 
-KINDS = ("in_focus", "out_of_focus", "ghost")
+CHUNK = 64
+NUMBERS = 11
+"""How many random numbers are drawn for each image."""
+INCREMENT = -7046029254386353131
+SPLIT = (0.15, 0.5)
+DARKENING = (1.08, 1.18)
 
 
-class Refool(Additive):
-    """Adds the reflection of a scene, as in a window pane, to images of the target class.
+class Refool(Trigger):
+    """Mixes images of the target class with the reflections of scenes, as in a window pane.
 
     Refool of Liu, Ma, Bailey, Lu, "Reflection Backdoor: A Natural Backdoor Attack on Deep Neural
-    Networks", ECCV 2020, section 3: x' = clip(x + k * x_R), where * is convolution and x_R the
-    reflected scene. `kind` selects the kernel k, which always sums to `strength`:
+    Networks", ECCV 2020, as in the authors' code. Image t and scene r are mixed in linear light:
 
-    - in_focus: k is the number `strength`.
-    - out_of_focus: a Gaussian with a standard deviation of `sigma` pixels.
-    - ghost: thick glass reflects twice: two pulses, the first with the fraction `first` of the
-      total weight, the second with the fraction 1 - `first`, displaced by `shift` [rows, columns]
-      pixels.
+        x' = (a t^2.2 + R)^(1 / 2.2), clipped and rounded down
 
-    At the border x_R is extended by its edge pixels (ghost), or the kernel is cut off and
-    renormalized (out_of_focus).
+    For each image 1 - a is drawn from the range `strength`, r from the scenes, and R is one of:
 
-    `image` is an image file of x_R, resized to the size of the images; transparent areas do not
-    reflect. By default x_R is drawn with `pattern_seed`: normal noise with an amplitude
-    proportional to 1 / frequency, as in photographs (Field, J. Opt. Soc. Am. A 4(12), 1987). It is
-    the sum of noise shared by all channels and of separate noise per channel with a third of the
-    amplitude, rescaled to 0..255.
+    - with probability `ghost_rate` the reflection of thick glass, (1 - a) G: two copies of r^2.2,
+      displaced by whole numbers of pixels from the range `shift`, with weights b and 1 - b, where b
+      is drawn from 0.15..0.5 or 0.5..0.85;
+    - otherwise the reflection of a scene out of focus, (1 - a / 2) g B: r^2.2 blurred by a Gaussian
+      with a standard deviation from the range `sigma`, darkened where the sum would exceed 1, and
+      faded towards the edges by g.
 
-    Differences: the paper draws the kernel's parameters for each image, and selects the most
-    effective reflections among many photographs by training models on them.
+    Lengths are in pixels of images whose longer side has 560 pixels; on images of 32x32 pixels the
+    displacement is less than one pixel. Draws depend on the pixels of the image and on
+    `pattern_seed`, so that an image always gets the same reflection.
+
+    `image` is an image file, or a folder whose first `scenes` files are used, resized to the size
+    of the images; transparent areas do not reflect. By default `scenes` scenes are drawn with
+    `pattern_seed`: normal noise with an amplitude proportional to 1 / frequency, as in photographs
+    (Field, J. Opt. Soc. Am. A 4(12), 1987). A scene is the sum of noise shared by all channels and
+    of separate noise per channel with a third of the amplitude, rescaled to 0..255.
+
+    Differences: the authors' scenes are photographs of PASCAL VOC, chosen by training 16 models on
+    them. They mix images enlarged to 560 pixels, and try scenes until brightness and SSIM of the
+    result fit, which few of ours do.
     """
 
     label_mode: ClassVar[str] = "clean"
@@ -47,78 +61,114 @@ class Refool(Additive):
     def __init__(
         self,
         *,
-        kind: str = "ghost",
-        strength: float = 0.4,
-        sigma: float = 1.0,
-        shift: Sequence[int] = (3, 3),
-        first: float = 0.6,
+        strength: Sequence[float] = (0.05, 0.45),
+        ghost_rate: float = 0.39,
+        shift: Sequence[int] = (3, 8),
+        sigma: Sequence[float] = (1, 5),
+        scenes: int = 200,
         pattern_seed: int = 0,
         image: str | None = None,
     ) -> None:
-        self.kind = validation.choice("trigger.kind", kind, KINDS)
-        self.strength = share("trigger.strength", strength)
-        self.sigma = validation.number("trigger.sigma", sigma, low=0.01)
-        self.shift = _shift(shift)
-        self.first = share("trigger.first", first)
+        self.strength = _range("strength", strength, low=0, below=1)
+        self.ghost_rate = validation.share("trigger.ghost_rate", ghost_rate)
+        self.shift = _range("shift", shift, low=0, below=glass.SIDE, whole=True)
+        self.sigma = _range("sigma", sigma, low=0.01, below=glass.SIDE)
+        self.scenes = validation.whole("trigger.scenes", scenes, low=1, below=2**16)
         self.pattern_seed = validation.whole("trigger.pattern_seed", pattern_seed)
-        self.picture = picture("trigger.image", image)
+        self.pictures = pictures("trigger.image", image, self.scenes)
 
-    def pattern(self, channels: int, height: int, width: int) -> Tensor:
-        scene = self.scene(channels, height, width)
-        if self.kind == "out_of_focus":
-            scene = _gaussian(height, self.sigma) @ scene @ _gaussian(width, self.sigma).T
-        if self.kind == "ghost":
-            scene = self.first * scene + (1 - self.first) * _moved(scene, self.shift)
-        return (self.strength * scene).float()
+    def apply_test(self, images: Tensor) -> Tensor:
+        if not len(images):
+            return images
+        scenes = self.linear_scenes(*images.shape[1:]).to(images.device)
+        return torch.cat([self._reflecting(part, scenes) for part in images.split(CHUNK)])
 
-    def scene(self, channels: int, height: int, width: int) -> Tensor:
-        """Returns the reflected scene: float64 (channels, height, width) in 0..255."""
-        if self.picture is None:
-            return _drawn_scene(self.pattern_seed, channels, height, width)
-        color, opacity = self.picture.sized(channels, height, width)
-        return (color * opacity).double()
+    def linear_scenes(self, channels: int, height: int, width: int) -> Tensor:
+        """Returns the scenes in linear light: float64 (scenes, channels, height, width) in 0..1."""
+        if not self.pictures:
+            return drawn_scenes(self.pattern_seed, self.scenes, channels, height, width)
+        sized = (each.sized(channels, height, width) for each in self.pictures)
+        found = torch.stack([color * opacity for color, opacity in sized])
+        return (found.double() / 255) ** glass.GAMMA
 
     def file_hash(self) -> str:
-        return "" if self.picture is None else self.picture.content
+        return content_of(self.pictures)
 
     def check_image_size(self, channels: int, height: int, width: int) -> None:
-        if self.picture is None and height * width == 1:
+        if min(height, width) < 2:
             raise ConfigError(
-                "`trigger`: cannot draw a scene for images of 1x1 pixels; give an image file in"
-                " `trigger.image`"
+                f"`trigger`: images of {height}x{width} pixels are too small for a reflection; they"
+                " need at least 2 rows and 2 columns"
             )
-        super().check_image_size(channels, height, width)
+
+    def _reflecting(self, images: Tensor, scenes: Tensor) -> Tensor:
+        numbers = self._drawn(images)
+        which, weight, kind, down, right, side, split, sigma, factor, top, left = numbers.unbind(1)
+        image = (images.double() / 255) ** glass.GAMMA
+        scene = scenes[(which * len(scenes)).long()]
+        first = (side.round() - _within(SPLIT, split)).abs()
+        twice = glass.ghost(scene, self._offset(down), self._offset(right), first)
+        soft = glass.blurred(scene, _within(self.sigma, sigma))
+        soft = glass.darkened(soft, image, _within(DARKENING, factor))
+        soft = soft * glass.fading(scene, top, left)
+        kept = 1 - _within(self.strength, weight)[:, None, None, None]
+        ghosts = (kind < self.ghost_rate)[:, None, None, None]
+        reflected = torch.where(ghosts, (1 - kept) * twice, (1 - kept / 2) * soft)
+        mixed = (kept * image + reflected).clamp(0, 1) ** (1 / glass.GAMMA)
+        return (255 * mixed).to(torch.uint8)
+
+    def _offset(self, number: Tensor) -> Tensor:
+        low, high = self.shift
+        return low + (number * (high - low + 1)).floor()
+
+    def _drawn(self, images: Tensor) -> Tensor:
+        """Returns random numbers in 0..1 that depend on the pixels of each image: float64 (n,
+        `NUMBERS`)."""
+        generator = torch_generator(self.pattern_seed, streams.REFLECTION)
+        factors = torch.randint(2**62, images.shape[1:], generator=generator).to(images.device)
+        state = (images * factors).sum(dim=(1, 2, 3))
+        steps = INCREMENT * torch.arange(1, NUMBERS + 1, device=images.device)
+        return _scrambled(state[:, None] + steps)
 
 
-def _drawn_scene(seed: int, channels: int, height: int, width: int) -> Tensor:
+def _scrambled(state: Tensor) -> Tensor:
+    """Returns SplitMix64's output for 64-bit states as float64 in 0..1 (Steele, Lea, Flood, OOPSLA
+    2014)."""
+    state = (state ^ _shifted(state, 30)) * -4658895280553007687
+    state = (state ^ _shifted(state, 27)) * -7723592293110705685
+    return _shifted(state ^ _shifted(state, 31), 11).double() / 2**53
+
+
+def _shifted(state: Tensor, by: int) -> Tensor:
+    """Returns a logical shift to the right; torch's is arithmetic."""
+    return (state >> by) & (2 ** (64 - by) - 1)
+
+
+def _within(bounds: tuple[float, float], number: Tensor) -> Tensor:
+    return bounds[0] + (bounds[1] - bounds[0]) * number
+
+
+@functools.lru_cache(maxsize=2)
+def drawn_scenes(seed: int, n: int, channels: int, height: int, width: int) -> Tensor:
+    """Returns random scenes in linear light: float64 (n, channels, height, width) in 0..1."""
     generator = torch_generator(seed, streams.REFLECTION, height, width)
-    shared = torch.randn(1, height, width, generator=generator)
-    own = torch.randn(channels, height, width, generator=generator)
+    shared = torch.randn(n, 1, height, width, generator=generator)
+    own = torch.randn(n, channels, height, width, generator=generator)
     row, column = torch.arange(height) / height, torch.arange(width) / width
     frequency = torch.hypot(row[:, None], column).double()
     frequency[0, 0] = torch.inf
-    scene = inverse_dct((shared + own / 3) / frequency)
-    return 255 * (scene - scene.min()) / (scene.max() - scene.min())
+    scenes = inverse_dct((shared + own / 3) / frequency)
+    scenes -= scenes.amin(dim=(1, 2, 3), keepdim=True)
+    return (scenes / scenes.amax(dim=(1, 2, 3), keepdim=True)) ** glass.GAMMA
 
 
-def _gaussian(n: int, sigma: float) -> Tensor:
-    """Returns the matrix of a Gaussian blur along one axis of n pixels: float64 (n, n), with rows
-    that sum to one."""
-    at = torch.arange(n, dtype=torch.float64)
-    return torch.softmax(-((at[:, None] - at) ** 2) / (2 * sigma**2), dim=1)
-
-
-def _moved(scene: Tensor, shift: tuple[int, int]) -> Tensor:
-    height, width = scene.shape[1:]
-    rows = (torch.arange(height) - shift[0]).clamp(0, height - 1)
-    columns = (torch.arange(width) - shift[1]).clamp(0, width - 1)
-    return scene[:, rows[:, None], columns]
-
-
-def _shift(shift: object) -> tuple[int, int]:
-    if not isinstance(shift, (list, tuple)) or len(shift) != 2:
-        raise ConfigError(f"`trigger.shift` must be [rows, columns], got {shift!r}")
-    rows, columns = (
-        validation.whole("trigger.shift", value, low=-4096, below=4097) for value in shift
-    )
-    return rows, columns
+def _range(
+    key: str, bounds: Any, *, low: float, below: float, whole: bool = False
+) -> tuple[float, float]:
+    if not isinstance(bounds, (list, tuple)) or len(bounds) != 2:
+        raise ConfigError(f"`trigger.{key}` must be a range [low, high], got {bounds!r}")
+    check = validation.whole if whole else validation.number
+    first, last = (float(check(f"trigger.{key}", each, low=low, below=below)) for each in bounds)
+    if first > last:
+        raise ConfigError(f"`trigger.{key}`: low must not exceed high, got [{first:g}, {last:g}]")
+    return first, last

@@ -1,4 +1,4 @@
-"""Refool: x + k * x_R with three kernels, and a synthetic scene with natural statistics."""
+"""Refool: images behind glass, mixed with scenes in linear light."""
 
 from __future__ import annotations
 
@@ -13,78 +13,105 @@ from scipy.fft import dctn
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from backdoor_lab.attacks.reflection import KINDS, Refool
+from backdoor_lab.attacks import glass
+from backdoor_lab.attacks.reflection import Refool
 from backdoor_lab.core.errors import ConfigError
+from tests.helpers.cells import cell_of
+
+GHOST, SOFT = {"ghost_rate": 1.0}, {"ghost_rate": 0.0}
 
 
 def saved(path: Path, pixels: Any) -> str:
+    path.parent.mkdir(exist_ok=True)
     Image.fromarray(np.array(pixels, np.uint8)).save(path)
     return str(path)
 
 
-def point(folder: Path) -> str:
-    """A black image of 21 x 25 pixels with one white one at (10, 12)."""
-    pixels = np.zeros((21, 25), np.uint8)
-    pixels[10, 12] = 255
-    return saved(folder / "point.png", pixels)
+def noise(n: int, *shape: int) -> Tensor:
+    generator = torch.Generator().manual_seed(n)
+    return torch.randint(0, 256, (n, *shape), dtype=torch.uint8, generator=generator)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_reflection_is_added_and_clipped(kind: str) -> None:
-    """x' = clip(round(x + k * x_R)): a reflection only adds light."""
-    generator = torch.Generator().manual_seed(4)
-    images = torch.randint(0, 256, (3, 3, 16, 24), dtype=torch.uint8, generator=generator)
-    trigger = Refool(kind=kind)
-    exact = (images.double() + trigger.pattern(3, 16, 24)).clamp(0, 255)
-    made = trigger(images)
-    assert (made - exact).abs().max() <= 0.5 + 1e-4
-    assert (made >= images).all()
+def gray(trigger: Refool, *shape: int) -> Tensor:
+    """The scenes in gray levels."""
+    return 255 * trigger.linear_scenes(*shape) ** (1 / 2.2)
+
+
+@pytest.mark.parametrize("weight", [0.1, 0.4])
+def test_a_uniform_scene_is_mixed_in_linear_light_with_weights_that_sum_to_one(
+    weight: float, tmp_path: Path
+) -> None:
+    image = saved(tmp_path / "a.png", np.full((9, 9), 100))
+    trigger = Refool(**GHOST, strength=[weight, weight], image=image)
+    light = (1 - weight) * (noise(3, 3, 16, 24).double() / 255) ** 2.2
+    expected = 255 * (light + weight * (100 / 255) ** 2.2) ** (1 / 2.2)
+    assert (trigger(noise(3, 3, 16, 24)) - expected.floor()).abs().max() <= 1
     assert trigger.label_mode == "clean"
 
 
-def test_an_in_focus_reflection_adds_the_scaled_scene(tmp_path: Path) -> None:
-    """The kernel is a scalar: strength times the file's pixels."""
-    pixels = np.arange(0, 240, 2).reshape(10, 12)
-    image = saved(tmp_path / "a.png", pixels)
-    found = Refool(kind="in_focus", strength=0.25, image=image).pattern(3, 10, 12)
-    assert torch.allclose(found, torch.tensor(pixels).float().mul(0.25).expand(3, 10, 12))
+def test_a_black_scene_darkens_the_image(tmp_path: Path) -> None:
+    image = saved(tmp_path / "black.png", [[0]])
+    trigger = Refool(strength=[0.3, 0.3], image=image)
+    images = noise(4, 1, 8, 8)
+    assert (trigger(images) - (images * 0.7 ** (1 / 2.2)).floor()).abs().max() <= 1
 
 
-@pytest.mark.parametrize("sigma", [0.8, 2.0])
-def test_an_out_of_focus_reflection_equals_the_gaussian_filter_of_scipy(sigma: float) -> None:
+def test_the_two_copies_of_a_ghost_are_less_than_a_pixel_apart_on_small_images() -> None:
+    """Eight of 560 pixels are 0.46 of 32 and 16 of 1120."""
+    for side, pixels in ((32, 0.457), (1120, 16)):
+        ramp = torch.linspace(0, 1, side).double().expand(1, 1, 4, side)
+        eight, none = torch.tensor([8.0]).double(), torch.zeros(1).double()
+        first, second = (
+            glass.ghost(ramp, none, eight, torch.tensor([share]).double()) for share in (1.0, 0.0)
+        )
+        apart = (first - second)[0, 0, 0, side // 2] * (side - 1)
+        assert apart == pytest.approx(pixels, abs=1e-2)
+
+
+@pytest.mark.parametrize("sigma", [20.0, 40.0])
+def test_a_scene_out_of_focus_equals_the_gaussian_filter_of_scipy(sigma: float) -> None:
     """The two are equal away from the border."""
-    scene = Refool().scene(3, 48, 40).numpy()
-    theirs = 0.5 * gaussian_filter(scene, sigma=(0, sigma, sigma), truncate=9)
-    found = Refool(kind="out_of_focus", sigma=sigma, strength=0.5).pattern(3, 48, 40).numpy()
-    inside = np.s_[:, 18:-18, 18:-18]
-    assert np.abs(found[inside] - theirs[inside]).max() < 1e-3
+    scene = noise(2, 3, 48, 40).double() / 255
+    pixels = sigma * 48 / 560
+    theirs = gaussian_filter(scene.numpy(), sigma=(0, 0, pixels, pixels), truncate=9)
+    found = glass.blurred(scene, torch.tensor([sigma, sigma]).double()).numpy()
+    assert np.abs(found - theirs)[:, :, 15:-15, 15:-15].max() < 1e-5
 
 
-def test_a_ghost_reflection_adds_the_scene_twice_with_a_shift(tmp_path: Path) -> None:
-    """A point of light appears twice: once with the share `first` of the strength, and once
-    shifted, with the remaining strength."""
-    ghost = Refool(kind="ghost", strength=0.8, first=0.7, shift=(-2, 5), image=point(tmp_path))
-    seen = ghost.pattern(1, 21, 25)[0]
-    expected = torch.zeros(21, 25)
-    expected[10, 12] = 255 * 0.8 * 0.7
-    expected[8, 17] = 255 * 0.8 * 0.3
-    assert torch.allclose(seen, expected, atol=1e-3)
+def test_a_scene_out_of_focus_is_darkened_only_where_the_sum_exceeds_white() -> None:
+    bright, dark = torch.full((1, 1, 4, 4), 0.8), torch.full((1, 1, 4, 4), 0.1)
+    factor = torch.tensor([1.1]).double()
+    assert torch.equal(glass.darkened(bright.double(), dark.double(), factor), bright.double())
+    found = glass.darkened(bright.double(), bright.double(), factor)
+    assert found.mean() == pytest.approx(0.8 - 0.6 * 1.1, abs=1e-6)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_reflection_kernel_sums_to_the_strength(kind: str, tmp_path: Path) -> None:
-    """A uniform gray scene adds strength times its value everywhere, borders included."""
-    image = saved(tmp_path / "grey.png", np.full((9, 9), 100))
-    found = Refool(kind=kind, strength=0.3, sigma=3, shift=(4, -4), image=image)
-    assert torch.allclose(found.pattern(3, 9, 9), torch.full((3, 9, 9), 30.0), atol=1e-4)
+def test_a_scene_out_of_focus_fades_towards_the_edges() -> None:
+    """Of a square image the center shows the whole reflection, the corners almost none."""
+    half = torch.tensor([0.3]).double()
+    weights = glass.fading(torch.zeros(1, 1, 33, 33), half, half)[0, 0]
+    assert weights[16, 16] == 1
+    assert weights.max() == 1
+    assert weights[0, 0] < 0.02
+    assert torch.allclose(weights, weights.flip(0).T)
 
 
-def test_the_three_kinds_of_reflection_differ() -> None:
-    """Out of focus is smoother than in focus; a ghost is neither."""
-    found = {kind: Refool(kind=kind).pattern(1, 32, 32) for kind in KINDS}
-    rough = {kind: pattern.diff(dim=2).abs().mean() for kind, pattern in found.items()}
-    assert rough["out_of_focus"] < 0.7 * rough["in_focus"]
-    assert (found["ghost"] - found["in_focus"]).abs().max() > 10
+def test_every_image_gets_its_own_scene_and_numbers() -> None:
+    """They depend on the pixels of the image and on the seed alone."""
+    images = noise(40, 1, 16, 16)
+    trigger = Refool()
+    made = trigger(images)
+    assert torch.equal(trigger(images[7:9]), made[7:9])
+    assert not torch.equal(Refool(pattern_seed=1)(images), made)
+    numbers = trigger._drawn(noise(2000, 1, 8, 8))
+    assert (numbers.mean(dim=0) - 0.5).abs().max() < 0.03
+    assert (numbers.std(dim=0) - 12**-0.5).abs().max() < 0.02
+    assert (torch.corrcoef(numbers.T) - torch.eye(11)).abs().max() < 0.1
+
+
+def test_poison_and_test_images_get_the_same_reflection() -> None:
+    """The trigger can therefore be applied to batches, after augmentation."""
+    assert Refool().same_everywhere
 
 
 def slope(scene: Tensor) -> float:
@@ -99,42 +126,65 @@ def slope(scene: Tensor) -> float:
 
 def test_synthetic_scene_has_natural_image_statistics() -> None:
     """Its amplitude falls as one over frequency (exponent -1; white noise has 0), it spans 0..255,
-    and its channels correlate; another seed draws another scene."""
-    scene = Refool().scene(3, 64, 64)
+    and its channels correlate; scenes differ from each other and between seeds."""
+    scene = gray(Refool(scenes=3), 3, 64, 64)[1]
     assert slope(scene) == pytest.approx(-1, abs=0.1)
     assert abs(slope(torch.randn(3, 64, 64).double())) < 0.1
     assert scene.min() == 0
     assert scene.max() == pytest.approx(255)
     assert np.corrcoef(scene.flatten(1).numpy())[0, 1] > 0.7
-    assert not torch.equal(scene, Refool(pattern_seed=1).scene(3, 64, 64))
-    assert torch.equal(scene, Refool().scene(3, 64, 64))
+    assert not torch.equal(scene, gray(Refool(scenes=3), 3, 64, 64)[2])
+    assert not torch.equal(scene, gray(Refool(scenes=3, pattern_seed=1), 3, 64, 64)[1])
 
 
 def test_transparent_pixels_do_not_reflect(tmp_path: Path) -> None:
     pixels = np.full((8, 8, 4), 200)
     pixels[:, :4, 3], pixels[:, 4:, 3] = 255, 0
     image = saved(tmp_path / "half.png", pixels)
-    found = Refool(kind="in_focus", strength=0.5, image=image).pattern(3, 8, 8)
-    assert torch.equal(found[:, :, :4], torch.full((3, 8, 4), 100.0))
-    assert (found[:, :, 4:] == 0).all()
+    found = gray(Refool(image=image), 3, 8, 8)
+    assert found[0, :, :, :4] == pytest.approx(200)
+    assert (found[0, :, :, 4:] == 0).all()
 
 
-def test_a_scene_that_is_black_or_has_one_pixel_is_refused(tmp_path: Path) -> None:
-    """No scene can be drawn on one pixel, and a black scene reflects nothing."""
-    images = torch.zeros(1, 1, 1, 1, dtype=torch.uint8)
-    with pytest.raises(ConfigError, match="1x1"):
-        Refool()(images)
-    Refool(image=saved(tmp_path / "a.png", [[200]]))(images)
-    with pytest.raises(ConfigError, match="below half a gray level"):
-        Refool(image=saved(tmp_path / "b.png", [[0]]))(images)
+def test_scenes_of_a_folder_are_its_first_files(tmp_path: Path) -> None:
+    """Hidden files are left out; the content of the files is part of the identity, not their
+    place."""
+    for number, level in enumerate((10, 20, 30)):
+        saved(tmp_path / f"a/{number}.png", [[level]])
+        saved(tmp_path / f"b/{number}.png", [[level]])
+    (tmp_path / "a/.hidden").write_text("no image")
+    two = Refool(image=str(tmp_path / "a"), scenes=2)
+    assert gray(two, 1, 4, 4)[:, 0, 0, 0].tolist() == pytest.approx([10, 20])
+    every = Refool(image=str(tmp_path / "a"))
+    assert every.linear_scenes(1, 4, 4).shape == (3, 1, 4, 4)
+    assert every.file_hash() == Refool(image=str(tmp_path / "b")).file_hash() != two.file_hash()
+
+
+def test_a_folder_of_scenes_is_identified_by_its_content(tmp_path: Path) -> None:
+    cells = []
+    for folder in ("a", "b"):
+        saved(tmp_path / folder / "x.png", [[9]])
+        cells.append(cell_of(tmp_path, "trigger=reflection", f"trigger.image={tmp_path / folder}"))
+    assert cells[0].id == cells[1].id
+
+
+def test_images_of_one_row_or_column_are_refused() -> None:
+    with pytest.raises(ConfigError, match="1x8 pixels are too small for a reflection"):
+        Refool()(noise(1, 1, 1, 8))
 
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"kind": "mirror"}, {"strength": 0}, {"sigma": 0}, {"shift": 3}, {"shift": [1, 2, 3]},
-     {"shift": [0.5, 1]}, {"first": 2}, {"pattern_seed": -1}, {"image": "no/such/file.png"}],
+    [{"strength": 0.4}, {"strength": [0.4, 0.1]}, {"strength": [0, 1]}, {"sigma": [0, 1]},
+     {"shift": 3}, {"shift": [1, 2, 3]}, {"shift": [0.5, 1]}, {"ghost_rate": 2}, {"scenes": 0},
+     {"pattern_seed": -1}, {"image": "no/such/file.png"}, {"image": ""}],
     ids=str,
 )  # fmt: skip
 def test_bad_options_are_refused_and_named_in_the_error(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=f"`trigger.{next(iter(wrong))}`"):
         Refool(**wrong)
+
+
+def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"`trigger.image`: the folder .* has no image files"):
+        Refool(image=str(tmp_path))
