@@ -92,7 +92,7 @@ def sorts(page: Page) -> list[str | None]:
     return [each.get_attribute("aria-sort") for each in page.locator("#cells th").all()]
 
 
-def test_clicking_a_heading_again_sorts_descending_and_a_third_time_restores_the_order(
+def test_a_second_click_on_a_heading_sorts_descending_and_a_third_restores_the_order(
     opened: Open, path: Path
 ) -> None:
     page = opened(path)

@@ -106,8 +106,7 @@ def test_hostile_text_is_escaped(tmp_path: Path) -> None:
 
 
 def test_the_details_of_a_cell_have_the_same_texts_as_the_table(tmp_path: Path) -> None:
-    """An eighth of a percent is exactly between two roundings; the page and the tables choose the
-    same one."""
+    """This holds even for 0.125%, which is halfway between 0.12% and 0.13%."""
     made = [record(nat1=0.99125, asr1=0.00125, nat2=None, asr2=0.0), failed(record(seed=1))]
     folder = write_sweep(tmp_path / "s", made)
     text = written(folder)
@@ -121,7 +120,7 @@ def test_the_details_of_a_cell_have_the_same_texts_as_the_table(tmp_path: Path) 
     assert "0.12" in (write_tables(folder) and (folder / "tables/table_pixel.md").read_text())
 
 
-def test_the_page_shows_ratios_counted_in_images_without_percent_and_a_column_asr1_elsewhere(
+def test_the_page_shows_ratios_as_image_counts_and_the_column_asr1_elsewhere(
     tmp_path: Path,
 ) -> None:
     counted = {**PROTOCOL, "ratio_of": "count"}

@@ -289,8 +289,7 @@ def test_a_store_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_a_class_name_takes_precedence_over_a_class_number(given: int | str, name: str) -> None:
-    """Folders are sorted as text, so "10" comes before "2". macOS returns names in decomposed
-    Unicode."""
+    """Class names may be numbers that differ from the class indices, or decomposed Unicode."""
     classes = ("0", "10", "2", "1", "Gro\u0308\u00dfe")
     assert classes[class_number("target", given, classes)] == name
 
@@ -380,8 +379,8 @@ def test_the_configuration_of_a_job_does_not_depend_on_earlier_jobs(root: Path) 
 def test_the_layer_of_a_defense_replaces_the_layer_of_the_protocol(
     root: Path, checks: Preflight
 ) -> None:
-    """A defense that `random` copies replaces the layer, too. With `defense.layer=null` the
-    protocol's layer is used, and the id does not change."""
+    """`random` uses the layer of the method that it copies. `defense.layer=null` changes neither
+    the protocol's layer nor the id."""
 
     def cell(*words: str) -> Cell:
         return checks.cell(configuration(root, *words))

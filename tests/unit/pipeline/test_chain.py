@@ -297,7 +297,7 @@ def test_a_stopped_cell_writes_no_record(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_resume_after_stop_in_training_gives_an_identical_record(
+def test_a_cell_resumed_after_a_stop_during_training_has_the_record_of_an_uninterrupted_run(
     lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     longer = ("recipe.epochs=3", "dataset.per_class_train=10", "recipe.batch_size=16")

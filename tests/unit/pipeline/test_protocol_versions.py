@@ -145,8 +145,7 @@ def test_results_of_modified_code_get_their_own_table(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_a_table_that_shows_a_version_explains_it(tmp_path: Path) -> None:
-    """Tables of both layouts and comparisons explain it, but not if they show no version."""
+def test_tables_and_comparisons_explain_versions_only_if_they_show_any(tmp_path: Path) -> None:
     records = [record(defense=defense) for defense in ("spectral", "random")]
     for number, each in enumerate(records):
         each["id"], each["config"]["code"] = f"cell{number}", {"defenses": {each_name(each): 2}}

@@ -84,7 +84,9 @@ def test_the_record_has_every_field(lab: tuple[Path, dict[str, Any]]) -> None:
     assert record["id"] == cell_of(folder / "store", "recipe.epochs=3").id
 
 
-def test_the_record_has_the_right_counts(lab: tuple[Path, dict[str, Any]]) -> None:
+def test_counts_in_the_record_match_the_data_the_attack_and_the_filter(
+    lab: tuple[Path, dict[str, Any]],
+) -> None:
     counts, verdict = lab[1]["counts"], published(lab, "filter", "verdict")
     assert counts == {
         "n_train": 206, "n_clean": 200, "n_poisoned": 6, "n_eligible": 180, "n_removed": 9,
@@ -125,7 +127,8 @@ def test_clean_rate_and_top_class_match_a_second_computation(
 
 
 def test_training_accuracy_matches_a_second_computation(lab: tuple[Path, dict[str, Any]]) -> None:
-    """It is measured on each network's training set: with all poison, and after filtering."""
+    """The first network is evaluated on the poisoned training set, the retrained one on the kept
+    images."""
     poison, kept = published(lab, "poison", "poison"), published(lab, "filter", "verdict")["keep"]
     images = np.concatenate([TRAIN[0], poison["rows"]])
     for stage, number, mask in (
@@ -225,7 +228,7 @@ def test_the_record_counts_the_flagged_classes_and_how_many_of_them_are_poisoned
     assert flagged_counts(told, made, verdict) == {}
 
 
-def test_under_filter_scope_suspicious_the_record_has_the_flagged_classes(tmp_path: Path) -> None:
+def test_with_filter_scope_suspicious_the_record_has_the_flagged_classes(tmp_path: Path) -> None:
     asked = ("protocol.filter_scope=suspicious", "protocol.removal_budget=auto", "ratio=0.3")
     record = run_here(tmp_path / "store", tmp_path / "cell", *asked)
     assert record["status"] == "done"
@@ -247,8 +250,7 @@ def test_controls_run_under_a_protocol_with_filter_scope_suspicious(
 def test_the_random_control_scores_exactly_the_examples_that_the_filter_scores(
     tmp_path: Path,
 ) -> None:
-    """Therefore the removal curve has `pois_left` poisoned images left after `n_removed`
-    removals."""
+    """After `n_removed` removals, the removal curve has the value `pois_left`."""
     record = run_here(tmp_path / "store", tmp_path / "cell", "defense=random")
     curve = record["detection"]["curve"]
     counts = record["counts"]

@@ -21,7 +21,7 @@ def test_every_committed_sweep_and_no_other_folder_has_tables() -> None:
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: str(path.relative_to(SWEEPS)))
 def test_committed_tables_are_what_the_code_prints_from_the_records(folder: Path) -> None:
-    """If this change of the text is wanted, `make documents` writes it."""
+    """If you change the text on purpose, run `make documents`."""
     report = SweepReport.of(folder)
     assert report.sweep.warnings == []
     assert (folder / "tables.md").read_text(encoding="utf-8") == tables_text(report)

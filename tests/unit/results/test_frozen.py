@@ -64,7 +64,7 @@ def refused(kept: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
     return said
 
 
-def test_rates_on_transformed_images_are_in_frozen_records_and_an_edit_of_them_is_detected(
+def test_rates_on_transformed_images_are_frozen_and_edits_of_them_are_detected(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     under = {"jpeg75": {"nat1": 0.9, "asr1": 0.125, "nat2": None, "asr2": None}}
@@ -220,7 +220,7 @@ def test_a_damaged_record_is_not_frozen(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_only_records_shown_in_tables_are_frozen(tmp_path: Path) -> None:
-    """Records in hidden folders are not frozen, whatever the folders of cells are named."""
+    """A record in a renamed folder is frozen, a record in a hidden folder is not."""
     run = write_sweep(tmp_path / "run", SWEEP)
     own = run / SWEEP[0]["id"]
     (run / ".trash").mkdir()

@@ -138,7 +138,7 @@ def test_find_sweeps_skips_hidden_folders(tmp_path: Path) -> None:
     assert len(read_sweep(tmp_path / "b").cells) == 1
 
 
-def test_requested_cells_come_first_in_the_requested_order_followed_by_other_cells_sorted(
+def test_requested_cells_come_first_in_the_requested_order_then_other_cells_in_sorted_order(
     tmp_path: Path,
 ) -> None:
     asked = [record(target=t) for t in ("horse", "bird")]

@@ -20,7 +20,7 @@ from backdoor_lab.results.values import by_key
     ],
     ids=["no mappings", "no keys", "the same keys", "another order", "different keys"],
 )
-def test_each_key_gets_its_values_and_none_where_it_is_missing(
+def test_a_key_missing_from_a_mapping_gets_the_value_none(
     mappings: list[dict[str, Any]], columns: dict[str, list[Any]]
 ) -> None:
     assert by_key(mappings) == columns

@@ -54,7 +54,7 @@ def test_a_version_is_shown_if_it_is_not_1_or_if_a_sweep_has_several() -> None:
     assert labels(others, "defense") == ["spectral@2", "strip"]
 
 
-def test_records_without_versions_have_version_1_and_missing_cells_the_only_known_version() -> None:
+def test_unversioned_records_count_as_version_1_and_missing_cells_as_the_only_version() -> None:
     old, new = cells(record(), made(3, seed=1))
     missing = CellRecord("m", "missing", old.choices)
     assert version_of(old, "defense") == "1"
@@ -107,7 +107,7 @@ def test_the_data_frame_has_versions_in_columns_of_their_own() -> None:
     assert frame["trigger_version"].tolist() == ["1", "1"]
 
 
-def test_a_sweep_has_a_cell_once_per_version_of_its_trigger_but_not_per_version_of_a_stage(
+def test_two_trigger_versions_make_two_cells_but_two_stage_versions_make_one(
     tmp_path: Path,
 ) -> None:
     both = [made(1), made(2)]
@@ -160,7 +160,7 @@ def sweep(folder: Path, *records: dict[str, Any]) -> Any:
 
 
 def test_a_comparison_of_two_sweeps_names_both_versions(tmp_path: Path) -> None:
-    """The notes name them if the sweeps have one defense, the lines if they have several."""
+    """The versions are in a note if there is one defense, and in the lines if there are several."""
     one, two = sweep(tmp_path / "a", made(1)), sweep(tmp_path / "b", made(2))
     found = comparison_of([two, one])
     assert any("defense: spectral@2 → spectral@1" in note for note in found.notes)
@@ -174,7 +174,6 @@ def test_a_comparison_of_two_sweeps_names_both_versions(tmp_path: Path) -> None:
 
 
 def test_no_line_of_a_comparison_averages_over_two_versions(tmp_path: Path) -> None:
-    """This holds for lines over seeds and for the summary line."""
     mixed = [made(1, seed=0, nat2=0.9), made(2, seed=1, nat2=0.5)]
     base = [made(1, seed=0, nat2=0.8), made(1, seed=1, nat2=0.8)]
     found = comparison_of([sweep(tmp_path / "a", *mixed), sweep(tmp_path / "b", *base)],

@@ -66,8 +66,8 @@ def test_the_estimate_counts_one_evaluation_per_transformation(tmp_path: Path) -
 
 
 def test_the_estimate_does_not_count_finished_stages(tmp_path: Path) -> None:
-    """After one cell has run, another defense needs one training and no features. A cell whose
-    stages are all finished lacks only its record."""
+    """After one cell has run, a cell with another defense needs one training and no features. If
+    all stages of a cell are finished, only its record is missing."""
     run_here(tmp_path, tmp_path / "cell")
     done, other = cell_of(tmp_path), cell_of(tmp_path, "defense=none")
     assert missing_from(done, tmp_path, CPU) == []
@@ -203,8 +203,8 @@ def test_the_estimate_shows_the_load_of_other_processes(
 def test_the_wait_for_the_calibration_is_announced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The message goes to stderr before the calibration begins. Without anything to measure there
-    is no message."""
+    """The message goes to stderr before the calibration begins. If there is nothing to measure,
+    there is no message."""
     cell, said = cell_of(tmp_path), []
 
     def measured(*_: object) -> Calibration:
@@ -258,11 +258,10 @@ def test_the_oracle_controls_of_one_seed_share_a_clean_network(tmp_path: Path) -
     (["trigger=pixel,pattern cover_rate=1 defense=clean_data"], 3),
     (["trigger=pixel,pattern defense=oracle"], 3),
 ])  # fmt: skip
-def test_the_estimated_number_of_trainings_equals_the_number_made_afterwards(
+def test_the_estimated_number_of_trainings_equals_the_number_of_trained_networks(
     tmp_path: Path, grid: list[str], trainings: int
 ) -> None:
-    """The estimate equals the number of networks in the store after the cells have run. A second
-    estimate is zero."""
+    """After the cells have run, the store has this number of networks and the estimate is zero."""
     cells = [cell_of(tmp_path, *each) for each in _product(grid[0])]
     assert estimate(cells, set(), CPU).trainings == trainings
     for number, each in enumerate(_product(grid[0])):

@@ -51,7 +51,7 @@ def gone(folder: Path, name: str) -> None:
 
 
 def test_rows_of_the_live_table_show_the_same_texts_as_the_written_tables() -> None:
-    """Trigger, target and ratio are always shown, and other choices only if they differ."""
+    """Trigger, target and ratio are always shown. Other choices are shown only if they differ."""
     rows = Rows(asked())
     assert rows.header().split() == [
         "Trigger", "Target", "Ratio", "Nat1", "ASR1", "#Pois", "#Pois", "Left", "Nat2", "ASR2",
@@ -134,7 +134,9 @@ def test_time_left_follows_from_the_finished_cells(tmp_path: Path) -> None:
     assert watch.seconds_left(175.0) == pytest.approx((60 - 15) / 2)
 
 
-def test_time_left_follows_from_the_progress_before_any_cell_has_finished(tmp_path: Path) -> None:
+def test_before_any_cell_has_finished_the_time_left_follows_from_the_progress(
+    tmp_path: Path,
+) -> None:
     """A quarter of the first cell took 30 seconds, so each of the three cells takes two minutes."""
     watch = Watch(tmp_path, ids())
     beat(tmp_path, ids()[0], "train", epoch=1, epochs=2, fraction=0.5)

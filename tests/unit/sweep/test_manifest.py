@@ -179,7 +179,7 @@ def test_a_damaged_sweep_json_is_set_aside_and_written_again(text: str, tmp_path
 def test_the_failure_of_a_cell_whose_record_cannot_be_written_is_reported(
     tmp_path: Path,
 ) -> None:
-    """The cause is printed, logged and in the table; the other cell completes."""
+    """The cause is printed, logged and written to `records.csv`. The other cell completes."""
     plan = {"BACKDOOR_LAB_FAULT": "record.before:full:1"}
     result = started(tmp_path, *SWEEP, **plan)
     said = result.stdout + result.stderr

@@ -156,7 +156,7 @@ def test_heat_maps_show_every_pair_with_the_same_class_order_on_both_axes(
     )
 
 
-def test_the_number_in_each_square_of_a_heat_map_is_right_and_contrasts_with_its_color(
+def test_each_square_of_a_heat_map_shows_its_value_in_a_contrasting_color(
     tmp_path: Path,
 ) -> None:
     (sheet,) = sheets(tmp_path / "s", pairs())

@@ -142,7 +142,7 @@ def test_the_reference_figures_cover_the_twelve_cells_of_the_published_report() 
 def test_only_spectral_signatures_are_compared_with_the_report(
     tmp_path: Path, defense: str, count: int
 ) -> None:
-    """A table of a single defense names it, since its rows do not."""
+    """A note below the table names the defense."""
     (table,) = tables(tmp_path, [record(defense=defense)])
     assert len(table.compared) == count
     assert any(f"; defense {defense};" in note for note in table.notes)
@@ -176,7 +176,9 @@ def test_figures_of_an_unfinished_cell_are_not_part_of_the_mean(tmp_path: Path) 
     assert cell.estimates["nat1"].n == cell.done == 1
 
 
-def test_a_mean_over_a_single_seed_of_several_is_marked_with_n_equal_to_1(tmp_path: Path) -> None:
+def test_a_figure_available_for_only_one_of_several_seeds_is_marked_n_equal_to_1(
+    tmp_path: Path,
+) -> None:
     made = [record(seed=seed, asr2=None) for seed in range(3)]
     made[1]["asr2"] = 0.02
     (table,) = tables(tmp_path, made)

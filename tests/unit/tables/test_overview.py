@@ -86,7 +86,7 @@ def test_the_numbers_of_flagged_classes_are_columns_of_the_table(tmp_path: Path)
         ("model", ("seed",)), ("recipe", ("ratio",)),
     ],
 )  # fmt: skip
-def test_tables_have_the_layout_of_the_report_up_to_a_limit_of_values(
+def test_tables_have_the_layout_of_the_report_unless_an_axis_has_too_many_values(
     tmp_path: Path, axis: str, others: tuple[str, ...]
 ) -> None:
     values = {"target": ("bird", "dog"), "ratio": (0.05, 0.1), "seed": (0, 1)}
@@ -190,7 +190,7 @@ def test_figures_before_the_defense_are_shown_once(tmp_path: Path) -> None:
 
 
 def test_figures_before_the_defense_are_shown_for_every_attack(tmp_path: Path) -> None:
-    """There are five attacks with different defenses. For some of them another defense failed."""
+    """The five attacks have different defenses. One attack also has a failed cell."""
     made = [found(t, "bird", 0.1, d, 0) for t, d in zip(TRIGGERS, DEFENSES[:5], strict=False)]
     # Budget and layer belong to the defense and do not make another attack.
     made[1]["protocol"] = {
@@ -245,9 +245,8 @@ def test_a_configuration_value_that_varies_becomes_a_row_or_column(tmp_path: Pat
     assert [row[0] for row in grids(table)[0].rows] == ["0.001", "0.01", "0.1", "0.3", "1"]
 
 
-def test_a_protocol_value_that_varies_becomes_one_row_or_column(tmp_path: Path) -> None:
-    """A protocol value is in the configuration and, resolved, in the record. If the two are equal
-    they are shown once."""
+def test_a_varying_protocol_value_is_an_axis_of_the_table_only_once(tmp_path: Path) -> None:
+    """Both the configuration and the record's protocol have the value."""
     layers = ("penultimate", "layer4", "layer3", "layer3:pool", "layer2")
     made = [
         found(
@@ -550,7 +549,7 @@ def test_a_long_comparison_with_random_is_summarized_on_the_page(tmp_path: Path)
 
 
 @pytest.mark.parametrize("defenses", [("random",), ("spectral", "none"), ("spectral", "random")])
-def test_without_pairs_of_cells_there_is_no_comparison_with_random(
+def test_without_matching_cells_there_is_no_comparison_with_random(
     tmp_path: Path, defenses: tuple[str, ...]
 ) -> None:
     # `random` has another target, so no two cells differ only in the defense.

@@ -81,7 +81,7 @@ def test_a_poor_network_is_noted_below_every_table(
     ids=["a good network", "a failed cell", "above chance", "chance unknown", "a usual gap",
          "slightly worse after the defense", "not retrained"],
 )  # fmt: skip
-def test_other_networks_are_not_noted(tmp_path: Path, made: dict[str, Any]) -> None:
+def test_networks_not_known_to_be_poor_have_no_note(tmp_path: Path, made: dict[str, Any]) -> None:
     assert poor(tmp_path / "s", [made]) == []
 
 
@@ -99,7 +99,7 @@ def test_networks_that_differ_between_seeds_are_noted(
     ] * noted  # fmt: skip
 
 
-def test_a_note_below_a_table_without_measures_after_the_defense_omits_the_network_after_it(
+def test_a_poor_retrained_network_is_not_noted_below_a_table_without_its_figures(
     tmp_path: Path,
 ) -> None:
     sweep = read_sweep(write_sweep(tmp_path / "s", [record(nat1=0.9, nat2=0.2)]))

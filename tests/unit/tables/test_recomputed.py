@@ -86,7 +86,9 @@ def best(rows: list[tuple[str, list[dict[str, Any]]]], head: str) -> set[str]:
     return {ranked[0]} if stats.ttest_1samp(differences, 0).pvalue < 0.05 else set()
 
 
-def test_every_number_in_the_layout_of_the_report_is_right(case: str, folder: Path) -> None:
+def test_numbers_and_bold_marks_in_the_report_layout_equal_those_recomputed_from_records(
+    case: str, folder: Path
+) -> None:
     seen = 0
     for path in sorted((folder / "tables").glob("table_*.md")):
         trigger = path.stem.removeprefix("table_")
@@ -116,7 +118,9 @@ def test_every_number_in_the_layout_of_the_report_is_right(case: str, folder: Pa
 
 
 @pytest.mark.parametrize("case", ["made"], indirect=True)
-def test_published_figures_in_tables_and_differences_from_them_are_right(folder: Path) -> None:
+def test_differences_from_published_figures_equal_those_recomputed_from_the_records(
+    folder: Path,
+) -> None:
     seen = 0
     for path in sorted((folder / "tables").glob("table_*.md")):
         trigger = path.stem.removeprefix("table_")
@@ -177,7 +181,9 @@ def status_of(folder: Path, chosen: dict[str, Any]) -> str:
     return statuses.get(one["id"], "missing")
 
 
-def test_every_number_in_requested_layouts_is_right(case: str, folder: Path) -> None:
+def test_numbers_in_requested_layouts_equal_those_recomputed_from_the_records(
+    case: str, folder: Path
+) -> None:
     seen = 0
     for chosen, measure, text, name in places(folder):
         if "trigger.seed" in name and "target" not in chosen:
@@ -249,7 +255,7 @@ def test_every_file_format_shows_the_same_values(folder: Path) -> None:
         assert path.with_suffix(".html").read_text().count('class="best"') == bold
 
 
-def test_every_number_in_the_csv_is_right(folder: Path) -> None:
+def test_numbers_in_csv_tables_equal_those_recomputed_from_the_records(folder: Path) -> None:
     paths = sorted((folder / "tables").glob("table_*.csv"))
     assert paths
     for path in paths:

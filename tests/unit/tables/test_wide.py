@@ -125,7 +125,7 @@ def test_defenses_in_rows_are_compared_within_a_column(tmp_path: Path) -> None:
     assert grid(table).best == {(0, 1), (1, 2)}
 
 
-def test_without_defenses_the_columns_of_a_row_are_compared(tmp_path: Path) -> None:
+def test_without_a_defense_axis_the_values_of_each_row_are_compared(tmp_path: Path) -> None:
     made = [each for steps, (r, v) in enumerate((("a", 0.91), ("b", 0.94)))
             for each in repeated(steps, choices={"recipe": r}, nat1=v)]  # fmt: skip
     for n, one in enumerate(made):

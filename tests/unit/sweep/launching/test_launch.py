@@ -121,7 +121,7 @@ def test_a_launcher_error_does_not_count_as_a_retry_of_its_cells(tmp_path: Path)
     assert lost == ["b"]
 
 
-def test_a_launcher_that_fails_without_running_a_cell_is_not_called_again_and_again(
+def test_a_launcher_that_fails_before_running_any_cell_is_called_only_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     error = OSError("sbatch: not found")

@@ -77,7 +77,7 @@ def test_an_explicit_n_jobs_takes_precedence(machine: Any) -> None:
     assert found.overrides(config) == ["hydra.launcher.n_jobs=5"]
 
 
-def test_several_threads_per_cell_reduce_the_number_of_cells(machine: Any) -> None:
+def test_several_threads_per_cell_reduce_the_number_of_parallel_cells(machine: Any) -> None:
     machine(8, None)
     found = parallelism(whole(JOBLIB, "trainer.threads=3"), 12)
     assert (found.cells, found.threads) == (2, 3)
