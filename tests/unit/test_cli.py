@@ -107,7 +107,7 @@ def test_refused_commands_compute_nothing(refused: tuple[Path, dict[str, Any]]) 
     assert list(refused[0].rglob("sweep.json")) == []
 
 
-def test_running_the_package_with_python_dash_m_gives_the_usual_exit_code_and_message(
+def test_python_dash_m_backdoor_lab_refuses_a_mistake_in_one_line_with_exit_code_2(
     tmp_path: Path,
 ) -> None:
     run = started(tmp_path, *TINY, "target=brid")
@@ -232,7 +232,7 @@ def test_an_address_space_limit_too_small_for_pytorch_is_refused_in_one_line(
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_running_out_of_memory_in_a_command_of_one_cell_fails_the_cell(
+def test_running_out_of_memory_in_a_single_cell_command_fails_the_cell(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The record has the reason, as in a sweep, and no further error is raised."""

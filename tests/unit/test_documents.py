@@ -80,7 +80,7 @@ def test_every_table_is_used_in_a_document() -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=_name)
 def test_result_tables_are_generated_not_written_by_hand(document: Path) -> None:
-    """Every table with a column of a metric stands between the markers of generated tables."""
+    """Every table with a metric column stands between the markers of generated tables."""
     lines = outside(document.read_text()).splitlines()
     heads = [line for line, rule in itertools.pairwise(lines) if re.fullmatch(r"\|[-:| ]+", rule)]
     figures = [line for line in heads if RESULT.search(line)]
@@ -240,7 +240,7 @@ def test_committed_results_are_small_and_contain_no_path_outside_the_project() -
     assert [path for path in texts if outside.search(path.read_bytes())] == []
 
 
-def test_asr1_is_100_percent_in_every_cell_of_the_sweep_named_ratios_alone() -> None:
+def test_every_cell_of_the_sweep_ratios_alone_has_an_asr1_of_100_percent() -> None:
     cells = _of("paper/ratios_alone")
     assert {r["choices"]["ratio"] for r in cells} == {0.2, 0.4, 0.6, 0.9}
     assert {r["asr1"] for r in cells} == {1.0}

@@ -44,8 +44,8 @@ def test_the_physical_experiment_covers_every_trigger_and_transformation(
 
 @pytest.mark.parametrize("experiment", ["matrix", "photographs"])
 def test_comparison_experiments_cover_exactly_the_filters(experiment: str, tmp_path: Path) -> None:
-    """A new filter is included automatically, and a new repair must be excluded by name. Presets
-    with the authors' numbers take long and are excluded by the ending of their names."""
+    """A new filter is included automatically. A new repair must be excluded by name. Presets with
+    the settings of the authors take long to run and are excluded by the pattern `*_authors`."""
     text = swept(experiment)["defense"]
     left_out = set(text.removeprefix("glob(*,exclude=[").removesuffix("])").split(","))
     names = {path.stem for path in (CONF / "defense").glob("*.yaml")}
@@ -57,7 +57,7 @@ def test_comparison_experiments_cover_exactly_the_filters(experiment: str, tmp_p
     assert left_out - names == {"*_authors"}
 
 
-def test_the_experiment_defenses_excludes_presets_with_the_numbers_of_the_authors() -> None:
+def test_the_defenses_experiment_excludes_presets_with_the_settings_of_the_authors() -> None:
     assert swept("defenses")["defense"] == "glob(*,exclude=*_authors)"
 
 
@@ -111,7 +111,7 @@ def test_the_layers_experiment_uses_the_networks_of_report_small(tmp_path: Path)
     assert others["protocol.layer"].split(",")[0] == small["protocol"]["layer"]
 
 
-def test_the_ratios_of_the_experiment_named_ratios_are_valid_and_reach_one(tmp_path: Path) -> None:
+def test_the_ratios_experiment_has_sorted_valid_ratios_up_to_one(tmp_path: Path) -> None:
     config = configuration(tmp_path, "experiment=ratios")
     check_keys(config)
     ratios = [float(each) for each in str(swept("ratios")["ratio"]).split(",")]

@@ -52,7 +52,7 @@ def test_exported_columns_are_exactly_the_documented_ones(tmp_path: Path) -> Non
     assert json.loads(found["notes"][0]) == {"classes": [2]}
 
 
-def test_the_file_records_csv_of_a_sweep_equals_the_output_of_the_export_command(
+def test_records_csv_of_a_sweep_equals_the_output_of_the_export_command(
     tmp_path: Path,
 ) -> None:
     folder = write_sweep(tmp_path / "s", [everything(), failed(everything(seed=1))])
@@ -188,7 +188,7 @@ def test_the_export_command_imports_no_torch(tmp_path: Path) -> None:
     assert done.stderr.split() == ["False", "False"]
 
 
-def test_the_readme_example_runs_and_gives_the_right_means(
+def test_the_means_in_the_readme_example_equal_those_of_the_records(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert main([str(COMMITTED), "--out", str(tmp_path / "records.csv")]) == 0

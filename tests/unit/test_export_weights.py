@@ -174,7 +174,7 @@ def test_weights_that_do_not_match_the_record_are_refused(
     assert "--store" in refused(cell, capsys)
 
 
-def test_a_store_at_another_place_is_found_through_the_configuration_of_the_last_run(
+def test_a_moved_store_is_found_through_the_configuration_of_the_last_run(
     lab: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     cell, store, _ = copy(lab, tmp_path / "lab")
@@ -261,7 +261,7 @@ def leaves(value: Any, before: str = "") -> dict[str, Any]:
 def test_every_value_of_a_new_record_is_exported(
     lab: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
-    """Every field is a documented column or listed here with its reason."""
+    """Every field is a documented column or one of the exceptions listed in this test."""
     found = frame_of([read_sweep(lab[0] / "sweep")])
     line = found.iloc[0]
     elsewhere = ("config.", "dataset.", "run.stages.", "detection.curve", "schema", "protocol.name",

@@ -73,7 +73,7 @@ def test_readme_lists_every_method_data_set_and_protocol() -> None:
     assert item("Protocols") == options("protocol")
 
 
-def test_the_comparison_in_the_readme_has_eight_rows_and_the_right_counts() -> None:
+def test_the_readme_comparison_has_eight_rows_and_correct_counts_of_methods_and_data_sets() -> None:
     compared = rows(README, "## Why")
     assert len(compared) == 8
     assert {len(row) for row in compared} == {5}

@@ -113,7 +113,7 @@ def top_imports(path: Path) -> set[Path]:
 
 
 def test_a_ratio_passes_from_command_line_to_record_through_lower_layers() -> None:
-    """It passes through at most eight modules, none of which imports one before it."""
+    """It passes through at most eight modules, none of which imports an earlier one."""
     guide = (PACKAGE / "README.md").read_text().partition("## How one value travels")[2]
     way = [PACKAGE / name for name in re.findall(r"(?m)^\d+\. `([\w/]+\.py)`", guide)]
     assert 5 <= len(way) <= 8
@@ -130,7 +130,7 @@ def test_there_are_no_circular_imports() -> None:
 
 
 def test_no_subpackage_is_large() -> None:
-    """Prints folders, lines and layers: `pytest -s tests/unit/test_house.py -k large`."""
+    """To print files, lines and layers, run `pytest -s tests/unit/test_house.py -k large`."""
     lines = {path: len(path.read_text().splitlines()) for path in SOURCES}
     whole = sum(lines.values())
     for folder in sorted({path.parent for path in SOURCES}):
@@ -427,8 +427,8 @@ def parameters(config: dict[str, Any]) -> set[str]:
 
 @pytest.mark.parametrize("path", choices("trigger") + choices("defense"), ids=lambda p: p.stem)
 def test_every_trigger_and_defense_yaml_builds(path: Path) -> None:
-    """Each YAML has its file's name, a target of its own group, and only keys that its class
-    accepts."""
+    """In each file `name` is the file name, `_target_` is in the package of the group, and the
+    class accepts the other keys."""
     group = path.parent.name
     whole = OmegaConf.create(
         {"source": None, "protocol": OmegaConf.load(ROOT / "conf/protocol/group13.yaml")}

@@ -79,7 +79,7 @@ def test_an_estimate_leaves_no_files(tmp_path: Path) -> None:
 def test_a_folder_with_the_record_of_another_cell_is_refused_before_anything_is_written(
     tmp_path: Path,
 ) -> None:
-    """sweep.json, the data set and damaged records are not touched."""
+    """No file is added or removed, and `sweep.json` does not change."""
     sweep = ["-m", *TINY, "retrain=false", "hydra.sweep.dir=here"]
     env = environment()
     first = subprocess.run(

@@ -41,7 +41,8 @@ def test_photographs_are_cropped_to_images_of_one_size_in_several_classes(
 
 
 def test_the_difference_is_magnified_as_far_as_possible_without_clipping() -> None:
-    """A faint change is multiplied by ten and a strong one by one. Unchanged pixels are gray."""
+    """A faint change is multiplied by ten, and a strong change is not magnified. Unchanged pixels
+    are gray."""
     clean = torch.full((3, 4, 4), 100, dtype=torch.uint8)
     faint, strong = clean.clone(), clean.clone()
     faint[:, 0, 0] += 3
@@ -52,7 +53,7 @@ def test_the_difference_is_magnified_as_far_as_possible_without_clipping() -> No
     assert (factor, changed[0, 3, 3].item()) == (1, 228)
 
 
-def test_one_changed_pixel_stays_visible_in_a_reduced_difference() -> None:
+def test_one_changed_pixel_remains_visible_in_a_downscaled_difference_image() -> None:
     image = torch.full((3, 224, 224), 128, dtype=torch.uint8)
     image[:, 223, 223] = 255
     image[:, 0, 0] = 0
@@ -72,7 +73,7 @@ def test_the_picture_of_triggers_has_a_row_for_each_trigger_and_three_tiles_for_
     assert picture.getpixel((triggers.LABEL + 1, triggers.TOP + 1)) == (0, 0, 0)
 
 
-def test_the_overview_shows_the_scores_of_the_cell_in_its_table() -> None:
+def test_the_overview_picture_shows_the_table_and_the_scores_of_the_same_cell() -> None:
     """The stored histogram belongs to the committed record: network, counts and removals agree."""
     kept = json.loads(overview.SCORES.read_text())
     record = overview.cell()["record"]

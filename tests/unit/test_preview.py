@@ -15,9 +15,9 @@ from backdoor_lab.attacks.pattern import Pattern
 from tests.helpers.cells import TINY
 
 
-def test_the_difference_image_shows_ten_times_the_change_around_gray() -> None:
-    """It is 128 where nothing changed, differs by ten levels for each level of change, and is
-    clipped without wrap-around."""
+def test_the_difference_image_shows_ten_times_the_change_centered_on_gray() -> None:
+    """An unchanged pixel is 128. Each level of change adds or subtracts ten. Values are clipped and
+    do not wrap around."""
     clean = torch.tensor([[[100, 100, 100, 0, 255]]], dtype=torch.uint8)
     other = torch.tensor([[[100, 101, 98, 255, 0]]], dtype=torch.uint8)
     assert preview.difference(clean, other).tolist() == [[[128, 138, 108, 255, 0]]]

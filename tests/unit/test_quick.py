@@ -158,7 +158,7 @@ def test_a_finished_cell_is_reported_without_torch(tmp_path: Path) -> None:
     ["preview trigger=pixle", "preview trigger=blended trigger.strength_test=7",
      "export_weights nowhere --out n.safetensors", "reports nowhere", "compare nowhere reference"],
 )  # fmt: skip
-def test_other_commands_refuse_bad_arguments_without_torch(tmp_path: Path, asked: str) -> None:
+def test_auxiliary_commands_refuse_bad_arguments_without_torch(tmp_path: Path, asked: str) -> None:
     module, *arguments = asked.split()
     done = watched(tmp_path, f"backdoor_lab.{module}", *arguments)
     assert done.returncode == 2, done.stderr
@@ -192,7 +192,7 @@ def test_an_unreachable_server_is_reported_before_torchvision_is_imported(
         Preflight().cell(config)
 
 
-def test_classes_known_in_advance_equal_those_of_the_data(tmp_path: Path) -> None:
+def test_known_classes_equal_the_classes_of_the_data(tmp_path: Path) -> None:
     for source in (
         Synthetic(size=8, per_class_train=1, per_class_test=1), Digits(),
         ImageFolder(root=str(images(tmp_path / "images"))),

@@ -76,7 +76,7 @@ WRONG_IMAGES: dict[str, tuple[Maker, str]] = {
     ],
 )
 @pytest.mark.parametrize("name", WRONG_IMAGES)
-def test_a_trigger_that_returns_something_else_than_images_is_refused(
+def test_an_invalid_return_value_of_a_trigger_method_is_refused(
     method: str, use: Callable[[Trigger], Tensor], name: str
 ) -> None:
     make, got = WRONG_IMAGES[name]
@@ -127,7 +127,7 @@ ONE = r"one score per example, a Tensor of shape \(4,\)"
         ("refine_scores", lambda *a: N[1:], rf"{ONE}, got Tensor of float32 .* \(3,\)"),
     ],
 )  # fmt: skip
-def test_a_filter_that_returns_something_else_than_scores_is_refused(
+def test_an_invalid_return_value_of_a_filter_method_is_refused(
     method: str, make: Maker, said: str
 ) -> None:
     with pytest.raises(ConfigError, match=f"^`{HERE}.Mine.{method}` must return .*{said}"):
@@ -136,7 +136,7 @@ def test_a_filter_that_returns_something_else_than_scores_is_refused(
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("method", ["score_class", "score_classes", "refine_scores"])
-def test_scores_that_are_not_finite_name_the_method(method: str, bad: float) -> None:
+def test_the_error_for_non_finite_scores_names_the_method(method: str, bad: float) -> None:
     scores = torch.tensor([0.0, bad, 1.0, 2.0])
     make: dict[str, Maker] = {
         "score_class": lambda *a: ClassScores(scores), "refine_scores": lambda *a: scores,
@@ -147,7 +147,7 @@ def test_scores_that_are_not_finite_name_the_method(method: str, bad: float) -> 
         filter_with(**{method: make[method]})(FEATURES, KNOWN)
 
 
-def test_scores_with_a_gradient_and_of_any_number_type_are_accepted() -> None:
+def test_float_and_integer_scores_and_scores_with_a_gradient_are_accepted() -> None:
     for scores in (N.clone().requires_grad_(), N.int(), N.half()):
         result = filter_with(score_class=lambda self, v, *a, s=scores: ClassScores(s[: len(v)]))(
             FEATURES, KNOWN
@@ -165,9 +165,7 @@ def test_scores_with_a_gradient_and_of_any_number_type_are_accepted() -> None:
         (SampleScores(N, N[1:].bool()), r"`flagged` is .* \(3,\)"),
     ],
 )
-def test_a_filter_of_images_that_returns_something_else_than_scores_is_refused(
-    made: Any, said: str
-) -> None:
+def test_an_invalid_return_value_of_score_images_is_refused(made: Any, said: str) -> None:
     mine = made_class(ModelBasedFilter, score_images=lambda *a: made)()
     given = context(torch.zeros(6, 1, 2, 2, dtype=torch.uint8), FEATURES.labels)
     known = DefenderKnowledge(("a", "b"), 0, 1, 0, context=given)
@@ -195,9 +193,7 @@ def changed(**weights: Tensor) -> Any:
          "weight body.bias is not finite after the repair"),
     ],
 )  # fmt: skip
-def test_a_repair_that_returns_something_else_than_a_network_and_notes_is_refused(
-    made: Any, said: str
-) -> None:
+def test_an_invalid_return_value_of_a_repair_is_refused(made: Any, said: str) -> None:
     with pytest.raises(LabError, match=rf"^`{HERE}\.Mine\.repair`.*{said}"):
         returned.repaired(made_class(object)(), "repair", made, linear(4, 2))
     assert returned.repaired(OWNER, "repair", (linear(4, 2), {"a": 1}), linear(4, 2))[1] == {"a": 1}
@@ -219,9 +215,7 @@ KEEP = torch.ones(4, dtype=torch.bool)
         (FilterResult(N, KEEP, {"a": KEEP}), "notes that JSON can store"),
     ],
 )
-def test_a_defense_that_returns_something_else_than_a_filter_result_is_refused(
-    made: Any, said: str
-) -> None:
+def test_an_invalid_return_value_of_a_defense_is_refused(made: Any, said: str) -> None:
     fine = FilterResult(N.masked_fill(KEEP, torch.nan), KEEP)
     assert returned.filter_result(OWNER, "__call__", fine, 4) is fine
     with pytest.raises(ConfigError, match=f"^`builtins.object.__call__` must return .*{said}"):
@@ -250,7 +244,7 @@ def test_a_prepared_trigger_must_return_tensors_by_name(made: Any) -> None:
          "(network, notes), a network from `context.network()` or `context.fresh(seed)`, got list"),
     ],
 )  # fmt: skip
-def test_a_cell_whose_defense_returns_something_else_fails_with_one_line(
+def test_a_cell_whose_defense_returns_an_invalid_value_fails_without_a_stack_trace(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
     cls: type, method: str, words: list[str], said: str,
 ) -> None:  # fmt: skip
@@ -261,7 +255,7 @@ def test_a_cell_whose_defense_returns_something_else_fails_with_one_line(
     assert not [each for each in caplog.records if each.exc_info]
 
 
-def test_a_trigger_that_returns_something_else_is_refused_before_any_work(
+def test_an_invalid_return_value_of_a_trigger_is_refused_before_any_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Pixel, "apply_test", lambda self, images: None)

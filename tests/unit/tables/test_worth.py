@@ -170,7 +170,9 @@ def test_the_note_on_a_missing_attack_starts_with_a_sign_only_if_a_row_has_the_s
     )
 
 
-def test_a_note_has_no_sign_in_a_table_without_the_marked_measure(tmp_path: Path) -> None:
+def test_a_note_starts_with_its_sign_only_below_a_table_that_shows_the_marked_measure(
+    tmp_path: Path,
+) -> None:
     made = [*fitted("1", 0.90, 0.85, clean=0.95), record(target="cat", asr1=0.1, clean_rate1=0.1)]
     cells = read_sweep(write_sweep(tmp_path / "s", made)).cells
     for value, signs in (("nat1", {"†"}), ("asr1", {"‡"}), ("pois_left", set())):
@@ -216,7 +218,7 @@ def test_a_cell_without_poison_has_no_warning_mark(tmp_path: Path) -> None:
     assert not any("‡" in text for text in texts)
 
 
-def test_the_remark_of_the_published_report_on_convergence_is_shown_with_its_figures(
+def test_the_convergence_remark_of_the_report_is_shown_only_next_to_published_figures(
     tmp_path: Path,
 ) -> None:
     sweep = read_sweep(write_sweep(tmp_path / "s", [record()]))
@@ -261,7 +263,7 @@ def test_meaningful_figures_and_older_records_have_no_warning_note(
     assert not [w for text in notes(tmp_path / "s", [made]) for w in words if w in text]
 
 
-def test_a_note_names_up_to_three_cells_and_counts_the_rest_or_says_every_cell(
+def test_a_note_names_at_most_three_cells_or_states_that_it_applies_to_every_cell(
     tmp_path: Path,
 ) -> None:
     made = [record(target=f"t{n}", ratio=r, top_share1=0.99 if r > 0.1 else 0.2, top_class1=f"c{n}")

@@ -10,7 +10,7 @@ from backdoor_lab.tables.markup import TextTable, html_page
 from backdoor_lab.templates import TEMPLATES, json_data, render
 
 
-def test_a_value_missing_from_a_template_is_an_error() -> None:
+def test_rendering_a_template_without_a_value_that_it_uses_is_an_error() -> None:
     from jinja2 import UndefinedError
 
     with pytest.raises(UndefinedError, match="grids"):
@@ -39,7 +39,7 @@ def test_values_are_escaped_in_every_place_of_a_table() -> None:
     assert '<th colspan="1">' in text
 
 
-def test_json_data_contains_no_markup_and_is_read_back() -> None:
+def test_json_data_contains_no_markup_and_can_be_read_back() -> None:
     value = {"</script>": ["<!--", "\u2028\u2029&'\""]}
     text = json_data(value)
     assert not any(c in text for c in "<>&'\u2028\u2029")

@@ -194,7 +194,7 @@ def test_whitened_patches_have_identity_covariance(channels: int) -> None:
     assert torch.equal(white[half:], -white[:half])
 
 
-def test_whitening_filters_are_eigenvectors_divided_by_the_root_of_their_eigenvalues() -> None:
+def test_whitening_filters_are_eigenvectors_over_the_square_root_of_their_eigenvalues() -> None:
     images, net = correlated(), build(4)
     whiten(net, [images])
     patches = images.double().unfold(2, 2, 1).unfold(3, 2, 1).permute(0, 2, 3, 1, 4, 5)
@@ -278,7 +278,7 @@ class Kill(pl.Callback):
 
 
 @pytest.mark.parametrize("epoch", [0, 1, 2])
-def test_resume_after_kill_gives_identical_weights(tmp_path: Path, epoch: int) -> None:
+def test_training_resumed_after_a_kill_gives_identical_weights(tmp_path: Path, epoch: int) -> None:
     unbroken = state(airbench_job())
     with pytest.raises(KeyError, match="killed"):
         fit(airbench_job(), CPU, scratch=tmp_path, callbacks=[Kill(epoch)])
@@ -301,7 +301,7 @@ def test_loading_trained_weights_does_not_need_the_data(monkeypatch: pytest.Monk
     assert torch.equal(blank.eval()(images), trained(images))
 
 
-def test_airbench_networks_are_trained_in_channels_last_format_also_in_bfloat16() -> None:
+def test_airbench_networks_are_trained_in_channels_last_format_even_in_bfloat16() -> None:
     """In the channels-last format oneDNN computes all convolutions of this network correctly."""
     assert memory_format_of(build(1), CPU) == CHANNELS_LAST
     asked = airbench_job(width=8, epochs=10, crop_padding=0, flip=False)

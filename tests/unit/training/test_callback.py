@@ -54,7 +54,7 @@ def test_the_callback_of_a_defense_runs_at_the_end_of_training() -> None:
     assert not torch.equal(steps.calls[0][1][0], untrained)
 
 
-def test_without_retraining_the_callback_has_a_result_and_no_retrained_network() -> None:
+def test_without_retraining_the_callback_has_a_result_but_no_retrained_network() -> None:
     steps = Steps(retrains=False)
     fit(job(), CPU, callbacks=[steps.callback])
     assert [name for name, _ in steps.calls] == ["extract", "defend", "retrain"]

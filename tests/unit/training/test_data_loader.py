@@ -84,8 +84,8 @@ def test_augmentation_gives_the_same_images_as_a_slow_loop(
 
 
 def test_augmentation_of_float_images_is_differentiable() -> None:
-    """The values are those of the same crops and flips of integer images. The derivative of a
-    pixel is the number of times that it is shown: 0 outside the crop, 1 inside."""
+    """Crops and flips equal those of integer images. The derivative of the sum is 1 for pixels
+    inside the crop and 0 for all others."""
     asked = recipe(crop_padding=2, flip=True)
     images = noise(6)
     found = [

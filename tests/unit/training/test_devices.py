@@ -222,10 +222,10 @@ class Places(pl.Callback):
      (False, {"mixup": 0.4, "cutmix": 1.0, "cutout": 2, "weight_decay": 0.01})],
     ids=["augmented", "mixed"],
 )  # fmt: skip
-def test_training_on_the_gpu_gives_the_losses_of_the_cpu(
+def test_training_on_the_gpu_gives_the_same_losses_as_training_on_the_cpu(
     channels_last: bool, changes: dict[str, Any]
 ) -> None:
-    """Images, labels and weights are on the GPU during training, and weights on the CPU
+    """Images, labels and weights are on the GPU during training. The weights are on the CPU
     afterwards."""
     asked, places = job(label_smoothing=0.1, batch_size=16, **changes), Places()
     machine = replace(MACHINE, channels_last=channels_last)

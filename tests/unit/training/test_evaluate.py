@@ -214,7 +214,7 @@ def test_evaluation_uses_eval_mode_and_no_augmentation() -> None:
     assert torch.equal(first.labels, asked.training.labels)
 
 
-def test_features_are_in_the_order_of_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_features_are_in_the_order_of_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = job()
     module = new_classifier(asked, CPU).eval()
     whole = extract(module, asked.training, "layer4", CPU).values

@@ -163,8 +163,8 @@ def lying(shape: tuple[int, ...], *, channels_last: bool) -> Tensor:
 def test_channels_last_images_reach_no_narrow_convolution(
     shape: tuple[int, ...], channels_last: bool, kind: torch.dtype
 ) -> None:
-    """With one channel or one pixel the strides fit both formats, so `contiguous` does not change
-    them. A convolution, and all after it, would follow the strides of its input."""
+    """With one channel or one pixel, the strides match both formats, so `contiguous` does not
+    change them. Uncorrected, they would make every convolution use the channels-last format."""
     images = lying(shape, channels_last=channels_last)
     training = training_set(images, torch.zeros(len(images), dtype=torch.int64))
     asked = replace(job(), training=training, mean=torch.ones(shape[1]), std=torch.ones(shape[1]))
@@ -198,7 +198,7 @@ def wide(training: TrainingSet, width: int) -> TrainingJob:
 def test_wide_networks_get_exactly_the_weights_of_channels_last_training(
     bf16: bool, width: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before the rule existed, all networks were trained in channels-last format."""
+    """Only narrow networks are trained in contiguous format."""
     asked, machine = wide(toy_set(32), width), replace(CPU, bf16=bf16)
     ours = fit(asked, machine)
     monkeypatch.setattr(fit_module, "memory_format_of", lambda net, machine: CHANNELS_LAST)

@@ -45,7 +45,7 @@ def test_label_weights_equal_pixel_weights(way: str, seed: int) -> None:
 
 
 def test_mixup_blends_every_pixel_and_cutmix_replaces_a_box() -> None:
-    """Every pixel of an image has the same gray value, so a mixup image has one value, and a CutMix
+    """All pixels of an image have the same gray value, so a mixup image has one value and a cutmix
     image at most two."""
     blended, _ = mixed(mixup=1.0)
     assert torch.allclose(blended.amax(dim=(1, 2, 3)), blended.amin(dim=(1, 2, 3)))

@@ -31,8 +31,7 @@ def rates(total: int, **changes: Any) -> list[float]:
 
 @pytest.mark.parametrize(("device", "fused"), [("cpu", True), ("meta", None)])
 def test_sgd_is_fused_on_a_cpu(device: str, fused: bool | None) -> None:
-    """On other devices `fused` is None, so that torch chooses; with `fused=False` it would
-    update one tensor at a time."""
+    """On other devices `fused` is None, and torch chooses the implementation."""
     sgd, _ = optimizer_of(Recipe.of(BASE), nn.Linear(2, 2, device=device), 4)
     assert sgd.defaults["fused"] is fused
 
@@ -206,13 +205,13 @@ def test_equal_numbers_give_the_same_identity() -> None:
         ({"schedule": "onecycle"}, "`recipe.schedule=onecycle` needs a `recipe.warmup`"),
     ],
 )
-def test_bad_recipes_are_refused_with_the_violated_rule(
+def test_the_error_for_a_bad_recipe_states_the_violated_rule(
     change: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         Recipe.of(BASE | change)
 
 
-def test_a_number_missing_from_a_recipe_is_named() -> None:
+def test_the_error_for_an_incomplete_recipe_names_the_missing_key() -> None:
     with pytest.raises(ConfigError, match=r"`recipe` needs .*lr"):
         Recipe.of({"name": "r", "epochs": 1, "batch_size": 8})

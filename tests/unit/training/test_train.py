@@ -66,7 +66,7 @@ def test_training_twice_with_the_same_settings_gives_the_same_weights() -> None:
     assert weights(job(seed=2, **augmentation)) != first
 
 
-def test_the_seed_decides_both_order_and_initial_weights() -> None:
+def test_the_seed_determines_both_order_and_initial_weights() -> None:
     untrained = [tensors_digest(new_classifier(job(seed=s), CPU).net.state_dict()) for s in (1, 2)]
     assert untrained[0] != untrained[1]
     assert weights(job(lr=0, seed=1)) != weights(job(lr=0, seed=2))
@@ -98,7 +98,9 @@ def test_training_with_dropout_is_deterministic(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize(("until", "step"), [(0, 2), (1, 0), (2, 1), (2, 5)])
-def test_resume_after_kill_gives_identical_weights(tmp_path: Path, until: int, step: int) -> None:
+def test_training_resumed_after_a_kill_gives_identical_weights(
+    tmp_path: Path, until: int, step: int
+) -> None:
     changes: dict[str, Any] = {
         "epochs": 3,
         "crop_padding": 1,

@@ -142,7 +142,7 @@ def test_the_transformation_rotate_turns_images_left_or_right() -> None:
     assert after("rotate10", torch.full((2, 3, 9, 5), 200, dtype=torch.uint8)).min() == 200
 
 
-def test_noise_has_the_stated_standard_deviation_and_differs_between_images() -> None:
+def test_noise_has_the_standard_deviation_in_its_name_and_differs_between_images() -> None:
     gray = torch.full((40, 3, 16, 16), 128, dtype=torch.uint8)
     found = after("noise8", gray).astype(float) - 128
     assert found.std() == pytest.approx(8, rel=0.02)
@@ -279,7 +279,7 @@ def test_the_trigger_is_applied_before_the_transformation(tmp_path: Path) -> Non
     [([], 45, 50), (["protocol.asr_on=all"], 50, 50), (["protocol.clean_holdout=20"], 27, 30),
      (["source=cat", "protocol.poison_from=source", "protocol.asr_on=source"], 5, 50)],
 )  # fmt: skip
-def test_nat_and_asr_on_transformed_images_use_the_same_test_images_as_without(
+def test_nat_and_asr_use_the_same_test_images_with_and_without_transformations(
     words: list[str], triggered: int, clean: int, tmp_path: Path
 ) -> None:
     """Held-out images are excluded, and the protocol selects the classes for ASR."""

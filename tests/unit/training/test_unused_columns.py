@@ -60,8 +60,8 @@ def test_gradients_are_unchanged_if_every_kernel_column_is_used() -> None:
 def test_unused_gradient_columns_are_cleared_only_in_bfloat16_training(
     bf16: bool, guarded: bool
 ) -> None:
-    """With 16x16 images the input of the last stage is one pixel, so most columns of its kernels
-    see only padding."""
+    """With 16x16 images the input of the last stage has one pixel, so most columns of its kernels
+    are applied only to padding."""
     images = torch.zeros(4, 3, 16, 16, dtype=torch.uint8)
     training = training_set(images, torch.zeros(4, dtype=torch.int64))
     asked = replace(job(training), model={"name": "resnet18", "width": 4, "stem": "imagenet"})
