@@ -287,7 +287,7 @@ def test_a_filter_scores_only_the_examined_classes(name: str) -> None:
     ("budget", "removed"), [("1.5eps", 9), ("15%", 4), ("p85", 4), ("7", 7), ("0", 0)]
 )
 def test_filters_remove_exactly_the_budget(name: str, budget: str, removed: int) -> None:
-    """Of 24 examples in the class, a filter and its random control remove exactly the budget. The
+    """The class has 24 examples. A filter and its random control remove exactly the budget, and the
     other controls ignore it."""
     defense, features = made(name, removal_budget=budget, filter_scope="target"), planted()
     assert torch.bincount(features.labels).tolist() == [18, 24, 18]
@@ -319,7 +319,7 @@ def test_duplicate_rows_get_equal_scores(name: str) -> None:
     assert torch.allclose(first, second, rtol=1e-9, equal_nan=True)
 
 
-def test_duplicate_rows_do_not_change_how_many_are_removed(name: str) -> None:
+def test_duplicate_rows_do_not_change_the_number_of_removed_examples(name: str) -> None:
     assert int((~verdict_on_duplicates(name).keep).sum()) == CONTROLS.get(name, 9)
 
 
@@ -432,7 +432,8 @@ def test_a_bad_filter_option_is_refused_by_every_defense(name: str, wrong: dict[
 
 
 def test_the_random_control_removes_as_many_images_per_class_as_the_filter() -> None:
-    """The control removes other examples than the filter does. Which ones depends on the seed."""
+    """The control and the filter remove different examples. Those of the control depend on the
+    seed."""
     features = planted()
     options = {"filter_scope": "all", "removal_budget": "20%"}
     by_filter = judged(made("spectral", **options), features)

@@ -167,8 +167,8 @@ def given_of(shown: Tensor, labels: Tensor) -> DefenseContext:
 
 
 def test_nan_weights_are_never_passed_on_as_a_repaired_network(name: str) -> None:
-    """A repair raises DivergedError or returns non-finite weights, which the pipeline refuses.
-    abl_unlearning instead trains a new network."""
+    """A repair raises DivergedError or returns non-finite weights, which the pipeline refuses. Only
+    abl_unlearning returns finite weights, because it trains a new network."""
     broken = hidden(12, 3, seed=5)
     with torch.no_grad():
         for value in broken.parameters():

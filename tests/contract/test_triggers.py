@@ -105,7 +105,8 @@ def noise(n: int, channels: int = 3, height: int = 32, width: int = 32) -> Tenso
 
 
 def test_the_parametrized_list_contains_the_known_triggers() -> None:
-    """Without this test an empty list of triggers would make every parametrized test pass."""
+    """Without this test, an empty list of triggers would go unnoticed: pytest skips a parametrized
+    test that has no cases."""
     assert {"pixel", "pattern"} <= set(NAMES)
     assert {"narcissus", "sleeper_agent"} <= set(STEPPING)
 
@@ -243,7 +244,7 @@ def test_images_smaller_than_the_trigger_are_accepted_or_the_error_names_their_s
     ],
     ids=["float", "int64", "no batch", "rgba", "channels last"],
 )
-def test_a_trigger_refuses_images_of_other_dtypes_and_layouts(
+def test_a_trigger_refuses_images_of_a_wrong_dtype_or_layout(
     trigger: Trigger, images: Tensor
 ) -> None:
     with pytest.raises(TypeError, match="a trigger takes uint8 images"):

@@ -89,7 +89,7 @@ def agree(found: list[Array], expected: list[Array]) -> None:
 # The first two updates use the first two batches. If γ is above the loss, the loss increases.
 @pytest.mark.parametrize("gamma", [0.5, 5.0])
 @pytest.mark.parametrize("epochs", [1, 2])
-def test_isolation_updates_equal_those_of_the_published_loss(gamma: float, epochs: int) -> None:
+def test_isolation_updates_follow_the_published_loss(gamma: float, epochs: int) -> None:
     network, found = ABL(gamma=gamma, epochs=epochs).ascended(given())
     expected = isolated(gamma, epochs)
     agree(weights_of(network), expected)
@@ -107,10 +107,10 @@ def test_the_images_with_the_lowest_losses_are_isolated_and_their_number_is_roun
     assert set(rating.flagged.nonzero().flatten().tolist()) == set(np.argsort(expected)[:2])
 
 
-def test_training_and_unlearning_equal_the_published_schedule() -> None:
+def test_training_and_unlearning_follow_the_published_schedule() -> None:
     """After isolation, the model is trained on the other images with learning rate 0.1 for two
     thirds of the epochs and 0.01 for the last third. Then the loss of the isolated images is
-    increased with rate 5e-4. Both use the same optimizer."""
+    increased with rate 5e-4. Training and unlearning share one optimizer."""
     network, notes = ABLUnlearning(epochs=1, training_epochs=3).repair(given())
     assert notes == {"isolated": 2, "of": 260, "epochs": [1, 3]}
     start = isolated(0.5, 1)

@@ -165,9 +165,9 @@ def attacked_features(attacked: Precise, images: Tensor) -> np.ndarray:
 
 
 def test_two_batches_follow_the_notebook() -> None:
-    """There are two updates per batch. The first decreases the variance of clean logits (with the
-    divisor classes - 1), and the second increases the cross-entropy of the outliers in both tails.
-    Each has its own Adam."""
+    """There are two updates per batch, each with its own Adam. The first decreases the variance of
+    the logits of each clean image (the sum of squares is divided by classes - 1). The second
+    increases the cross-entropy of the outliers in both tails."""
     network, attacked = precise(PIXELS, CLASSES, 3), precise(PIXELS, CLASSES, 5, norm=True)
     attacked.body[1].running_mean.fill_(2.0)  # type: ignore[index]
     layers = TwoLayers.of(network)
@@ -191,7 +191,7 @@ def test_two_batches_follow_the_notebook() -> None:
     assert not network.training
 
 
-def test_the_network_that_distinguishes_clean_images_is_trained_as_in_the_notebook() -> None:
+def test_the_network_that_separates_clean_from_inspected_images_follows_the_notebook() -> None:
     rng = np.random.default_rng(0)
     inspected, clean = rng.normal(size=(20, 7)), rng.normal(0.5, 1, size=(15, 7))
     mlp = new_mlp(torch.from_numpy(inspected), 5)
@@ -225,7 +225,7 @@ def test_the_medcouple_matches_values_computed_by_hand() -> None:
 @pytest.mark.parametrize("n", [50, 51])
 def test_the_threshold_follows_the_notebook(n: int) -> None:
     """A normal distribution is fitted to the lower half of the losses. As in scikit-learn, 1e-6 is
-    added to its variance; eps is 1e-6."""
+    added to the variance. The notebook's parameter eps is also 1e-6."""
     losses = np.random.default_rng(n).gamma(2, 1, n)
     half = np.sort(losses)[(n - 1) // 2]
     lower = losses[losses <= half]
@@ -255,7 +255,7 @@ def test_features_are_outputs_of_the_last_layer_before_pooling() -> None:
 
 
 def test_scores_are_losses_in_a_new_network_after_one_epoch() -> None:
-    """The only batch has all images. Images whose loss reaches the threshold are flagged."""
+    """One batch contains all images. Images whose loss reaches the threshold are flagged."""
     images, labels = noise(30, 3, 2), torch.arange(30) % CLASSES
     new, attacked = precise(PIXELS, CLASSES, 3), precise(PIXELS, CLASSES, 5, norm=True)
     given = context(images, labels, network=attacked, fresh=lambda _: new,
@@ -273,7 +273,7 @@ def test_scores_are_losses_in_a_new_network_after_one_epoch() -> None:
     assert rating.flagged.tolist() == (losses >= bound)[4:].tolist()
 
 
-def test_batches_contain_each_image_once_per_epoch_and_different_clean_images() -> None:
+def test_an_epoch_contains_each_image_once_and_no_batch_repeats_a_clean_image() -> None:
     images, labels = noise(30, 3, 2), torch.arange(30) % CLASSES
     images[:, 0, 2, 3] = torch.arange(30)
     clean = images[:22]

@@ -177,10 +177,10 @@ def test_by_default_the_features_are_the_input_of_the_last_stage() -> None:
     assert Beatrix().layer == "last_stage_input"
 
 
-def test_scores_and_the_choice_of_classes_equal_the_formulas() -> None:
+def test_scores_and_the_choice_of_classes_match_a_second_implementation() -> None:
     """NumPy computes everything from the images to J*: the feature maps that enter the second
     convolution, thresholds from five clean images per class, and the statistic of mean features.
-    With five images, their order does not matter."""
+    Each of the five folds has one image, so that the order of the clean images does not matter."""
     rng, classes = np.random.default_rng(6), 4
     images = rng.integers(90, 160, (48, CHANNELS, SIDE, SIDE), dtype=np.uint8)
     clean = rng.integers(90, 160, (20, CHANNELS, SIDE, SIDE), dtype=np.uint8)

@@ -260,8 +260,8 @@ def test_a_new_model_is_pretrained_if_the_first_round_has_pretraining_epochs() -
 
 @pytest.mark.parametrize("floor", [50, 100])
 def test_kept_images_have_the_lowest_losses_of_the_set_or_of_their_class(floor: int) -> None:
-    """After the images with the lowest loss, further images of each class are kept until they are a
-    given share of the class, as in the authors' code."""
+    """The images with the lowest losses of the set are kept. Further images of each class are added
+    until a given share of the class is kept, as in the authors' code."""
     rng = np.random.default_rng(floor)
     labels = rng.integers(0, CLASSES, 900)
     losses = rng.gamma(2, 1, 900) + (labels == 2) * 20
@@ -303,8 +303,8 @@ def test_the_minimum_share_of_each_class_is_halved_in_the_round_before_the_last(
 def test_the_final_rule_follows_the_authors_code(
     apart: tuple[float, float], expected: list[int]
 ) -> None:
-    """About a quarter of each class is fitted. In up to two classes, the fitted images are
-    shifted."""
+    """About a quarter of each class is fitted. In up to two classes, the features of the fitted
+    images are shifted."""
     rng = np.random.default_rng(3)
     labels = np.arange(800) % CLASSES
     fitted = rng.random(800) < 0.25
@@ -323,7 +323,7 @@ def test_the_final_rule_follows_the_authors_code(
 
 
 @pytest.mark.parametrize("count", [0, 1, 9, 10])
-def test_a_class_with_fewer_than_two_fitted_or_two_other_images_is_not_suspicious(
+def test_a_class_needs_two_fitted_and_two_other_images_to_be_suspicious(
     count: int,
 ) -> None:
     values = torch.randn(10, 5, generator=torch.Generator().manual_seed(0)).double()

@@ -112,16 +112,16 @@ def first_model(first_epochs: int, tuning_epochs: int) -> list[Array]:
     return sgd.weights
 
 
-def test_the_first_two_updates_equal_those_of_cross_entropy_with_a_cosine_rate() -> None:
-    """The updates are compared after one epoch of two batches and after two epochs."""
+def test_the_first_model_is_trained_with_cross_entropy_and_a_cosine_rate() -> None:
+    """The weights are compared after one epoch and after two epochs, of two batches each."""
     for epochs in (1, 2):
         network = DBR(first_epochs=epochs, tuning_epochs=0).distinguishing(given())
         agree(weights_of(network), first_model(epochs, 0))
 
 
 def test_the_fine_tuning_equals_descent_on_the_similarity_of_class_centers() -> None:
-    """The weights are compared after the first two epochs and the default number of fine-tuning
-    epochs."""
+    """The weights are compared after two epochs of training and ten of fine-tuning, the
+    defaults."""
     network = DBR().distinguishing(given())
     expected = first_model(2, 10)
     agree(weights_of(network), expected)
@@ -217,7 +217,8 @@ def test_the_least_changed_20_percent_are_clean_and_the_most_changed_5_percent_a
 
 
 def test_unlearning_and_relearning_share_one_optimizer() -> None:
-    """Twice, the loss of the poison is increased and then that of the clean images is decreased."""
+    """Each of two epochs first increases the loss of the poison and then decreases the loss of the
+    clean images."""
     network = TwoLayers(START)
     bad, good = np.arange(20), np.arange(20, 190)
     passes = Passes(network, given(), SETTINGS)

@@ -91,7 +91,7 @@ def test_the_order_and_number_of_pruned_channels_follow_the_paper() -> None:
 
 
 def test_fine_tuning_trains_the_network_without_the_pruned_channels() -> None:
-    """Two steps of SGD with momentum on the cross-entropy. In NumPy, the pruned channels are
+    """NumPy repeats two steps of SGD with momentum on the cross-entropy, with the pruned channels
     removed from both layers."""
     network = attacked()
     images, labels = labeled(network, 400)

@@ -97,8 +97,9 @@ def weights_by_hand(successes: Iterable[float]) -> list[float]:
 
 
 def test_the_weight_of_the_mask_size_follows_the_schedule_of_the_authors() -> None:
-    """By hand, λ is 0.001 at the fifth success in succession, 0.002 four steps later, and 0.001 ·
-    2^-0.5 after five failures. Random successes are compared with a second implementation."""
+    """Computed by hand, λ is 0.001 after five consecutive successes, 0.002 after four more, and
+    0.001 · 2^-0.5 after five failures. Random successes are compared with a second
+    implementation."""
     weight = MaskWeight()
     known = [SUCCESS] * 4 + [FAILURE] + [SUCCESS] * 9 + [FAILURE] * 5
     found = []
@@ -157,9 +158,9 @@ def test_updates_of_mask_and_pattern_follow_the_code_of_the_authors(
     bias: float, steps: int
 ) -> None:
     """In the first case, the success rate is below 99 % in both steps. In the others, the network
-    always predicts the label: while λ is 0, while it is positive, and after it has doubled twice.
-    PyTorch adds Adam's ε to a different quantity than the authors' library, which changes the
-    fourth digit of early updates with small gradients."""
+    always predicts the target label: λ is 0 for five steps, then positive, and has doubled twice
+    after step 14. PyTorch adds Adam's ε to a different quantity than the authors' library, which
+    changes the fourth digit of early updates with small gradients."""
     network, (images, labels) = attacked(bias), noise(20)
     given = context(images, labels, network=network, clean=(images, labels))
     values = start((2, 2, 3), given.generator(streams.REVERSED, LABEL)).double().numpy()

@@ -107,7 +107,7 @@ def test_covariances_equal_the_formula() -> None:
         assert ours.numpy() == pytest.approx(theirs, rel=1e-8, abs=1e-10)
 
 
-def test_groups_equal_the_formula() -> None:
+def test_two_groups_match_a_second_implementation() -> None:
     rng = np.random.default_rng(3)
     rows = rng.normal(size=(50, D))
     rows[:18] += [1, -1, 1, 0.5]
@@ -117,9 +117,8 @@ def test_groups_equal_the_formula() -> None:
     assert (found.numpy() == split(rows, np.eye(D), start)).all()
 
 
-def test_anomaly_indices_and_groups_equal_the_formula() -> None:
-    """Computes J* from the features for every class. The class with a distant second group has the
-    largest J*."""
+def test_anomaly_indices_and_groups_match_a_second_implementation() -> None:
+    """J* is compared for every class. The class with a distant second group has the largest J*."""
     clean, clean_labels = drawn(200, 4)
     values, labels = drawn(400, 5)
     where = np.flatnonzero(labels == 3)[:20]

@@ -112,7 +112,7 @@ def nearly_tied(n: int, d: int) -> Tensor:
 
 
 @pytest.mark.parametrize(("n", "d"), [(300, 20), (20, 300), (1500, 128)])
-def test_the_same_examples_as_with_svd_are_removed_if_singular_values_are_nearly_equal(
+def test_removed_examples_agree_with_svd_if_singular_values_are_nearly_equal(
     n: int, d: int
 ) -> None:
     """The two top singular values differ by 0.3 %."""
@@ -133,8 +133,9 @@ def test_the_same_examples_as_with_svd_are_removed_if_singular_values_are_nearly
 def test_a_score_of_rank_k_sums_squared_projections_on_the_top_k_directions(
     n: int, d: int, rank: int, center: bool
 ) -> None:
-    """The directions are the top right singular vectors by NumPy. Without centering, the score is
-    the square root of the sum. If k exceeds the rank of the class, all directions are used."""
+    """The directions are the right singular vectors of the centered rows, from NumPy. With
+    center=False, the rows are projected without centering, and the score is the square root of the
+    sum. If k exceeds the rank of the class, all directions are used."""
     values = np.random.default_rng(n + rank).normal(size=(n, d)) * np.linspace(3, 1, d) + 1
     middle = values - values.mean(axis=0)
     _, s, vt = np.linalg.svd(middle, full_matrices=False)
@@ -245,9 +246,9 @@ def gaussians(share: float, shift: float, own: float) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("shift", [2.5, 5.0])
 @pytest.mark.parametrize("share", [1 / 21, 1 / 11, 1 / 5, 1 / 3, 1 / 2, 2 / 3])
 def test_auroc_of_spectral_scores_matches_its_closed_form(share: float, shift: float) -> None:
-    """The shares are those of appended poison in CIFAR-10: 5, 10 and 25 % of a class, then 5, 10
-    and 20 % of the whole set. AUROC decreases with the poisoned share of the class. It is at chance
-    level for one half, and below chance for more."""
+    """Poison appended to CIFAR-10 at 5, 10 and 25 % of a class is 1/21, 1/11 and 1/5 of the target
+    class. At 5, 10 and 20 % of the whole set, it is 1/3, 1/2 and 2/3. AUROC decreases with this
+    share: it is at chance level for 1/2 and below chance for 2/3."""
     values, is_poison = gaussians(share, shift, own=1.0)
     found = auroc(spectral().score_class(values, 0, UNTOLD).scores, is_poison)
     assert found == pytest.approx(expected_auroc(share, shift), abs=0.025)
@@ -281,8 +282,9 @@ def test_poison_is_found_only_if_its_variance_exceeds_that_of_the_class(
 def test_removing_15_percent_of_a_class_leaves_poison_if_the_ratio_refers_to_the_whole_set(
     ratio: float, poisoned: int, in_class: int, removed: int, at_least_left: int
 ) -> None:
-    """If poison replaces random images of all classes, a tenth of it comes from the target class
-    itself. The rest is more than 15 % of that class."""
+    """Poison replaces random images of all classes, so that a tenth of it comes from the target
+    class itself. At ratios of 0.1 and 0.05, there is more poison than the filter removes. At 0.01,
+    there is less."""
     plan = PoisonSpec(2, None, ratio, ratio_of="all", placement="replace", poison_from="all")
     labels = torch.arange(50_000) % 10
     train = LabeledImages(
@@ -373,9 +375,8 @@ def test_a_removal_budget_of_an_unknown_form_is_refused(text: str) -> None:
         SpectralSignatures(FilterOptions(max_removed="auto"))
 
 
-def test_budgets_are_rounded_and_limited_correctly() -> None:
-    """A budget is rounded half up, and max_removed is rounded down. A budget that is a multiple of
-    ε needs a known ε."""
+def test_budgets_are_rounded_half_up_and_max_removed_is_rounded_down() -> None:
+    """A budget that is a multiple of ε needs a known ε."""
     sizes = [
         RemovalBudget(text, cap).size(70, 50)
         for text, cap in [("1.5eps", None), ("15%", None), ("p85", None), ("9", None),
@@ -400,7 +401,7 @@ def test_percentile_budgets_agree_with_numpy(percentile: str) -> None:
 
 
 def test_modified_z_scores_above_three_and_a_half_are_outliers() -> None:
-    """Only values above the median are outliers. With median 10 and MAD 1, the value 20 has z =
+    """Only values above the median can be outliers. With median 10 and MAD 1, the value 20 has z =
     6.745."""
     values = {0: 9.0, 1: 10.0, 2: 11.0, 3: 20.0, 4: 10.0, 5: 9.0, 6: 11.0, 7: 0.0}
     assert outliers(values) == [3]

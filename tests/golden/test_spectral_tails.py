@@ -135,8 +135,8 @@ def outweighed(share: float, delta: float, seed: int) -> tuple[Tensor, Tensor]:
 def test_tail_weights_find_poison_hidden_by_the_class_variance(seed: int) -> None:
     """Poison that is p = 5 % of the class and five standard deviations away causes a variance of
     p(1-p)25 + 1 = 2.2 along its axis. The largest variance of the class is 9. The top direction
-    misses this poison, and weighted directions find it. Both find 10 % of poison that is 15
-    standard deviations away."""
+    misses this poison, but weighted directions find it. Both find poison that is 10 % of the class
+    and 15 standard deviations away."""
     values, poison = outweighed(0.05, 5, seed)
     removed = round(1.5 * int(poison.sum()))
     top, plus = one_class(values, removed), one_class(values, removed, **PLUS)

@@ -143,7 +143,7 @@ def crowded(n: int, d: int, poison: int, distance: float) -> np.ndarray:
      (1500, 2, 4, 60.0, 0.01, 2), (400, 4, 0, 0.0, 0.02, 40), (300, 9, 20, 3.0, 0.02, 60),
      (3000, 3, 30, 14.0, 0.001, 60)],
 )  # fmt: skip
-def test_the_filter_equals_the_formula(
+def test_the_filter_matches_a_second_implementation(
     n: int, d: int, poison: int, distance: float, eps: float, limit: int
 ) -> None:
     points = crowded(n, d, poison, distance)
@@ -172,8 +172,8 @@ def test_scores_and_the_chosen_rank_equal_the_formula() -> None:
 
 @pytest.mark.parametrize(("k", "eps"), [(1, 10), (4, 3), (9, 4), (9, 10)])
 def test_scores_of_a_given_rank_equal_the_formula(k: int, eps: int) -> None:
-    """For the smaller ε, the filter removes the maximum of 2 ε rows. For the larger ε, it removes
-    fewer."""
+    """Rank 1 uses no filter. For ε = 3 and 4, the filter removes 2 ε rows, the most that it may. For
+    rank 9 and ε = 10, it removes nine."""
     values = crowded(220, 9, 10, 3.0)
     known = DefenderKnowledge(("only",), 0, eps, seed=0)
     found = SPECTRE(rank=k).score_class(torch.from_numpy(values), 0, known)

@@ -183,8 +183,8 @@ def at_its_place(found: dict[str, dict[str, Any]], name: str, part: str) -> Any:
 
 
 def test_every_sweep_still_has_its_tables(computed: dict[str, dict[str, Any]]) -> None:
-    """The tables are in the same order. Their file names are the same, except for the order of the
-    values in a name."""
+    """The order of the tables is unchanged. Their file names are unchanged except for the order of
+    the values in a name."""
 
     def words(names: Iterable[str]) -> list[list[str]]:
         return [sorted(re.sub(r"-[0-9a-f]{8}$", "", name).split("-")) for name in names]

@@ -57,8 +57,8 @@ def killed(root: Path, fault: str, *overrides: str) -> int:
 def test_resume_after_sigkill_recomputes_no_finished_stage(
     fault: str, unbroken: dict, tmp_path: Path
 ) -> None:
-    """The run is killed before, during or after a stage, or at a step of a training. Then it is
-    repeated."""
+    """The run is killed before, during or after a stage, or at a training step. The same run is
+    then repeated."""
     assert killed(tmp_path, fault) == signal.SIGKILL
     published = {
         str(path.parent) for path in (tmp_path / "store").glob("*/[0-9a-f]*/manifest.json")

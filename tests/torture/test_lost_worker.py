@@ -154,10 +154,11 @@ def test_the_cell_of_a_killed_worker_is_retried_and_completes(
 
 
 @pytest.mark.parametrize("launcher", ["submitit_local", "ray"])
-def test_a_killed_launcher_process_is_retried_and_leaves_no_orphan(
+def test_the_cell_of_a_killed_launcher_process_is_retried_and_no_child_process_remains(
     launcher: str, tmp_path: Path
 ) -> None:
-    """Its cell is reported and run again. The process that computed the cell ends, too."""
+    """The lost process is reported once, and the cell completes on the second attempt. The child
+    process that computed the cell is gone."""
     if launcher == "ray":
         needs_ray()
     program = start(tmp_path, f"hydra/launcher={launcher}", "target=bird,dog", "recipe.epochs=40")

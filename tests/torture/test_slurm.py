@@ -113,8 +113,8 @@ def test_a_preempted_job_resumes_and_completes(lab: Lab, tmp_path: Path) -> None
 
 
 def test_a_job_that_runs_out_of_time_is_queued_again_and_resumes(lab: Lab, tmp_path: Path) -> None:
-    """The job gets a signal before its time limit, is queued again, and resumes. Its training waits
-    forever at step 60, after three epochs."""
+    """In the first run, the training waits forever at step 60, after three epochs. The job gets a
+    signal before its time limit, is queued again, and resumes after the third epoch."""
     limits = ("hydra.launcher.timeout_min=1", "hydra.launcher.max_num_timeout=3")
     long = ("recipe.epochs=6", "dataset.per_class_train=60", "hydra.launcher.signal_delay_s=20")
     program = sweep(lab, tmp_path, "trigger=pixel", *long, *limits, fault="train.step:wait:60")
@@ -138,10 +138,11 @@ def test_another_node_resumes_the_cell_of_a_lost_node(lab: Lab, tmp_path: Path) 
         lab.start_node(node)
 
 
-def test_a_dying_cell_fails_with_its_cause_and_affects_no_other_cell(
+def test_a_cell_whose_process_dies_fails_with_the_cause_and_affects_no_other_cell(
     lab: Lab, tmp_path: Path
 ) -> None:
-    """Three array tasks end by SIGKILL, SIGSEGV and an exit. The fourth completes."""
+    """Of four array tasks, one gets SIGKILL, one gets SIGSEGV, and one exits. The fourth
+    completes."""
     fault = "train.step:kill:2:-bird-;filter.made:segv:1:-dog-;extract.begun:exit:1:-cat-"
     program = sweep(lab, tmp_path, "target=bird,dog,cat,frog", "retries=0", fault=fault)
     said, _ = program.communicate(timeout=300)

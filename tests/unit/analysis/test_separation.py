@@ -57,8 +57,8 @@ def test_a_poison_shift_larger_than_the_class_variance_is_the_top_principal_dire
 
 
 def test_a_class_variance_larger_than_the_poison_shift_hides_the_poison() -> None:
-    """With the same shift and a spread of three, the top principal direction is that of the
-    class."""
+    """The poison shift is 4, and the class has a standard deviation of 3 along another axis. That
+    axis is the top principal direction."""
     found = separation(*planted(0.1, 4.0, spread=3.0))
     assert found.own == pytest.approx(9, rel=0.03)
     assert found.ratio == pytest.approx((0.09 * 16 + 1) / 9, rel=0.03)
@@ -124,8 +124,7 @@ def test_the_separation_command_prints_one_line_per_network(
 def test_a_cell_with_modified_artifacts_is_omitted_with_a_note(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str
 ) -> None:
-    """Its artifacts have been replaced by others of the same shape. The other cell is still
-    printed."""
+    """The last byte of a stored file of one cell is changed. The other cell is still printed."""
     folder, _ = sweep(tmp_path)
     path = tmp_path / ".store" / f"{what}.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")

@@ -43,7 +43,7 @@ def test_auroc_of_the_changes_agrees_with_sklearn() -> None:
 
 
 @pytest.mark.parametrize("kept", [False, True])
-def test_visibility_figures_are_nan_if_all_or_no_poison_is_left(kept: bool) -> None:
+def test_visibility_figures_are_nan_if_all_or_none_of_the_poison_is_left(kept: bool) -> None:
     images = np.zeros((3, 1, 2, 2), np.uint8)
     found = visibility(images, images + 1, np.full(3, kept))
     there, missing = [found.smallest_found, found.change_found], [

@@ -344,7 +344,7 @@ def test_the_latex_table_of_a_comparison_compiles(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout[-2000:]
 
 
-def test_cells_with_different_settings_are_not_repeated_runs_of_one_cell_of_the_report(
+def test_cells_with_different_settings_are_compared_separately_with_the_report(
     tmp_path: Path,
 ) -> None:
     """Four cells with one seed and different layers give four lines of one pair each."""
@@ -373,7 +373,7 @@ def test_cells_with_different_settings_are_not_repeated_runs_of_one_cell_of_the_
         ("clean_holdout", 20),
     ],
 )
-def test_a_cell_with_another_protocol_is_not_compared_with_the_report(
+def test_a_cell_with_a_different_protocol_is_not_compared_with_the_report(
     tmp_path: Path, key: str, value: Any
 ) -> None:
     made = [record(), record(target="dog", protocol={**PROTOCOL, key: value})]

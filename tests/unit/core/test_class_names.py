@@ -55,11 +55,11 @@ def test_a_refused_class_name_says_the_rule_and_what_to_do(
 
 
 @pytest.mark.parametrize("name", ["os;x", "a" * 2000, "", "a..b", "b\nc", None, 3, "а.b"])
-def test_hostile_names_are_not_repeated_as_advice(name: Any) -> None:
+def test_no_advice_is_given_for_hostile_names(name: Any) -> None:
     assert why_refused("trigger._target_", name) == ""
 
 
-def test_other_sections_have_no_advice() -> None:
+def test_no_advice_is_given_for_other_sections_and_valid_names() -> None:
     assert why_refused("logger._target_", "my_module.logger") == ""
     assert why_refused("trigger._target_", "backdoor_lab.attacks.pixel.Pixel") == ""
 
@@ -68,7 +68,7 @@ def test_other_sections_have_no_advice() -> None:
     ("kind", "said"),
     [(Trigger, "Trigger"), ((Defense, OracleControl), "Defense or OracleControl")],
 )
-def test_a_class_of_another_kind_is_told_the_base_class_that_is_needed(
+def test_the_error_for_a_class_of_the_wrong_kind_names_the_required_base_class(
     kind: Any, said: str
 ) -> None:
     name = "backdoor_lab.data.digits.Digits"

@@ -93,8 +93,8 @@ def test_a_hostile_target_class_in_a_configuration_is_refused_before_any_import(
         ("backdoor_lab.attacks.pixle.Pixel", r"no module .*\.pixle\. Did you mean .*\.pixel\?"),
     ],
 )
-def test_package_names_that_are_not_usable_classes_are_refused(target: str, message: str) -> None:
-    """Refused are abstract classes, other classes of the package, and misspelled modules."""
+def test_a_class_that_is_no_usable_trigger_is_refused(target: str, message: str) -> None:
+    """Abstract classes, other classes of the package, and misspelled names are refused."""
     with pytest.raises(ConfigError, match=message):
         build("trigger", {"_target_": target}, Trigger)
 
@@ -105,7 +105,7 @@ def test_a_configuration_without_the_key_target_is_refused() -> None:
 
 
 def test_configuration_keys_become_constructor_arguments() -> None:
-    """The key `name` is the name of the choice and not an argument of the class."""
+    """The key `name` only names the choice and is not passed to the class."""
     made = build("trigger", {"_target_": PIXEL, "name": "mine", "color": [1, 2, 3]}, Trigger)
     assert isinstance(made, Pixel)
     assert made.color == [1, 2, 3]
@@ -141,8 +141,8 @@ def test_positions_that_are_not_row_column_pairs_are_refused(positions: Any) -> 
         build("trigger", {"_target_": target, "positions": positions}, Trigger)
 
 
-def test_objects_nested_in_a_configuration_are_checked_like_outer_ones() -> None:
-    """`random` wraps a filter, whose configuration is checked like an outer one."""
+def test_a_nested_object_is_checked_like_the_outer_object() -> None:
+    """The outer object is `random`, which wraps a filter."""
     kinds: Any = (Defense, OracleControl)
     target = "backdoor_lab.defenses.random.Random"
     inner = {"_target_": "backdoor_lab.defenses.spectral.SpectralSignatures", "removal_budget": "7"}

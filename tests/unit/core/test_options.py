@@ -29,7 +29,7 @@ PARSED: dict[str, tuple[Callable[[list[str]], int], list[str]]] = {
 }
 
 
-def test_the_function_path_of_returns_a_path_and_refuses_an_empty_text() -> None:
+def test_a_path_argument_becomes_a_path_and_an_empty_one_is_refused() -> None:
     assert path_of("a/b c") == Path("a/b c")
     with pytest.raises(argparse.ArgumentTypeError, match="the current folder is `.`"):
         path_of("")

@@ -271,7 +271,7 @@ def test_a_cell_completes_if_its_heartbeat_cannot_be_written(
 
 
 def test_a_duplicate_key_is_found_in_linear_time() -> None:
-    """Counting each of a million keys would take days."""
+    """Counting the occurrences of each of a million keys would take days."""
     text = ",".join(f'"{number}": 0' for number in range(10**6))
     with pytest.raises(DamagedFileError, match="duplicate key '7'"):
         decode(f'{{{text}, "7": 1}}'.encode())

@@ -137,7 +137,7 @@ def test_an_artifact_with_a_missing_file_is_set_aside_and_computed_again(tmp_pat
 
 
 def test_unpublished_folders_of_killed_processes_are_ignored(tmp_path: Path) -> None:
-    """This holds whether or not the folder has a manifest."""
+    """One folder has a manifest, and the other is empty."""
     parts = tmp_path / "train/.part-0123"
     parts.mkdir(parents=True)
     (parts / MANIFEST).write_text("{}")

@@ -218,7 +218,7 @@ def test_the_check_of_target_classes_does_not_change_the_configuration() -> None
     assert OmegaConf.is_missing(config.hydra.runtime, "output_dir")
 
 
-def test_allowed_packages_are_recorded_and_do_not_change_the_cell(tmp_path: Path) -> None:
+def test_allowed_packages_are_recorded_and_change_no_result(tmp_path: Path) -> None:
     store = tmp_path / "store"
     plain = run_here(store, tmp_path / "a")
     trusting = run_here(store, tmp_path / "b", "allow_plugins=[our_cluster]")
