@@ -1,9 +1,9 @@
 """A Hydra configuration loader that checks every class or function that a configuration names (see
 `targets`).
 
-Every configuration passes through it: that of a command, of a sweep, of each cell in any process,
-and those of --cfg, --info and --help. A hostile experiment file or override is therefore rejected
-before Hydra instantiates a callback, configures logging or starts a launcher.
+The loader checks every configuration: that of each command, sweep and cell, in any process, and
+the one that --cfg, --info or --help prints. A hostile experiment file or override is therefore
+rejected before Hydra instantiates a callback, configures logging or starts a launcher.
 """
 
 from __future__ import annotations
@@ -122,8 +122,8 @@ class CheckedLoader(ConfigLoaderImpl):
     def load_sweep_config(
         self, master_config: DictConfig, sweep_overrides: list[str]
     ) -> DictConfig:
-        """Compose the configuration of one cell of a sweep. The same packages are trusted as for
-        the sweep."""
+        """Compose the configuration of one cell of a sweep. Trusts the same packages as the
+        sweep."""
         # `hydra.sweeper.params` may add overrides to those of the command line.
         self._of_sweep = True
         try:
@@ -153,17 +153,18 @@ def install() -> None:
 
 
 def check_composed(config: DictConfig, allowed: tuple[str, ...]) -> None:
-    """Raises ConfigError if a composed configuration names a class or function outside the
-    packages in `allowed`.
+    """Raises ConfigError if a composed configuration names a class or function that is not allowed,
+    or has a renamed key. `allowed` are the packages that the user trusts.
 
-    In the `hydra` section, every value that might become such a name or a dictionary is resolved
-    first. In other sections, only the names are resolved: other values are checked when used.
+    In the `hydra` section, an interpolation is resolved first if it may yield a dictionary or the
+    name of a class or function. In other sections, only such names are resolved: other values are
+    checked when used.
     """
     asked = package_names(_plain(config.get("allow_plugins"), "allow_plugins") or [])
     if not set(asked) <= set(allowed):
         raise ConfigError(
-            f"a configuration file sets `allow_plugins`={list(asked)}, which only the command line"
-            " may set: if you trust these packages, give allow_plugins=[...] there"
+            f"a configuration file must not set `allow_plugins`={list(asked)}: if you trust these"
+            " packages, give allow_plugins=[...] on the command line instead"
         )
     # In other sections, a class may have an option with the old name of a key.
     for section in ("", "protocol", "recipe"):
@@ -178,7 +179,7 @@ def check_composed(config: DictConfig, allowed: tuple[str, ...]) -> None:
 
 
 def conf_dir() -> str:
-    """The folder `conf`: inside an installed package, next to the package in a checkout."""
+    """The folder `conf`: in the installed package or, in a checkout, next to the package."""
     return str(sources.conf_dir())
 
 
@@ -256,8 +257,8 @@ def _interpolated(node: Node, path: str, key: str) -> Any:
 
 
 def _may_matter(node: Node, path: str, text: str) -> bool:
-    """Whether an interpolation may yield a dictionary, or a text in the logging
-    configuration, which may name an object to import."""
+    """Whether an interpolation may yield a dictionary or, in the logging configuration, the name of
+    an object to import."""
     if path.startswith(LOG_SECTIONS):
         return True
     plain_type = node._metadata.ref_type in (str, int, float, bool)

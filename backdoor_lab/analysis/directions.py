@@ -1,7 +1,7 @@
 """Top singular directions in NumPy, for pages, figures and analyses that do not import torch.
 
-Filter scores use numerics/singular.py instead. Its results may differ in the last digits, since
-this module uses ARPACK.
+Filter scores use numerics/singular.py instead. The results of the two modules may differ in the
+last digits, since this module uses ARPACK.
 """
 
 from __future__ import annotations

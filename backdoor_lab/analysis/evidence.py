@@ -21,9 +21,9 @@ _WIDE, _LOWEST = 100.0, 0.005
 @dataclass(frozen=True)
 class Histogram:
     """Counts of clean and poisoned examples by score. `edges` float64 (b + 1,) are the edges of b
-    bins, `clean` and `poison` int (b,) the counts. If `log`, the bins are spaced logarithmically,
-    and the first bin also counts the lowest 0.5 % and all scores that are not positive. `cut`: see
-    `cut_of`."""
+    bins, `clean` and `poison` int (b,) the counts. If `log`, the bins are spaced logarithmically
+    from the 0.5 % quantile of the positive scores, and the first bin also counts all lower scores.
+    `cut`: see `cut_of`."""
 
     edges: Array
     clean: Array
@@ -45,8 +45,8 @@ class Curve:
 
     @property
     def by_chance(self) -> tuple[Array, Array]:
-        """The end points of the curve expected for removal in random order, as `removed` and
-        `left`."""
+        """The curve expected for removal in random order: a straight line, given by the `removed`
+        and `left` of its two ends."""
         ends = self.removed[[0, -1]]
         return ends, np.array([self.total, self.total - self.scored], np.float64)
 
@@ -107,7 +107,7 @@ def projections(values: Array) -> Array:
 
 
 def removal_curve(scores: Array, is_poison: Array) -> Curve | None:
-    """Returns the number of poisoned images left when the highest scores are removed first.
+    """Returns the removal curve if the examples with the highest scores are removed first.
 
     `scores` float64 (n,), `is_poison` bool (n,). Among tied scores, `left` is the expectation over
     a random order. Examples without a score are never removed. Returns None if there are no scores
@@ -130,7 +130,7 @@ def recorded_curve(record: Mapping[str, Any]) -> tuple[Curve, tuple[int, int]] |
     """Returns the removal curve stored in a record, and the point (removed, left) that the defense
     reached. Both exclude cover images, which count as neither clean nor poisoned.
 
-    Returns None if ``detection.curve`` is missing or is not a decreasing curve of finite numbers.
+    Returns None if ``detection.curve`` is missing, is not finite, or rises anywhere.
     """
     try:
         found, counts = record["detection"]["curve"], record["counts"]
@@ -150,8 +150,8 @@ def recorded_curve(record: Mapping[str, Any]) -> tuple[Curve, tuple[int, int]] |
 
 
 def thinned(curve: Curve, points: int, keep: int = 0) -> Curve:
-    """Returns at most `points` points of a curve, more of them near its start, plus the point where
-    `keep` examples are removed, if the curve has it."""
+    """Returns at most `points` points of a curve, denser near its start, plus the point
+    whose `removed` equals `keep`, if any."""
     m = len(curve.removed)
     if m <= points:
         return curve

@@ -15,10 +15,10 @@ _Z = NormalDist().inv_cdf((1 + LEVEL) / 2)
 
 
 def half_width(std: float, n: int) -> float | None:
-    """Returns half the width of the 95 % confidence interval of a mean of `n` values: ``t(n-1) *
+    """Returns the half-width of the 95 % confidence interval of a mean of `n` values: ``t(n-1) *
     std / sqrt(n)``.
 
-    `std` is the sample standard deviation (divided by n-1). Returns None for fewer than two values.
+    `std` is the sample standard deviation (divisor n-1). Returns None for fewer than two values.
     The t interval is not clipped: for bounded quantities it may reach below 0 % or above 100 %.
     """
     if n < 2:

@@ -20,10 +20,10 @@ EXACT_UP_TO = 50
 
 @dataclass(frozen=True)
 class PairedStats:
-    """Statistics of `n` paired differences, which have the given `mean` and standard deviation
-    `std`. `half` is half the width of the 95 % t interval of the mean, None for a single pair. `t`,
-    `sign` and `wilcoxon` are two-sided p values, None if a test is undefined. `constant` says
-    whether all differences are equal, in which case there is no t test."""
+    """Statistics of `n` paired differences: their `mean` and standard deviation `std`, and `half`,
+    half the width of the 95 % t interval of the mean. `std` and `half` are None for a single pair.
+    `t`, `sign` and `wilcoxon` are two-sided p values, None if not computed. `constant`: whether all
+    differences are equal, in which case there is no t test."""
 
     n: int
     mean: float
@@ -88,7 +88,8 @@ def wilcoxon(differences: Sequence[float]) -> float | None:
 
 
 def _double_ranks(sizes: Sequence[float]) -> list[int]:
-    """Returns twice the mean rank of each number in `sizes`, which is an integer even for ties."""
+    """Returns the mean rank of each number in `sizes`, doubled so that it is an integer even for
+    ties."""
     ordered = sorted(sizes)
     first = {size: n for n, size in reversed(list(enumerate(ordered, 1)))}
     last = {size: n for n, size in enumerate(ordered, 1)}
@@ -98,7 +99,7 @@ def _double_ranks(sizes: Sequence[float]) -> list[int]:
 def holm(values: Sequence[float]) -> list[float]:
     """Adjusts p values for multiple tests by Holm's step-down rule (Holm 1979, Scandinavian Journal
     of Statistics 6): the k-th smallest of m values is multiplied by m-k+1 and limited to 1. A value
-    that becomes smaller than an earlier one is set to the earlier one.
+    that becomes smaller than an earlier one is raised to the earlier one.
 
     >>> holm([0.01, 0.04])
     [0.02, 0.04]

@@ -1,5 +1,5 @@
-"""Explains why a spectral filter finds or misses a cell's poison, using statistics of the features
-of the target class that are computed with the ground truth."""
+"""Explains why a spectral filter finds or misses a cell's poison. Uses the ground truth to compute
+statistics of the target class's features."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def separation(values: Array, is_poison: Array) -> Separation:
 
 def separation_of(reader: ArtifactReader, record: dict[str, Any]) -> Separation | None:
     """Computes the `separation` of a cell's target class, in the features that the cell's filter
-    used. None if these are not stored or not finite, or if all or none of the examples are
+    used. None if the features are not stored or not finite, or if all or none of the examples are
     poisoned."""
     found = cell_artifacts(reader, record)
     if found is None:

@@ -106,7 +106,7 @@ def _without(lines: Sequence[ComparisonRow], values: Sequence[str]) -> list[str]
 
 
 def _shared(facts: CellFields, used: Sequence[int], shown: Sequence[str]) -> list[str]:
-    """A note that lists the choices common to all pairs, and their seeds."""
+    """A note that lists the choices with the same value in all compared cells, and the seeds."""
     values = {name: facts.values(name, used) for name in CHOICES if name not in (*shown, SEED)}
     parts = [f"{name} {found[0]}" for name, found in values.items() if len(found) == 1]
     seeds = sorted({facts.cells[number].choices[SEED] for number in used})
@@ -115,10 +115,10 @@ def _shared(facts: CellFields, used: Sequence[int], shown: Sequence[str]) -> lis
 
 
 def _differing(facts: CellFields, pairs: Sequence[MatchedCells], shown: Sequence[str]) -> list[str]:
-    """A note on all other differences within pairs: choices, protocol and configuration.
+    """A note on the differences within pairs: choices, protocol and configuration.
 
-    Omits the names in `shown` and the options of these choices. Also omits the code version of the
-    last name, since its values are what is compared.
+    Omits the names in `shown` and the options of these choices. The last name in `shown` is the
+    choice being compared (empty if none is): its code version is omitted as well.
     """
     names = ("protocol", *shown, *(f"code.{section}" for section in SECTIONS.values()))
     skipped = tuple(f"{CONFIG}{name}." for name in names)

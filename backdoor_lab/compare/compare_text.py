@@ -21,7 +21,7 @@ ALL = "all"
 class Comparison:
     """A comparison of cells. All differences are `ours` minus `base`.
 
-    `side` is the choice whose values are compared; empty if there is only one comparison. `labels`
+    `side` is the choice whose values are compared within one sweep; otherwise it is empty. `labels`
     are the choices that identify a line.
     """
 

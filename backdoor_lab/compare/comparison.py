@@ -1,5 +1,5 @@
-"""Compares two sweeps, a sweep and the published report, or the values of one choice, in pairs of
-cells."""
+"""Compares two sweeps, a sweep and the published report, or the values of one choice, cell by
+cell."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def comparison_of(
     sweeps: list[Sweep], *, report: bool = False, by: str = "", base: str = "",
     values: str | None = None,
 ) -> Comparison:  # fmt: skip
-    """Compare two sweeps, a sweep with the published report, or the values of the choice `by` with
-    its value `base` within one sweep.
+    """Compare two sweeps, a sweep with the published report or, within one sweep, every other value
+    of the choice `by` with its value `base`.
 
     Raises ConfigError for any other combination of arguments, for unknown names, and if there is no
     pair of cells to compare.
@@ -83,7 +83,7 @@ def _without_seed(known: list[str]) -> list[str]:
 
 
 def _apart(first: Sweep, second: Sweep) -> tuple[str, str]:
-    """A name for each sweep: the name of its folder or, if these are equal, the folder's path."""
+    """The names of two sweeps: their folder names or, if those are equal, their paths."""
     if first.name != second.name:
         return first.name, second.name
     return str(first.folder), str(second.folder)

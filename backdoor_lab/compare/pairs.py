@@ -26,8 +26,8 @@ Lookup = Callable[[CellRecord, str], float | None]
 
 @dataclass(frozen=True)
 class MatchedCells:
-    """A pair of cells, by number. If the first cell is compared with the published report, `base`
-    is None."""
+    """The numbers of two paired cells. `base` is None if cell `ours` is compared with the published
+    report."""
 
     ours: int
     base: int | None
@@ -46,9 +46,9 @@ class PairedGroup:
 class ComparisonRow:
     """One line of a comparison, identified by `side` and `labels`.
 
-    `ours` and `base` are means over the pairs. `lines` is 0 or, for a summary line, the number of
-    lines that it summarizes. `holm` is the p value of the t test after Holm's correction, None
-    without a test.
+    `ours` and `base` are means over the pairs. `lines` is the number of lines that a summary line
+    summarizes, and 0 for other lines. `holm` is the p value of the t test after Holm's correction,
+    or None if there is no test.
     """
 
     side: str
@@ -65,8 +65,8 @@ def two_sweeps(facts: CellFields, first: int) -> tuple[PairedGroup, list[str]]:
     """Pair the cells of two sweeps. Returns the pairs, and the names whose values are equal within
     a pair.
 
-    The cells of the second sweep start at number `first`. A name is not used for pairing if each
-    sweep has a single value of it and the two values differ.
+    The cells of the second sweep start at number `first`. A name other than the seed is not used
+    for pairing if each sweep has a single value of it and the two values differ.
     """
     ours, base = range(first), range(first, len(facts.cells))
     extra = dict.fromkeys([*_extra(facts, ours), *_extra(facts, base)])
@@ -86,8 +86,8 @@ def two_sweeps(facts: CellFields, first: int) -> tuple[PairedGroup, list[str]]:
 
 
 def one_sweep(facts: CellFields, by: str, base: str) -> tuple[list[PairedGroup], list[str]]:
-    """Pair cells within a sweep that differ only in the choice `by`: one cell of each pair has the
-    value `base`, the other has another value. Returns the pairs for each other value, and the names
+    """Pair the cells of a sweep that differ only in the choice `by`. The second cell of each pair
+    has the value `base`. Returns the pairs, grouped by the value of the first cell, and the names
     whose values are equal within a pair."""
     values: dict[str, list[int]] = {name: [] for name in facts.values(by)}
     for number, each in enumerate(facts.of):
@@ -113,8 +113,8 @@ def one_sweep(facts: CellFields, by: str, base: str) -> tuple[list[PairedGroup],
 
 
 def _base(by: str, base: str, values: Mapping[str, Sequence[int]]) -> str:
-    """The value of the choice `by` that `base` names, with or without its version. Raises
-    ConfigError if there is none, or if there are several versions of it."""
+    """The value of the choice `by` that `base` names; `base` may omit the version. Raises
+    ConfigError if no value matches, or if several versions do."""
     same = [name for name in values if by in SECTIONS and unversioned(name) == base]
     if base in values or len(same) == 1:
         return base if base in values else same[0]
@@ -124,8 +124,8 @@ def _base(by: str, base: str, values: Mapping[str, Sequence[int]]) -> str:
 
 
 def with_report(facts: CellFields) -> tuple[PairedGroup, list[str]]:
-    """Pair each cell that the published report contains with the report's values. Returns the
-    pairs, and the names whose values identify these cells, including the seed."""
+    """Pair each completed cell that the published report contains with the report's values. Returns
+    the pairs, and the names (including the seed) whose values identify the cells."""
     known = [
         number
         for number, each in enumerate(facts.of)
@@ -143,7 +143,7 @@ def with_report(facts: CellFields) -> tuple[PairedGroup, list[str]]:
 
 
 def report_figure(cell: CellRecord, measure: str) -> float | None:
-    """The value that the published report states for a cell's measure. None if it states none."""
+    """The published report's value for a cell's measure; None if there is none."""
     chosen = cell.choices
     found = reference.lookup(chosen["trigger"], chosen["target"], chosen["ratio"])
     return None if found is None else found.get(measure)
@@ -152,8 +152,8 @@ def report_figure(cell: CellRecord, measure: str) -> float | None:
 def lines_of(
     facts: CellFields, sides: Sequence[PairedGroup], labels: Sequence[str], values: Sequence[str]
 ) -> list[ComparisonRow]:
-    """All lines of a comparison: for each side, one line per combination of `labels`, followed by
-    summary lines. Holm's correction is applied to all p values of the table together."""
+    """All lines of a comparison: for each side, one line per measure and combination of `labels`,
+    followed by summary lines. Holm's correction is applied to all t tests of the table together."""
     found = []
     for side in sides:
         groups: dict[Key, list[MatchedCells]] = {}
@@ -177,8 +177,8 @@ def lines_of(
 
 
 def pair_word(facts: CellFields, pair: MatchedCells, name: str) -> str:
-    """The value of the choice `name` for a pair, as text: ``abl@2 − abl@1`` if its cells have two
-    versions of a method."""
+    """The value of the choice `name` for a pair, as text. If the two cells have different versions
+    of a method, both are shown: ``abl@2 − abl@1``."""
     ours = facts.word(pair.ours, name)
     if pair.base is None or name not in SECTIONS:
         return ours
@@ -284,8 +284,7 @@ def _common(facts: CellFields, name: str, ours: Sequence[int], base: Sequence[in
 
 
 def _in_report(chosen: dict[str, Any]) -> bool:
-    """Whether the published report contains a cell with these choices. The report has one protocol
-    and no source class."""
+    """Whether the published report contains a cell with these choices and protocol values."""
     if not reference.asks_the_same(chosen["protocol"], chosen.get("source"), chosen):
         return False
     return reference.lookup(chosen["trigger"], chosen["target"], chosen["ratio"]) is not None

@@ -1,4 +1,4 @@
-"""What is derived from a sweep's records: computed once, for its files and for its page."""
+"""Derives tables and comparisons from a sweep's records, once for both the files and the page."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class SweepReport:
 
     @classmethod
     def of(cls, folder: Path) -> SweepReport:
-        """Create the SweepReport of the sweep in a folder."""
+        """Create the SweepReport for the sweep in a folder."""
         return cls(read_sweep(folder))
 
     @cached_property
@@ -44,6 +44,6 @@ class SweepReport:
 
     @cached_property
     def compared(self) -> Comparison | None:
-        """The comparison of every defense with the control `random`; None if the sweep lacks
-        `random`."""
+        """The comparison of every defense with the control `random`; None if there is nothing to
+        compare."""
         return against_random(self.sweep, self.facts)

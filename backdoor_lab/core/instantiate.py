@@ -33,10 +33,10 @@ OPTIONS = "options"
 
 @dataclass(frozen=True)
 class Shared:
-    """Options that every config of a group accepts. A class receives them together, as one object.
+    """Options that every config of a group accepts. A class receives them as one object,
+    `make(**values)`: as its argument `options`, or through its method `obey`.
 
-    `values` maps each key to its default. The object is `make(**values)`. It is passed to a class
-    as the argument `options` or to its method `obey`.
+    `values` maps each key to its default.
     """
 
     values: Mapping[str, Any]
@@ -54,9 +54,9 @@ def build(where: str, config: dict[str, Any], kind: type[T], shared: Shared = _N
     """Create the object that `config` describes: `_target_` is its class, other keys are arguments.
 
     `where` is the key of `config`, for messages. `kind` is the required base class, or a tuple of
-    classes. `shared` also applies to objects nested in `config`. Its options object is created,
-    which validates its values, even if no class receives it. Raises ConfigError for a name outside
-    the allowlist, an unknown key, or a value that the class rejects.
+    alternatives. `shared` also applies to objects nested in `config`; its values are validated even
+    if no class receives them. Raises ConfigError for a class that is not allowed, an unknown or
+    missing key, or a value that the class rejects.
     """
     cls = _find(where, config.get("_target_"), kind)
     given = {key: value for key, value in config.items() if key not in NOT_ARGUMENTS}
@@ -66,7 +66,7 @@ def build(where: str, config: dict[str, Any], kind: type[T], shared: Shared = _N
     if twice := [name for name in parameters if name in shared.values]:
         raise ConfigError(
             f"`{where}._target_`: the class {cls.__name__} must not have parameters called"
-            f" {', '.join(twice)}: these keys are passed together, as its parameter `{OPTIONS}`"
+            f" {', '.join(twice)}: it receives these options through its parameter `{OPTIONS}`"
         )
     own = [name for name in parameters if not (shared.values and name == OPTIONS)]
     known = dict.fromkeys([*own, *shared.values])
@@ -99,8 +99,8 @@ def with_shared(given: Mapping[str, Any], shared: Mapping[str, Any]) -> dict[str
 
 
 def takes(where: str, target: object, key: str) -> bool:
-    """Whether the class `target` has a parameter `key`. True for an unknown class, since `build`
-    reports it."""
+    """Whether the class `target` has a parameter `key`. True if the class is unknown: `build` then
+    reports the error."""
     try:
         return key in _parameters(_find(where, target, object))[0]
     except ConfigError:
@@ -160,8 +160,8 @@ def _find(where: str, target: object, kind: type[T]) -> type[T]:
 
 
 def why_refused(where: str, name: object) -> str:
-    """Returns the rule that the class name `name` breaks at the key `where`, and what to do, for
-    the end of a message; an empty string if there is nothing to add.
+    """Returns the end of an error message: which rule the class name `name` breaks at the key
+    `where`, and how to fix it. Empty if there is nothing to add.
 
     >>> why_refused("defense._target_", "mine.distance")[-43:]
     'name it backdoor_lab.defenses.mine.Distance'
@@ -215,8 +215,8 @@ def _no_class(where: str, target: str, module: ModuleType, kind: type) -> Config
 
 
 def _old_methods(cls: type, lacking: list[str]) -> str:
-    """Returns a hint for the error message if `cls` still uses the version 0.1 name of a method in
-    `lacking`; otherwise an empty string."""
+    """Returns a hint for the error message if `cls` still has a method in `lacking` under its name
+    in version 0.1; otherwise an empty string."""
     old = [name for name, new in RENAMED_METHODS.items() if new in lacking and hasattr(cls, name)]
     return "".join(f" (`{name}` is now `{RENAMED_METHODS[name]}`)" for name in old)
 

@@ -1,10 +1,10 @@
 """Claims: lock files that state which process computes an output.
 
-The owner rewrites its claim every few seconds. A waiting process takes the claim over when the
-owner's process has ended (same machine), or when the file has not changed for `patience` seconds of
-the waiting process's monotonic clock (any machine). A lost claim costs duplicate work, never a
-wrong result, because an output counts as complete only once its manifest is published. A directory
-or a broken link at the path of a claim is set aside.
+The owner rewrites its claim every few seconds. A waiting process takes over the claim if the owner
+ran on the same machine and has ended, or if the file has not changed for `patience` seconds on the
+waiting process's monotonic clock. A lost claim costs duplicate work, never a wrong result, because
+an output counts as complete only once its manifest is published. A directory or a broken link at
+the path of a claim is set aside.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ MAX_BYTES = 65_536
 class Lease:
     """A claim (lock file) with which one process reserves one output; see `acquire` and `release`.
 
-    `token` identifies this owner. `evicted` lists the owners whose claims were taken over; their
-    unfinished files may be removed.
+    `token` identifies this owner. `evicted` lists the owners whose claims were taken over and whose
+    unfinished files can be removed.
     """
 
     def __init__(

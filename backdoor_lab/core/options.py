@@ -64,7 +64,7 @@ def path_of(text: str) -> Path:
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that reports an error in one line and exits with code 2."""
+    """An argument parser that reports an error on one line and exits with code 2."""
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Overrides argparse's method: positional arguments may appear before, between and after

@@ -15,8 +15,8 @@ from typing import Any, TextIO
 
 
 def survive_lost_output() -> None:
-    """From now on, discard output to standard streams that can no longer be written. The first
-    failure is reported on the other standard stream, unless the reader merely exited."""
+    """From now on, discard output to a standard stream if writing to it fails. The first failure is
+    reported on the other standard stream, unless the reader merely exited."""
     for name in ("stdout", "stderr"):
         stream, original = getattr(sys, name), getattr(sys, f"__{name}__")
         if stream is None:
@@ -93,7 +93,7 @@ class Terminal(_Printable, logging.StreamHandler[TextIO]):
 
 
 class LogFile(_Printable, logging.FileHandler):
-    """A log file. If it cannot be opened or written, logging to it stops, with one warning."""
+    """A log file. If it cannot be opened or written to, logging to it stops, with one warning."""
 
     _lost = False
 

@@ -55,7 +55,7 @@ def absolute(name: str, given: str, base: Path | None = None) -> Path:
 
 
 def usable(name: str, given: str) -> Path:
-    """Returns the path as given, with `~` expanded, for display. Raises the same errors as
+    """Returns the path for display, with only `~` expanded. Raises the same errors as
     `absolute`."""
     absolute(name, given)
     return _expanded(name, given)
@@ -75,9 +75,10 @@ def settle(config: Mapping[str, Any], base: Path | None = None) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Raises ConfigError when a folder cannot be created or written, StoreFullError on a full disk.
+    """Raises ConfigError if a folder cannot be created or written to, StoreFullError if the disk is
+    full.
 
-    The check creates and removes a folder, since permission bits are not conclusive.
+    The check creates and removes a test folder, since permission bits are not conclusive.
     """
     existing = nearest(folder)
     probe = existing / f".backdoor_lab-{uuid.uuid4().hex[:12]}"

@@ -64,7 +64,7 @@ _observed: ContextVar[Steps | None] = ContextVar("observed", default=None)
 
 @contextmanager
 def observe(steps: Steps) -> Iterator[None]:
-    """Record the tracked loops of this thread in `steps` while the context is active."""
+    """Context manager that records the tracked loops of this thread in `steps`."""
     token = _observed.set(steps)
     try:
         yield

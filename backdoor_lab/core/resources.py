@@ -56,8 +56,8 @@ def free_memory(root: Path = ROOT) -> int | None:
 
 
 def busy_seconds(root: Path = ROOT) -> float | None:
-    """Returns the seconds since boot during which the CPUs available to this process were busy,
-    added up over these CPUs; None if the system does not report it."""
+    """Returns how many seconds the CPUs available to this process have been busy since boot, summed
+    over these CPUs; None if the system does not report it."""
     try:
         lines = [line.split() for line in _text(root / "proc/stat").splitlines()]
         tick = os.sysconf("SC_CLK_TCK")
@@ -150,7 +150,7 @@ def _text(path: Path) -> str:
 
 
 def wait_briefly() -> None:
-    """Set the environment variables in WAITING that are not set yet. Call before importing torch
-    and NumPy."""
+    """Shorten the busy waiting of idle threads: set each environment variable in WAITING that is
+    not set yet. Call before importing torch and NumPy."""
     for name, value in WAITING.items():
         os.environ.setdefault(name, value)

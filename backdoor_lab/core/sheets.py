@@ -1,8 +1,8 @@
-"""CSV output in which a spreadsheet never runs a cell as a formula.
+"""CSV output whose cells a spreadsheet never evaluates as formulas.
 
-A spreadsheet evaluates text that begins with ``=``, ``+``, ``-``, ``@``, a tab or a line break, and
-names and messages come from untrusted records. An apostrophe is put in front of such text; numbers
-are unchanged. Control and text-direction characters, which could hide text, become `?`.
+A spreadsheet evaluates text that begins with ``=``, ``+``, ``-``, ``@``, a tab or a line break.
+Names and messages from untrusted records may contain such text, so an apostrophe is put in front of
+it; numbers are unchanged. Control and text-direction characters, which could hide text, become `?`.
 """
 
 from __future__ import annotations

@@ -29,9 +29,10 @@ def install() -> None:
 
 
 def install_in_child() -> None:
-    """Install the handlers in a child process, whose parent decides how to react to a signal.
+    """Install the handlers in a child process.
 
-    In a cluster task only the parent may request a stop, through SIGINT.
+    In a cluster task, a child ignores the signals of the cluster: its parent reacts to them, and
+    sends SIGINT to stop the child.
     """
     if "SUBMITIT_EXECUTOR" not in os.environ:
         install()

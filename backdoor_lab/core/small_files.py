@@ -40,7 +40,7 @@ class DamagedFileError(UnreadableFileError):
 
 def problem(path: Path | str) -> str | None:
     """Returns a description, such as "a broken link", of a path that is not a regular file; None
-    for a regular file and for a missing one.
+    for a regular file or a missing one.
 
     Links are followed: a link to a regular file counts as one.
     """
@@ -95,7 +95,7 @@ def decode(data: bytes, *, max_depth: int = MAX_DEPTH, sealed: bool = False) -> 
     sequence (``\\ud800``) in keys and values.
 
     Raises DamagedFileError for invalid JSON, duplicate keys, and nesting deeper than `max_depth`.
-    With `sealed`, duplicate keys are not checked, since this package wrote the text.
+    If `sealed`, this package wrote the text, and duplicate keys are not checked for.
     """
     try:
         value = _fast_json()(data) if sealed else json.loads(data, object_pairs_hook=_unique)
@@ -111,8 +111,8 @@ def decode(data: bytes, *, max_depth: int = MAX_DEPTH, sealed: bool = False) -> 
 
 @cache
 def _fast_json() -> Callable[[bytes], Any]:
-    """Returns the JSON decoder for text that this package wrote: orjson, which is three times as
-    fast as json, if it is installed.
+    """Returns the JSON decoder for text that this package wrote: orjson if it is installed (three
+    times as fast), otherwise json.
 
     Text that orjson refuses (NaN, an unpaired surrogate, damage) is passed to json, which parses it
     or raises its own error. Integers beyond 64 bits, which this package does not write, become
@@ -154,7 +154,7 @@ def set_aside(path: Path, why: str, inode: int | None = None) -> None:
     """Rename `path` to ``.bad-…`` in the same folder and log one warning.
 
     If `inode` is given, does so only if `path` still has this inode: another process may already
-    have replaced the damaged file. Raises StoreError if it cannot be renamed.
+    have replaced the damaged file. Raises StoreError if `path` cannot be renamed.
     """
     aside = path.with_name(f".bad-{path.name[:80]}-{uuid.uuid4().hex[:8]}")
     try:

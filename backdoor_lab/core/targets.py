@@ -1,9 +1,9 @@
 """Checks that a configuration names only allowed code, before anything is imported.
 
 Hydra and `logging.config` import and call what a configuration names: callbacks, launchers,
-sweepers, log handlers and formatters. Allowed are this package's classes, the loggers of
-`conf/logger`, the classes of Hydra and `logging` listed here, the launchers of the joblib,
-submitit and Ray plugins, and the packages that the user lists in `allow_plugins`.
+sweepers, log handlers and formatters. A configuration may name only this package's classes, the
+loggers of `conf/logger`, the classes of Hydra and `logging` listed here, the launchers of the
+joblib, submitit and Ray plugins, and code in the packages that the user lists in `allow_plugins`.
 """
 
 from __future__ import annotations
@@ -88,8 +88,8 @@ def check_targets(config: Any, allowed: Iterable[str] = (), where: str = "") -> 
         elif logging and key == "filename" and not _LOG_FILE.match(str(value)):
             raise ConfigError(
                 f"`{path}`={str(value).replace(OUTPUT_DIR, '${hydra.runtime.output_dir}')!r} is not"
-                " allowed: a log file must be in the cell's folder or the current one:"
-                " ${hydra.runtime.output_dir}/NAME.log or NAME.log"
+                " allowed: a log file must be in the cell's folder"
+                " (${hydra.runtime.output_dir}/NAME.log) or in the current folder (NAME.log)"
             )
         elif path.startswith("hydra.job.env_set."):
             _check_variable(path, key, value)
@@ -103,7 +103,7 @@ def is_named(path: str, key: str) -> bool:
 
 def check_name(path: str, name: object, packages: Iterable[str] = ()) -> None:
     """Raises ConfigError unless the configuration may name the class or function `name` at the key
-    `path`. None is always allowed."""
+    `path`. `name` may be None."""
     if name is None or (isinstance(name, (dict, list)) and not path.endswith("._target_")):
         return  # The entries of a dictionary or list are checked separately.
     if isinstance(name, str) and (_known(path, name) or _admitted(name, packages)):

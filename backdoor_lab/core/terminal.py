@@ -1,4 +1,4 @@
-"""Terminal output of commands: errors in one line, durations and sizes in words. Works with
+"""Terminal output of commands: errors on one line, durations and sizes in words. Works with
 encodings that lack `±` and with readers that exit early, such as `head`."""
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def run_command(
     """Run a command and return its exit code.
 
     Parses `arguments` (default: those of the process) and calls `work`, which returns the exit
-    code. A LabError or OSError is printed in one line and determines the exit code. Output is
+    code. A LabError or OSError is printed on one line and determines the exit code. Output is
     discarded once its reader has exited. Raises SystemExit for invalid arguments and after
     ``--help``.
     """
@@ -43,7 +43,7 @@ def run_command(
 
 
 def print_error(error: LabError | OSError) -> int:
-    """Print an error in one line on standard error and return its exit code."""
+    """Print an error to standard error, on one line, and return its exit code."""
     if isinstance(error, OSError):
         error = explained(error, Path(error.filename or "."))
     print(f"error: {one_line(str(error))}", file=sys.stderr)

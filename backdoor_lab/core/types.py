@@ -76,8 +76,8 @@ class TrainingSet:
         return images
 
     def is_triggered_late(self, where: Tensor) -> Tensor:
-        """Returns a mask, bool (b,): true where the image at position `where` gets the trigger
-        after augmentation."""
+        """Returns a mask, bool (b,): which of the positions `where` int64 (b,) hold images that get
+        the trigger after augmentation."""
         laid_over: Tensor = self.index[where] >= len(self.base)
         return laid_over if self.late_trigger is not None else torch.zeros_like(laid_over)
 
@@ -112,8 +112,8 @@ class TrainingSet:
 
 @dataclass(frozen=True)
 class PoisonResult:
-    """A training set with its ground truth. Only records and controls may use the ground truth, not
-    defenses.
+    """A training set with its ground truth. Records and controls may use the ground truth; defenses
+    must not.
 
     `is_poison` bool (n,) marks the poisoned training images; `source_index` int64 (P,) are the
     indices of the clean images from which they were made. `is_cover` bool (n,) and `cover_index`
@@ -140,7 +140,8 @@ class Features:
 @dataclass(frozen=True)
 class FilterResult:
     """The result of a defense: `scores` float64 (n,), where higher is more suspicious and NaN means
-    not scored; `keep` bool (n,), false for removed images; `notes` for the record."""
+    not scored; `keep` bool (n,), false for removed images; `notes`, which are written to the
+    record."""
 
     scores: Tensor
     keep: Tensor

@@ -174,8 +174,8 @@ def keys(where: str, given: Iterable[str], known: Iterable[str]) -> None:
 
 
 def new_name(section: str, key: str) -> str | None:
-    """Returns the name that `key` of a configuration section has had since version 0.2; None if it
-    was not renamed.
+    """Returns the new name of `key` in a configuration section if version 0.2 renamed it; otherwise
+    None.
 
     >>> new_name("protocol", "inject")
     'placement'
@@ -185,8 +185,8 @@ def new_name(section: str, key: str) -> str | None:
 
 
 def new_value(key: str, value: object) -> str | None:
-    """Returns the value that replaced `value` of a configuration key in version 0.2; None if it was
-    not renamed.
+    """Returns the new name of `value`, a value of the configuration key `key`, if version 0.2
+    renamed it; otherwise None.
 
     >>> new_value("protocol.apply_trigger", "before")
     'before_augmentation'
@@ -195,7 +195,7 @@ def new_value(key: str, value: object) -> str | None:
 
 
 def new_class(target: str) -> str | None:
-    """Returns the ``_target_`` that replaced `target` in version 0.2; None if it was not renamed.
+    """Returns the new ``_target_`` if version 0.2 renamed the class `target`; otherwise None.
 
     >>> new_class("backdoor_lab.defenses.none.Keep")
     'backdoor_lab.defenses.none.NoDefense'
@@ -205,7 +205,7 @@ def new_class(target: str) -> str | None:
 
 
 def refuse_renamed(section: str, given: Iterable[str]) -> None:
-    """Raises ConfigError for a key that was renamed in `section`."""
+    """Raises ConfigError if a `given` key of `section` was renamed."""
     for key in given:
         if current := new_name(section, key):
             prefix = f"{section}." if section else ""

@@ -185,7 +185,7 @@ def test_a_plugin_filter_with_separate_option_arguments_is_refused(
         "    def __init__(self, *, removal_budget='7'): ...\n"
     )
     monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
-    wanted = "Single must not have parameters called removal_budget: these keys are .*`options`"
+    wanted = "Single must not have parameters called removal_budget: it receives .*`options`"
     with pytest.raises(ConfigError, match=wanted):
         build("defense", {"_target_": "backdoor_lab.defenses.single.Single"}, Defense, SHARED)
 
