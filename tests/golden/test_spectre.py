@@ -172,8 +172,8 @@ def test_scores_and_the_chosen_rank_equal_the_formula() -> None:
 
 @pytest.mark.parametrize(("k", "eps"), [(1, 10), (4, 3), (9, 4), (9, 10)])
 def test_scores_of_a_given_rank_equal_the_formula(k: int, eps: int) -> None:
-    """Rank 1 uses no filter. For ε = 3 and 4, the filter removes 2 ε rows, the most that it may. For
-    rank 9 and ε = 10, it removes nine."""
+    """Rank 1 uses no filter. For ε = 3 and 4, the filter removes 2 ε rows, the most that it may.
+    For rank 9 and ε = 10, it removes nine."""
     values = crowded(220, 9, 10, 3.0)
     known = DefenderKnowledge(("only",), 0, eps, seed=0)
     found = SPECTRE(rank=k).score_class(torch.from_numpy(values), 0, known)

@@ -30,7 +30,8 @@ NAN = float("nan")
     "value", [NAN, math.inf, -math.inf, True, "10%", "0.5", None, -0.1, 1, [0]]
 )
 def test_an_invalid_number_is_refused_with_the_valid_range(value: Any) -> None:
-    """Refused are NaN, infinity, bool, text and values out of range."""
+    """NaN, infinity, values out of range, and anything but a number are refused. A bool is not a
+    number."""
     with pytest.raises(ConfigError) as caught:
         validation.number("ratio", value, low=0, below=1)
     assert str(caught.value) == f"`ratio` must satisfy 0 <= ratio < 1, got {value!r}"
@@ -92,7 +93,8 @@ def test_unknown_words_are_refused_and_the_nearest_one_is_suggested() -> None:
     ids=ascii,
 )  # fmt: skip
 def test_unsafe_names_are_refused(name: Any) -> None:
-    """Refused are separators, only dots, shell syntax, look-alike letters, and excessive length."""
+    """Unsafe names have path separators, shell syntax or look-alike letters, consist of dots, or
+    are longer than 64 characters."""
     with pytest.raises(ConfigError, match=r"`stage` must match"):
         validation.safe_name("stage", name)
 

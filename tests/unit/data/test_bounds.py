@@ -219,7 +219,7 @@ def test_arrays_larger_than_memory_are_refused_before_reading(
 def test_an_oversized_official_file_is_refused_before_unpacking(
     tmp_path: Path, packed: bool
 ) -> None:
-    """Its hash is that of the unpacked content, which is known only after unpacking."""
+    """The MD5 of the content could be checked only after unpacking."""
     official = Official("a.gz", "0" * 32, (), "1" * 32)
     if packed:
         (tmp_path / "a.gz").write_bytes(gzip.compress(bytes(600 * MIB), 1))

@@ -46,7 +46,7 @@ def test_yaml_values_equal_constructor_defaults(path: Path) -> None:
 
 
 @pytest.mark.parametrize(("preset", "base"), PRESETS.items())
-def test_a_preset_overrides_values_of_its_base_without_new_keys(preset: str, base: str) -> None:
+def test_a_preset_changes_values_of_its_base_but_adds_no_keys(preset: str, base: str) -> None:
     found: Any = OmegaConf.to_container(OmegaConf.load(FOLDER / f"{preset}.yaml"))
     assert found.pop("defaults") == [base, "_self_"]
     kind, given = composed(FOLDER / f"{base}.yaml")

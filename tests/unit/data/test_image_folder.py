@@ -287,7 +287,7 @@ def zipped(folder: Path) -> Path:
     ids=["one class", "one class, enclosed", "not in test", "not in train", "spelled differently",
          "many"],
 )  # fmt: skip
-def test_one_class_and_different_classes_in_train_and_test_are_refused_before_decoding(
+def test_a_single_class_or_differing_classes_in_train_and_test_are_refused_before_decoding(
     tmp_path: Path, paths: list[str], said: str, archive: bool
 ) -> None:
     for path in paths:

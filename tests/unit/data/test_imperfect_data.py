@@ -236,7 +236,9 @@ def test_invalid_exif_data_does_not_make_an_image_damaged() -> None:
     assert decode(data, "x", 3, None)[0].min() > 190
 
 
-def test_only_image_folder_has_version_2_for_applying_orientation(tmp_path: Path) -> None:
+def test_applying_orientation_raised_the_version_of_image_folder_but_not_of_arrays(
+    tmp_path: Path,
+) -> None:
     assert identity.committed()["datasets"]["image_folder"]["version"] == 2
     assert identity.committed()["datasets"]["arrays"]["version"] == 1
 
@@ -390,7 +392,7 @@ def test_the_folder_of_an_unpacked_archive_can_be_the_root(cifar: Path) -> None:
         assert content_of(root) == before
 
 
-def test_an_unpacked_folder_with_a_wrong_hash_is_refused_without_download(
+def test_an_unpacked_folder_with_a_wrong_hash_is_refused_and_not_downloaded(
     cifar: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

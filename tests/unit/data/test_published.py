@@ -135,7 +135,7 @@ def test_false_idx_headers_are_refused() -> None:
             idx(bad, "x")
 
 
-def test_fashion_mnist_has_the_right_class_names() -> None:
+def test_fashion_mnist_has_ten_classes_and_class_7_is_sneaker() -> None:
     assert len(FashionMnist.classes) == 10
     assert FashionMnist.classes.index("sneaker") == 7
 

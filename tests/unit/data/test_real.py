@@ -18,7 +18,7 @@ ARCHIVE = FOLDER / "cifar10-jpeg.tar.xz"
 
 
 @pytest.mark.skipif(not ARCHIVE.is_file(), reason=f"{ARCHIVE.name} not in BACKDOOR_LAB_TEST_DATA")
-def test_limited_numbers_of_images_are_read_from_the_official_archive(tmp_path: Path) -> None:
+def test_image_limits_apply_to_the_official_archive(tmp_path: Path) -> None:
     source = ImageFolder(root=str(ARCHIVE), limit_train=20, limit_test=5)
     dataset = open_dataset(source, Store(tmp_path))
     assert dataset.name == "cifar10-jpeg"

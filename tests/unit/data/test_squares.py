@@ -31,7 +31,7 @@ def test_the_first_images_by_name_are_taken_from_subfolders_of_any_depth(tmp_pat
     assert found[:, 0, 0, 0].tolist() == [10, 0]
 
 
-def test_an_archive_is_read_as_a_folder(tmp_path: Path) -> None:
+def test_an_archive_is_read_like_a_folder(tmp_path: Path) -> None:
     Image.new("L", (6, 6), 77).save(tmp_path / "gray.png")
     with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
         archive.write(tmp_path / "gray.png", "some/gray.png")

@@ -76,7 +76,7 @@ def test_float_images_without_a_value_above_1_are_refused_as_probably_rescaled()
 
 
 @pytest.mark.parametrize("dtype", [bool, complex, object, "U3", "datetime64[s]"])
-def test_arrays_of_other_dtypes_are_refused(dtype: Any) -> None:
+def test_boolean_complex_and_non_numeric_arrays_are_refused(dtype: Any) -> None:
     with pytest.raises(DataError, match="got"):
         byte_images(np.zeros(SHAPE, dtype), "here")
     with pytest.raises(DataError, match="got"):

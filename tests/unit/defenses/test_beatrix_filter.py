@@ -76,7 +76,7 @@ def test_gram_entries_match_values_computed_by_hand() -> None:
                                                                730 ** (1 / 3)])  # fmt: skip
 
 
-def test_poison_with_other_correlations_is_removed() -> None:
+def test_poison_with_different_channel_correlations_is_removed() -> None:
     """Three channels vary together in poison, but not in clean images."""
     images = planted(pictures(100, 1), slice(0, 5))
     found = judged(Beatrix(FilterOptions(removal_budget="5")), images, torch.zeros(100).long())
@@ -156,7 +156,7 @@ def test_two_clean_images_are_enough_and_one_is_refused() -> None:
     assert Beatrix().requires() == ["target", "epsilon", "context", "clean images"]
 
 
-def test_scores_do_not_depend_on_the_sizes_of_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_do_not_depend_on_the_chunk_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     images, labels = planted(pictures(50, 1), slice(0, 5)), torch.zeros(50).long()
     whole = judged(Beatrix(width=1), images, labels).scores
     monkeypatch.setattr(beatrix, "CHUNK", 7)
@@ -208,8 +208,8 @@ def test_an_invalid_option_is_refused_and_named_in_the_error(name: str, value: A
         Beatrix(**{name: value})
 
 
-def test_clean_images_belong_to_the_class_that_the_network_assigns() -> None:
-    """Wrong labels change nothing, unless the network assigns fewer than two images to a class."""
+def test_clean_images_are_grouped_by_predicted_class() -> None:
+    """Labels matter only if the network assigns fewer than two images to a class."""
     labels = torch.arange(40) % 2
     images, aside = pictures(40, 1), pictures(40, 2)
     aside[:, 0, 0, 0] = (70 + labels).byte()

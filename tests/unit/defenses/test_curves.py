@@ -43,7 +43,7 @@ def test_ranking_metrics_agree_with_sklearn(kinds: int) -> None:
         assert tpr_at_fpr(scores, positive, limit) == pytest.approx(expected, abs=1e-12)
 
 
-def test_ranking_metrics_ignore_unscored_examples_but_unscored_poison_counts_as_left() -> None:
+def test_ranking_metrics_ignore_unscored_poison_but_the_removal_curve_counts_it_as_left() -> None:
     scores, positive = ranking(40)
     unseen = torch.full((50,), NAN, dtype=torch.float64)
     all_scores = torch.cat([scores, unseen])
@@ -78,7 +78,7 @@ def test_ranking_metrics_that_are_undefined_are_none() -> None:
 
 def test_the_poison_left_after_each_removal_matches_values_computed_by_hand() -> None:
     """The scores are 9, 5, 5, 5, 1. The example with score 9 and one of those with score 5 are
-    poison. Each removal among the ties removes a third of a poisoned example."""
+    poison. Each removal among the ties removes a third of a poisoned example on average."""
     scores = torch.tensor([5.0, 9, 5, 1, 5]).double()
     is_poison = torch.tensor([True, True, False, False, False])
     expected = [(0, 2.0), (1, 1.0), (2, 0.666667), (3, 0.333333), (4, 0.0), (5, 0.0)]

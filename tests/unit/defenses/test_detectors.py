@@ -47,7 +47,7 @@ def maker(request: pytest.FixtureRequest) -> Any:
 
 
 def test_scattered_outliers_are_all_removed(maker: Any) -> None:
-    """Ten examples at twelve standard deviations, each in its own direction."""
+    """There are ten outliers, each twelve standard deviations away in its own direction."""
     values = normal(300, 8)
     away = normal(10, 8, seed=1)
     values[100:110] = 12 * away / away.norm(dim=1, keepdim=True)
@@ -95,7 +95,7 @@ def test_scores_depend_neither_on_row_order_nor_on_dtype(maker: Any) -> None:
     assert torch.equal(maker().score_class(values.double(), 0, KNOWN).scores, scores)
 
 
-def test_isolation_forest_depends_only_on_the_seed() -> None:
+def test_isolation_forest_scores_are_reproducible_and_depend_on_the_seed() -> None:
     values, other = normal(60, 4), DefenderKnowledge(("only",), 0, 10, seed=4)
     assert torch.equal(
         IsolationForest().score_class(values, 0, KNOWN).scores,
@@ -151,9 +151,9 @@ def test_local_outlier_factor_follows_its_definition() -> None:
     assert scores.numpy() == pytest.approx(expected, rel=1e-6)
 
 
-def test_robust_covariance_resists_a_quarter_of_outliers() -> None:
-    """The outliers get the highest robust distances. They distort the plain Mahalanobis distance,
-    which ranks other examples higher."""
+def test_robust_covariance_finds_all_outliers_even_if_they_are_a_quarter_of_the_class() -> None:
+    """The outliers distort the plain covariance, so that the plain Mahalanobis distance ranks other
+    examples higher."""
     values = normal(400, 5)
     values[:100, 0] = 8 + 0.1 * values[:100, 0]
     scores = EllipticEnvelope().score_class(values, 0, KNOWN).scores

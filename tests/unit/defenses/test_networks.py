@@ -92,7 +92,7 @@ def test_another_seed_gives_other_scores(defense: ModelBasedFilter) -> None:
     assert not torch.equal(first, other)
 
 
-def test_asset_gives_outliers_among_the_features_of_the_attacked_model_the_highest_losses() -> None:
+def test_asset_scores_images_that_are_outliers_in_the_attacked_model_higher() -> None:
     images, labels = drawn(100, 1, 100)
     images.view(100, -1)[94:, 3:], labels[94:] = 255, 0
     attacked = trained(hidden(12, CLASSES), context(images, labels), 15)
@@ -161,7 +161,7 @@ def test_unlikelihood_is_minus_log_of_one_minus_the_probability() -> None:
     assert float(gradient.abs().max()) < 1e-6
 
 
-def test_a_loss_adds_unlikelihood_of_one_part_and_cross_entropy_of_the_other() -> None:
+def test_the_loss_adds_unlikelihood_of_the_first_images_and_cross_entropy_of_the_rest() -> None:
     said, labels = torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 1, 2])
     rest = F.cross_entropy(said[2:], labels[2:])
     assert torch.allclose(apart(2)(said, labels), unlikelihood(said[:2], labels[:2]) + rest)

@@ -172,7 +172,7 @@ def test_anp_masks_stay_in_0_to_1_and_prune_below_the_threshold(lr: float) -> No
     assert all(torch.equal(after[key], before[key]) for key in before if key != "body.1.weight")
 
 
-def test_anp_ignores_the_perturbation_when_its_loss_has_weight_zero() -> None:
+def test_anp_ignores_the_perturbation_if_the_perturbed_loss_has_weight_zero() -> None:
     images, labels = noise()
     given = context(images, labels, network=normed(), clean=(images, labels))
     first, second = (ANP(alpha=1.0, eps=eps, steps=2).masks(given)[0] for eps in (0.0, 0.9))
@@ -310,7 +310,8 @@ def cornered(n: int = 160, poison: int = 16) -> tuple[Tensor, Tensor]:
 
 
 def test_d_br_finds_the_trigger_by_sensitivity_and_unlearns_it() -> None:
-    """A rotation moves the white corner out of the image but keeps the brightness."""
+    """Rotations and shifts move the white corner but keep the brightness, by which the classes
+    differ."""
     images, labels = cornered()
     bare = context(images, labels)
     attacked = trained(hidden(36, 2), bare, 40)

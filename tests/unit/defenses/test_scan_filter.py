@@ -93,8 +93,8 @@ def test_automatic_budget_keeps_a_clean_class_but_a_fixed_budget_removes_from_it
 
 
 def test_likelihood_ratio_matches_its_closed_form() -> None:
-    """J = [sum (r - mu)' P (r - mu) - sum (r - mu_i)' P (r - mu_i)] / n and J* in MAD units,
-    computed with NumPy from the filter's groups."""
+    """NumPy computes J = [sum (r - mu)' P (r - mu) - sum (r - mu_i)' P (r - mu_i)] / n from the
+    filter's groups, and J* in units of the MAD."""
     features, clean = poisoned(25, 4)[0], draw(40, 2)
     verdict = SCAn(FilterOptions(filter_scope="all", removal_budget="0"))(features, known(clean))
     between, within = (x.numpy() for x in variation(clean.values, clean.labels, 0.01))
@@ -128,9 +128,8 @@ def test_scores_are_linear_and_positive_for_the_poisoned_group() -> None:
     assert verdict.scores[where].min() > 0
 
 
-def test_variation_separates_the_covariance_between_classes_from_that_within_classes() -> None:
-    """With many images per class, the estimates are close to the covariances that generated the
-    images."""
+def test_variation_estimates_the_covariance_between_classes_and_within_classes() -> None:
+    """With many images per class, the estimates are close to the true covariances."""
     rng = np.random.default_rng(0)
     labels = np.arange(12_000) // 60
     means = rng.normal(size=(200, 2)) * [2, 3]
@@ -175,7 +174,7 @@ def test_the_initial_split_is_a_random_half_that_depends_on_values_not_on_order(
 
 
 def test_two_groups_agree_with_kmeans_of_sklearn() -> None:
-    """On planted groups they agree exactly. On noise, the inertia is at most 10 % larger."""
+    """On planted groups, the inertia is the same. On noise, it is at most 10 % larger."""
     for shift, slack in ((5.0, 1e-9), (0.0, 0.1)):
         white = torch.randn(200, 4, generator=torch.Generator().manual_seed(3)).double()
         white[:50, 2] += shift

@@ -62,9 +62,9 @@ def test_que_scores_match_the_matrix_exponential_of_scipy() -> None:
     assert que(white, 4).numpy() == pytest.approx(expected)
 
 
-def test_que_scores_have_the_right_limits_in_alpha() -> None:
-    """With alpha = 0, the score is the squared length divided by k. With a large alpha, it depends
-    only on the top direction."""
+def test_que_scores_have_known_limits_for_small_and_large_alpha() -> None:
+    """With alpha = 0, or if no variance exceeds 1, the score is the squared length divided by k.
+    With a large alpha, the score depends only on the top direction."""
     white = torch.randn(300, 3, generator=torch.Generator().manual_seed(1)).double()
     white[:, 1] *= 3
     assert torch.allclose(que(white, 0), white.square().mean(dim=1))
@@ -96,7 +96,7 @@ def test_the_filter_removes_at_most_its_limit() -> None:
     assert filtered(points, 0.0, 0.1, 40).all()
 
 
-def test_whitening_gives_unit_covariance_and_finite_values_without_variance() -> None:
+def test_whitening_gives_unit_covariance_and_ignores_axes_without_variance() -> None:
     points = torch.randn(300, 3, generator=torch.Generator().manual_seed(4)).double()
     points[:, 2] = 0
     root = root_of(points.T @ points / 300, points)
@@ -137,7 +137,8 @@ def test_poison_stands_out_in_an_otherwise_constant_class() -> None:
 
 
 def test_suspicious_classes_are_those_with_planted_poison() -> None:
-    """None of ten clean classes is suspicious. If one has planted poison, it is."""
+    """Of ten clean classes, none is suspicious. After poison is planted in one class, only that
+    class is."""
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(2000, 6, generator=generator)
     labels = torch.arange(2000) % 10

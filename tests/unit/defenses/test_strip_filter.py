@@ -68,7 +68,7 @@ def test_overlays_are_drawn_separately_for_each_image() -> None:
 
 @pytest.mark.parametrize("n", [1, 2, 7])
 def test_threshold_images_are_not_used_as_overlays(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half of the held-out images are used as overlays and the rest for the threshold. A single
+    """Half of the held-out images are overlays, and the rest set the threshold. A single held-out
     image is used for both."""
     seen: list[tuple[Tensor, Tensor]] = []
 

@@ -68,8 +68,8 @@ def test_every_golden_test_named_in_the_fidelity_table_has_two_mutations() -> No
 
 @pytest.mark.parametrize("path", golden_modules(), ids=lambda path: path.stem)
 def test_every_mutation_can_be_applied(path: Path) -> None:
-    """The text of a mutation occurs exactly once in its file. This test fails if a change of the
-    code removes it."""
+    """The text of a mutation occurs exactly once in its file. This test fails if a change to the
+    code removes that text."""
     assert [p for each in mutations_of(path) if (p := each.problem())] == []
 
 
@@ -208,8 +208,8 @@ def test_a_changed_step_in_another_file_is_found(tmp_path: Path) -> None:
     assert line.endswith(" in numerics/gram_ranges.py")
 
 
-def test_every_step_of_a_defense_that_its_authors_describe_quotes_our_code() -> None:
-    """Exceptions are steps that our method lacks, and the features that it is given."""
+def test_every_published_step_of_a_defense_quotes_our_code() -> None:
+    """A step that our method lacks needs no quotation, nor does the choice of features."""
     lacking = {
         f"{each.name}: {row.key}" for each in EVERY.values() if each.group == "defense"
         for row in each.rows if row.kind == "step" and row.sources and not row.token

@@ -42,13 +42,13 @@ def numbers_of(path: Path) -> set[str]:
      if folder != "numerics" or f"numerics/{path.name}" in PLACES],
 )  # fmt: skip
 def test_every_number_that_a_method_defines_has_a_row(place: str) -> None:
-    """Limits on memory are excluded, since they change no result. Of numerics/, only the modules
-    that a row names are checked."""
+    """Limits on memory are excluded, since they change no result. Modules of numerics/ are checked
+    only if a row names them."""
     numbers = {f"{place}:{name}" for name in numbers_of(PACKAGE / place) - MEMORY}
     assert numbers - DESCRIBED <= NO_SETTINGS
 
 
-def test_the_numbers_of_modules_and_classes_are_found() -> None:
+def test_numeric_constants_of_modules_and_classes_are_found() -> None:
     assert numbers_of(PACKAGE / "defenses/scan.py") == {"STEPS"}
     assert numbers_of(PACKAGE / "defenses/elliptic_envelope.py") == {
         "EllipticEnvelope.rows_per_component"

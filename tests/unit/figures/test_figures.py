@@ -204,7 +204,7 @@ def test_asr1_and_asr2_have_separate_figures_for_each_target(tmp_path: Path) -> 
                      for target in ("bird", "dog")]  # fmt: skip
 
 
-def test_a_sweep_without_transformations_has_no_figure_of_them(tmp_path: Path) -> None:
+def test_a_sweep_without_transformations_has_no_transformation_figures(tmp_path: Path) -> None:
     drawn = dict(catalogue.of_sweep(whole_of(write_sweep(tmp_path / "s", [record()]))))
     assert not any("under" in name for name in drawn)
 

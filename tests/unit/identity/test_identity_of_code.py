@@ -121,7 +121,7 @@ def test_rewording_texts_or_reformatting_code_changes_no_id(
 def test_an_edit_of_code_in_any_file_changes_a_hash(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of some files only the functions that are used are hashed, so every function is edited."""
+    """In some files, only functions in use are hashed. The test therefore edits every function."""
     tree = ast.parse(sources._text(sources.ROOT / name))
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef):
@@ -230,7 +230,7 @@ def test_adding_an_unused_function_to_a_shared_file_changes_no_id(
             assert identity_table.differing() == {}
 
 
-def test_editing_a_data_source_changes_only_data_sets_read_by_it(
+def test_editing_a_data_source_changes_only_its_own_data_sets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     np.savez(tmp_path / "a.npz", x=np.zeros(1))
@@ -387,8 +387,8 @@ def test_a_damaged_identity_json_is_refused(
 def test_results_of_an_edited_trigger_are_computed_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The poison and the measurements are new; networks and features with equal inputs are reused.
-    The record names the modified component."""
+    """The poison and the measurements are computed again. Networks and features with unchanged
+    inputs are reused. The record names the modified component."""
     first = run_here(tmp_path / "store", tmp_path / "a")
     assert first["run"]["modified"] == []
     edited(monkeypatch, "attacks/pixel.py")

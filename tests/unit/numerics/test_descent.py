@@ -24,7 +24,7 @@ def test_one_step_of_sgd_matches_a_computation_by_hand() -> None:
         assert weight.tolist() == expected
 
 
-def test_a_network_that_the_loss_only_passes_through_gets_no_gradient() -> None:
+def test_a_network_outside_the_optimizer_gets_no_gradient() -> None:
     net = nn.Linear(3, 2)
     noise = torch.zeros(3, requires_grad=True)
     descend(torch.optim.SGD([noise], lr=1.0), net(noise).sum(), "the loss")
@@ -63,8 +63,8 @@ def test_no_step_is_taken_after_a_stop_request(
 
 
 def test_only_the_module_descent_calls_backward() -> None:
-    """Lightning trains the classifiers. Two methods call `step` themselves, because they do not
-    follow the gradient of one loss: they use its sign, or a weighted sum of two gradients."""
+    """Lightning trains the classifiers. Two methods call `step` themselves: Sleeper Agent with the
+    sign of a gradient, and ANP with the gradient of a weighted sum of two losses."""
     package = Path(backdoor_lab.__file__).parent
     found: dict[str, set[str]] = {"backward": set(), "step": set()}
     for path in package.rglob("*.py"):
