@@ -214,7 +214,7 @@ def test_the_heartbeat_stops_after_release(tmp_path: Path, monkeypatch: pytest.M
 def test_a_full_disk_leaves_no_empty_lease_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Other processes would wait for an owner that does not exist."""
+    """An empty file would make other processes wait for an owner that does not exist."""
     mine = claim(tmp_path / "x.claim", Clock())
 
     def no_room(beat: int) -> str:
