@@ -52,7 +52,9 @@ def members(root: Path) -> Members:
         return Tar(root)
     if name.endswith(".zip"):
         return Zip(root)
-    raise DataError(f"{root}: neither a folder nor one of {', '.join((*TAR, '.zip'))}")
+    raise DataError(
+        f"{root}: neither a folder nor a supported archive ({', '.join((*TAR, '.zip'))})"
+    )
 
 
 class Tar(Members):
@@ -198,7 +200,7 @@ def inner_path(name: str, archive: Path) -> str:
 
 class _Headers:
     """A stream that limits the size of the headers that tarfile reads for one member, since tarfile
-    trusts the sizes stated in them. `spent` is the number of bytes read for this member."""
+    trusts the sizes stated in them. `spent` is the number of bytes read for the current member."""
 
     def __init__(self, stream: IO[bytes], where: Path) -> None:
         self._stream, self._where, self.spent = stream, where, 0
@@ -208,8 +210,8 @@ class _Headers:
         self.spent += size
         if size < 0 or self.spent > MAX_HEADER:
             raise DataError(
-                f"{self._where}: the headers of one member, before byte {self.tell() + size:,}, are"
-                f" longer than {MAX_HEADER:,} bytes, so the archive is not read"
+                f"{self._where}: a member that starts before byte {self.tell() + size:,} has"
+                f" headers longer than {MAX_HEADER:,} bytes, so the archive is not read"
             )
         return self._stream.read(size)
 
@@ -245,8 +247,9 @@ def _chunked(stream: IO[bytes], size: int) -> bytes:
 
 
 def _check_end(stream: IO[bytes], offset: int) -> None:
-    """Raises ReadError unless the archive ends in a block of zeros; otherwise tarfile has stopped
-    at a damaged header. Reads to the last byte, so that the decompressor verifies its checksum."""
+    """Raises ReadError unless the archive has only zeros, and at least one block of them, from byte
+    `offset` on; tarfile stops silently at a damaged header. Reads to the last byte, so that the
+    decompressor verifies its checksum."""
     stream.seek(offset)
     block = stream.read(tarfile.BLOCKSIZE)
     if len(block) < tarfile.BLOCKSIZE or block.strip(b"\0"):

@@ -40,12 +40,12 @@ LAYOUTS = ("auto", "NHWC", "NCHW")
 class ArrayFile(Source):
     """Reads `root`, an .npz file with the arrays of `KEYS` and, optionally, `classes`.
 
-    Images are (N, H, W), (N, H, W, C) or (N, C, H, W) with C 1 or 3; if a shape fits both of the
-    forms with C, `layout` must say which. See `validate.byte_images` for accepted values. Labels
-    are (N,) or (N, 1). Class names are the parameter `classes`, else the file's, else "0", "1", ...
-    `size` resizes images as in `ImageFolder`. If the file has no test arrays, a fraction
-    `test_share` of every class, drawn with `split_seed`, is held out of the training arrays. Raises
-    DataError for object arrays, which could run code when loaded.
+    Images are (N, H, W), (N, H, W, C) or (N, C, H, W) with C 1 or 3. If a shape fits both forms
+    with C, `layout` must be NHWC or NCHW. See `validate.byte_images` for accepted values. Labels
+    are (N,) or (N, 1). Class names are taken from the parameter `classes`, else from the file, else
+    they are "0", "1", ... `size` resizes images as in `ImageFolder`. If the file has no test
+    arrays, a fraction `test_share` of every class, drawn with `split_seed`, is held out of the
+    training arrays. Raises DataError for object arrays, which could run code when loaded.
     """
 
     def __init__(
@@ -96,8 +96,8 @@ class ArrayFile(Source):
         return Arrays(read[0], read[1], classes)
 
     def _load(self) -> dict[str, NDArray[Any]]:
-        """Returns the arrays, named by the keys of `KEYS`; those of the test split only if
-        present."""
+        """Returns the training arrays and, if the file has them, the test arrays and `classes`,
+        under the keys of `KEYS` and "classes"."""
         there = names_in(self.root)
         named = {key: name for key in KEYS for name in (KEYS[key], key) if name in there}
         has_test = bool({"test_images", "test_labels"} & named.keys())

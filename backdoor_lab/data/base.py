@@ -117,8 +117,8 @@ def first_per_class(split: Split, limit: int | None) -> Split:
 
 
 def positive(name: str, value: int | None) -> int | None:
-    """Returns `value`, an integer of at least 1, or None for no limit. Raises ConfigError
-    otherwise."""
+    """Returns `value` if it is an integer of at least 1, or None, which means no limit. Raises
+    ConfigError for other values."""
     return None if value is None else validation.whole(name, value, low=1)
 
 

@@ -42,12 +42,12 @@ a refused command must not write to the store."""
 
 
 def open_dataset(source: Source, store: Store) -> Dataset:
-    """Opens the data set of `source` as tensors on memory-mapped files; writing to a tensor does
-    not change the file.
+    """Opens the data set of `source` as memory-mapped tensors. Writing to a tensor does not change
+    its file.
 
-    If the store is read-only and does not have the data set, the tensors are in memory; a later
-    call with a writable store writes them to it. Raises DataError if the data is missing,
-    damaged or breaks a rule of `validate`.
+    If the store is read-only and does not have the data set, the tensors are in memory. If the same
+    process later opens the data set with a writable store, the arrays in memory are written to that
+    store. Raises DataError if the data is missing, damaged or breaks a rule of `validate`.
     """
     fingerprint = source.fingerprint()
     inputs = _inputs(fingerprint)
@@ -123,8 +123,7 @@ def _tell(name: str, notes: dict[str, Any]) -> None:
     unused = notes.get("not_used", {}).get("by_ending")
     if unused:
         log.warning(
-            "data set %s: ignored %s that are not images or cannot be decoded here (%s);"
-            " the record lists them",
+            "data set %s: ignored %s without a supported image format (%s); the record lists them",
             name, many(sum(unused.values()), "file"), counted(unused),
         )  # fmt: skip
     skipped = notes.get("skipped", {}).get("count")

@@ -98,8 +98,8 @@ def decode_all(
                 raise DataError(work.refused[min(work.refused)])
     if missing:
         raise DataError(
-            f"{where}: {many(len(missing), 'image')} disappeared while being read, the first:"
-            f" {min(missing)}"
+            f"{where}: {many(len(missing), 'image')} disappeared during reading; the first by name"
+            f" is {min(missing)}"
         )
     return work.done()
 
@@ -118,8 +118,8 @@ class _Work:
     refused: dict[str, str] = field(default_factory=dict)
 
     def chunk(self, files: list[tuple[str, Content]]) -> dict[str, str]:
-        """Decodes files into their rows of `images`. Returns the reason for each file that is
-        broken, by path."""
+        """Decodes files into their rows of `images`. Returns the error message of each broken file,
+        by path."""
         broken = {}
         for path, content in files:
             try:

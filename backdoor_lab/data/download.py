@@ -1,9 +1,9 @@
-"""Downloads the official files of a public data set and verifies their hashes, in one process at a
-time.
+"""Downloads the official files of a public data set, in one process at a time, and verifies their
+hashes.
 
-torchvision's `download_url` transfers the files. pooch could replace only that call: it has no
-lock between processes, alternative URLs, size limit, resuming or support for the decompressed
-form of a file, and it requires three packages (platformdirs, packaging, requests).
+torchvision's `download_url` transfers the files. pooch could replace only that call, and requires
+three more packages (platformdirs, packaging, requests). It offers no lock between processes, no
+alternative URLs, no size limit and no resuming, and does not accept a decompressed copy of a file.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class Official:
     content_md5: str = ""
 
     def bytes_in(self, root: Path) -> bytes | None:
-        """Returns the content of a valid copy below `root`, decompressed if it is a .gz; else
-        None."""
+        """Returns the content of a valid copy below `root`, or None if there is none. If
+        `content_md5` is set, the content is decompressed."""
         path = self.place(root)
         if not self.content_md5:
             return _sound(path, self.md5)
@@ -57,8 +57,8 @@ class Official:
         return plain or _sound(path, self.content_md5, packed=True)
 
     def place(self, root: Path, without: str = "") -> Path:
-        """Returns the file's path below `root` as torchvision expects it, without the suffix
-        `without`. If only a file directly in `root` exists, returns that path."""
+        """Returns the path below `root` where torchvision expects the file, after removing the
+        suffix `without`. If the file is directly in `root` instead, returns its path there."""
         path = root / self.path.removesuffix(without)
         return root / path.name if not path.exists() and (root / path.name).is_file() else path
 
@@ -100,7 +100,9 @@ def obtain(
                 _fetch(file, root, download)
             unpack()
             if not ready():
-                raise OSError("the unpacked files are not the official ones")
+                raise OSError(
+                    "unpacked files are missing, or their hashes differ from the official ones"
+                )
     except (MemoryError, StoreFullError):
         raise
     except Exception as error:  # all failures get the same message
@@ -112,7 +114,8 @@ def obtain(
 def missing(
     name: str, root: Path, files: tuple[Official, ...], error: Exception, download: bool
 ) -> DataError:
-    """Returns the error that says which files are expected where, and what to do."""
+    """Returns the error for a data set without valid files. It names the expected files, their
+    folder and the remedies."""
     expected = ", ".join(f"{file.path} (md5 {file.md5})" for file in files)
     remedy = "Put them there" if download else "Put them there, or set dataset.download=true"
     return DataError(
@@ -147,8 +150,8 @@ def _fetch(file: Official, root: Path, download: bool) -> None:
 
 @contextmanager
 def _locked(root: Path, name: str) -> Iterator[None]:
-    """Holds the lock of one data set in `root`, which is created if it does not exist. On exit,
-    removes the lock and those folders it created that are still empty."""
+    """Locks one data set in the folder `root`, which is created if it does not exist. On exit,
+    removes the lock file, and every folder that was created here and is still empty."""
     made = [each for each in (root, *root.parents) if not each.exists()]
     root.mkdir(parents=True, exist_ok=True)
     path = root / f".{name}.lock"

@@ -30,19 +30,19 @@ from backdoor_lab.data.splits import HeldOut
 class ImageFolder(Source):
     """Reads `root`: a folder, .tar, .tar.gz, .tgz, .tar.xz or .zip with train/ and test/.
 
-    - If there is no test/, val/ or valid/ takes its place. If there is none of the three, the
-      fraction `test_share` of every class is held out of train/, drawn with `split_seed`, and the
-      class folders need not be inside train/. Other top-level folders are ignored. All of these
-      folders may be inside a single folder.
+    - The test images are in test/, else in val/, else in valid/. If none of these folders exists,
+      the fraction `test_share` of every class, drawn with `split_seed`, is held out of the training
+      images, and the class folders may be directly in `root` instead of in train/. Other folders
+      next to these are ignored. `root` may also contain a single folder with all of these inside.
     - Classes are the folders in a split, sorted by name, in Unicode's composed form (NFC);
       images are sorted by name.
     - Images are files with the extension or the first bytes of an image; see kinds.py. Other files
       in a split are counted and listed in the record. Names that start with a dot or with __MACOSX
-      are ignored. An image in a split but not in split/class/ is an error.
+      are ignored. An image in a split that is not directly in a class folder is an error.
     - A damaged image is an error; with `skip_broken` it is skipped, counted and listed.
     - `size`: None if all images have the same size, or a number to resize to size x size.
     - `channels`: 3 or 1; see decode.py for the conversion of other modes.
-    - `limit_train`, `limit_test`: maximum number of images of every class, the first by name.
+    - `limit_train`, `limit_test`: maximum number of images per class; the first by name are kept.
     """
 
     def __init__(
@@ -70,8 +70,8 @@ class ImageFolder(Source):
 
     def identity(self) -> dict[str, Any]:
         """Returns the hash of an archive; for a folder, the names, sizes and modification times of
-        its images and the class names. Includes the options, but `skip_broken` and `test_share`
-        only if set."""
+        its images and the class names. Also returns `size`, `channels` and, only if set,
+        `skip_broken` and `test_share`."""
         how = {"size": self.size, "channels": self.channels, **self.held_out.identity()}
         how |= {"skip_broken": True} if self.skip_broken else {}
         inside = self._members()
@@ -109,7 +109,9 @@ class ImageFolder(Source):
         try:
             return members(self.root)
         except DataError as error:
-            raise DataError(f"{error}; expected train/<class>/<image> in it. {EMBEDDED}") from error
+            raise DataError(
+                f"{error}; `dataset.root` must contain train/<class>/<image>. {EMBEDDED}"
+            ) from error
 
     def _survey(self, inside: Members) -> Survey:
         found = survey(inside, self.held_out)
@@ -131,8 +133,7 @@ def _classes(layout: Layout) -> tuple[str, ...]:
 def _split(
     images: Any, rows: dict[str, int], by_class: dict[str, list[str]], classes: Sequence[str]
 ) -> Split:
-    """Returns one split, whose images are consecutive rows of `images`, as a view without a
-    copy."""
+    """Returns one split. Its images are a view of consecutive rows of `images`, not a copy."""
     numbers = {name: number for number, name in enumerate(classes)}
     found = [
         (rows[path], numbers[name])

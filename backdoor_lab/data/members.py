@@ -138,12 +138,12 @@ class Folder(Members):
         if self._again > MAX_VISITS:
             raise DataError(
                 f"{self.root}: links point more than {MAX_VISITS:,} times to folders that were"
-                f" already listed, most recently {here}: remove them"
+                f" already listed, most recently {here}: remove these links"
             )
 
 
 def hash_of(path: Path) -> str:
-    """Returns the SHA-256 of a file; within a process, it is computed again only if the size or the
+    """Returns the SHA-256 of a file. A process computes the hash again only if the file's size or
     mtime has changed."""
     try:
         info = path.stat()

@@ -67,8 +67,8 @@ def _check_header(stream: IO[bytes]) -> None:
 
 
 def _claimed(stream: IO[bytes]) -> int | None:
-    """Returns the size in bytes that an array's header states, including the header; None if only
-    NumPy can read it."""
+    """Returns the size in bytes of an array and its header, as stated in the header; None for
+    object arrays and for headers of a version other than 1.0 and 2.0."""
     version = np.lib.format.read_magic(stream)
     if version == (1, 0):
         shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
@@ -76,7 +76,7 @@ def _claimed(stream: IO[bytes]) -> int | None:
         shape, _, dtype = np.lib.format.read_array_header_2_0(stream)
     else:
         return None
-        # The header does not state the size of pickled objects; NumPy refuses them.
+    # The header does not state the size of pickled objects; NumPy refuses them.
     return None if dtype.hasobject else stream.tell() + math.prod(shape) * dtype.itemsize
 
 

@@ -47,7 +47,7 @@ class HeldOut:
         return chosen
 
     def check(self, has_test: bool, where: object) -> None:
-        """Raises DataError if a data set has neither test images nor a `share` to hold out, or has
+        """Raises DataError unless either the data set has test images or `share` is set, but not
         both."""
         if has_test and self.share is not None:
             raise DataError(

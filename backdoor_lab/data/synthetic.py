@@ -162,8 +162,8 @@ def _draw_class(
 def _coordinates(
     rng: np.random.Generator, count: int, size: int, shift: float
 ) -> tuple[Grid, Grid, Grid]:
-    """Returns shifted, scaled and tilted coordinates u, v (count, size, size), and a pixel's
-    width."""
+    """Returns shifted, scaled and tilted coordinates u, v (count, size, size), and the width of a
+    pixel in these coordinates (count, 1, 1)."""
     axis = (np.arange(size) + 0.5) / size * 2 - 1
     x0, y0 = rng.uniform(-shift, shift, (2, count, 1, 1))
     radius = rng.uniform(*RADIUS, (count, 1, 1))

@@ -42,8 +42,8 @@ class Synthetic(Source):
         }
 
     def identity(self) -> dict[str, Any]:
-        """Returns the generator's parameters. The default `shift` is omitted, as in versions
-        without this option."""
+        """Returns the generator's parameters. The default `shift` is omitted, so that the
+        identity is equal to that of versions without this option."""
         parameters = dict(self.parameters)
         if parameters["shift"] == SHIFT:
             del parameters["shift"]

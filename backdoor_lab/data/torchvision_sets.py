@@ -36,9 +36,9 @@ from backdoor_lab.data.official import (
 
 
 class Published(Source):
-    """Base class of data sets with official files. `root` is the folder that contains them or
-    receives the download; it may also be the unpacked folder or one of the files. Hashes are always
-    verified."""
+    """Base class of data sets with official files. `root` is the folder that contains the files or
+    receives the download; the path of the unpacked folder or of one of the files is accepted too.
+    Hashes are always verified."""
 
     files: ClassVar[tuple[Official, ...]]
     default_name: ClassVar[str]
@@ -103,7 +103,7 @@ class Published(Source):
 
     @abstractmethod
     def load(self) -> Arrays:
-        """Reads the files after their hashes have been verified."""
+        """Reads the files, whose hashes `read` has verified."""
 
 
 class Cifar10(Published):
@@ -134,7 +134,9 @@ class Cifar10(Published):
         folder = self.root / self._reader().base_folder
         wrong = [name for name, md5 in self._batches() if not check_integrity(folder / name, md5)]
         if wrong and folder == self.root:
-            raise DataError(f"{self.root / wrong[0]} is missing or does not have the official hash")
+            raise DataError(
+                f"{self.root / wrong[0]} is missing, or its hash differs from the official one"
+            )
         return not wrong
 
     def unpack(self) -> None:
@@ -153,7 +155,8 @@ class Cifar10(Published):
         return Arrays(train, test, tuple(sets[0].classes))
 
     def _reader(self) -> Any:
-        """Returns torchvision's class, adapted if `root` itself contains the unpacked batches."""
+        """Returns torchvision's class. If `root` is itself the folder of the unpacked batches, the
+        class reads them there, since its `base_folder` is empty."""
         from torchvision import datasets
 
         reader = getattr(datasets, self.torchvision_class)

@@ -70,8 +70,8 @@ def whole_labels(labels: NDArray[Any], where: str) -> NDArray[np.int64]:
 
 
 def refuse(bad: NDArray[np.bool_], values: NDArray[Any], where: str, rule: str) -> None:
-    """Raises DataError if `bad` is true anywhere; the message states the first index where it is
-    true, and how many there are."""
+    """Raises DataError if any element of `bad` is true. The message states the first such element's
+    index and value, and the number of such elements."""
     if not bad.any():
         return
     broken = int(bad.sum())

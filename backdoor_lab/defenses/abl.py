@@ -21,8 +21,9 @@ class ABL(ModelBasedFilter):
     NeurIPS 2021, section 3.2, equation 3. A separate model is trained on the poisoned set with the
     loss sign(L - `gamma`) · L, where L is the mean cross-entropy of a batch. This keeps the loss of
     most images near gamma, while the loss of poisoned images falls below it. The score of an image
-    is its negative cross-entropy in eval mode. ``removal_budget=auto`` removes the fraction
-    `isolation_ratio` of all images with the lowest loss, rounded down.
+    is its negative cross-entropy in eval mode. ``removal_budget=auto`` removes the images with the
+    lowest loss: a fraction `isolation_ratio` of all images, rounded down but at least two, and at
+    most half of a class.
 
     As in the authors' code, images are not augmented, every epoch has the same batches of 128, and
     SGD has the constant learning rate `lr`, Nesterov momentum 0.9 and weight decay 1e-4, regardless
@@ -85,7 +86,7 @@ def ascent(gamma: float) -> Loss:
 
 
 def lowest(losses: Tensor, share: float) -> Tensor:
-    """Returns the indices of the lowest of `losses` (n,): the fraction `share` of them, rounded
+    """Returns the indices of the lowest `losses` (n,). Their number is `share` times n, rounded
     down, but at least two."""
     # Unlearning uses batch normalization, which needs at least two images.
     count = max(2, int(share * len(losses)))

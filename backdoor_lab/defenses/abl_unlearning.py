@@ -16,19 +16,19 @@ class ABLUnlearning(ModelRepair):
 
     Li, Lyu, Koren, Lyu, Li, Ma, "Anti-Backdoor Learning: Training Clean Models on Poisoned Data",
     NeurIPS 2021, section 3, as in the authors' code. First, as in `abl`, a model is trained for
-    `epochs` with local gradient ascent, and the fraction `isolation_ratio` of all images with the
-    lowest loss is isolated. The model is then trained on the other images for `training_epochs` (by
-    default the rest of the recipe's epochs), with the recipe's augmentation. The learning rate is
-    `lr` for two thirds of these epochs and a tenth of it for the last third. Finally, the
-    cross-entropy of the isolated images is maximized for `unlearning_epochs` passes with learning
-    rate `unlearning_lr`, without augmentation. Batch size, momentum and weight decay are those of
-    `abl` throughout. The attacked model is not used.
+    `epochs` with local gradient ascent. The images with the lowest loss, a fraction
+    `isolation_ratio` of all images, are isolated. The model is then trained on the other images for
+    `training_epochs` (by default the rest of the recipe's epochs), with the recipe's augmentation.
+    The learning rate is `lr` for two thirds of these epochs and a tenth of it for the last third.
+    Finally, the cross-entropy of the isolated images is maximized for `unlearning_epochs` passes
+    with learning rate `unlearning_lr`, without augmentation. Batch size, momentum and weight decay
+    are those of `abl` throughout. The attacked model is not used.
 
     The authors' code has 5 epochs of unlearning, but the first one only evaluates the model. It
     trains on the other images for 60 epochs after 10 epochs of isolation
     (``defense=abl_unlearning_authors``); the paper trains for 80 epochs after 20. The paper's
     equation 4 minimizes the loss of the other images and maximizes that of the isolated ones at the
-    same time; the code first does one and then the other.
+    same time; in the code, the minimization ends before the maximization starts.
     """
 
     needs_clean = False

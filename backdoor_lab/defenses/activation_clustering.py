@@ -97,8 +97,9 @@ def _independent(components: Tensor, seed: int) -> Tensor:
 
 
 def _two_means(points: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Returns which points are in the smaller of two clusters, bool (n,), and for each point (n,)
-    its distance to the larger cluster's centroid minus its distance to the smaller one's."""
+    """Divides points into two clusters. For each point, returns whether it is in the smaller
+    cluster, bool (n,), and its distance to the larger cluster's centroid minus its distance to the
+    smaller one's, (n,)."""
     from sklearn.cluster import KMeans  # type: ignore[import-untyped]
 
     made = KMeans(2, n_init=10, random_state=seed).fit(points.numpy())

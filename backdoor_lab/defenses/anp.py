@@ -22,19 +22,20 @@ class ANP(ModelRepair):
     """Trains a mask for each channel under adversarial perturbation, and prunes small masks.
 
     Wu, Wang, "Adversarial Neuron Pruning Purifies Backdoored Deep Models", NeurIPS 2021, section 4.
-    A channel is the scale γ and shift β of a batch normalization. Each channel has a mask m. Each
-    step perturbs the scale to (m + δ) γ and the shift to (1 + ξ) β: δ and ξ are drawn uniformly
-    from [-`eps`, `eps`] and then changed by one signed step of size eps that increases the loss, so
-    that they lie in [-2 eps, 2 eps]. Then the masks m, which stay in 0..1, are changed to decrease
+    Each channel of a batch normalization has a scale γ, a shift β and a mask m. Each step perturbs
+    the scale to (m + δ) γ and the shift to (1 + ξ) β: δ and ξ are drawn uniformly from [-`eps`,
+    `eps`] and then changed by one signed step of size eps that increases the loss L, so that they
+    lie in [-2 eps, 2 eps]. Then SGD with learning rate `lr` and momentum 0.9 changes the masks,
+    which are clipped to 0..1, to decrease
 
-        `alpha` · L(m γ, β) + (1 - alpha) · L((m + δ) γ, (1 + ξ) β)
+        `alpha` · L(m γ, β) + (1 - alpha) · L((m + δ) γ, (1 + ξ) β).
 
-    by SGD with learning rate `lr` and momentum 0.9, in `steps` batches of `batch_size` drawn with
-    replacement from at most `clean_images` of the held-out clean images, augmented as in training.
-    Channels whose final mask is at most `threshold` are pruned: γ = 0.
+    Each of the `steps` uses a batch of `batch_size` images, augmented as in training and drawn with
+    replacement from at most `clean_images` of the held-out clean images. Channels whose final mask
+    is at most `threshold` are pruned: γ = 0.
 
-    Batches are normalized by their own statistics. All defaults are the paper's; its 500 images are
-    1 % of CIFAR-10.
+    Batches are normalized by their own statistics. All defaults are the paper's; 500 clean images
+    are 1 % of CIFAR-10's training set.
     """
 
     def __init__(
@@ -107,9 +108,9 @@ class ANP(ModelRepair):
 
 
 def masked_loss(network: nn.Module, norms: Norms, masks: list[Tensor]) -> Loss:
-    """Returns the cross-entropy of `network` as a function of a batch and a perturbation: a list
-    with δ for every batch normalization, then ξ for every one. With the masks m, the scales are (m
-    + δ) γ and the shifts (1 + ξ) β."""
+    """Returns a function of a batch and a perturbation, which is a list: δ for each of `norms`,
+    then ξ for each of them. The result is the cross-entropy of `network` with the scales (m + δ) γ
+    and the shifts (1 + ξ) β, where m are the masks."""
     scales = [module.weight.detach() for _, module in norms]
     shifts = [module.bias.detach() for _, module in norms]
 

@@ -40,12 +40,12 @@ class ASSET(ModelBasedFilter):
     Learning Paradigms", USENIX Security 2023, as in the authors' notebook. An untrained model of
     the attacked architecture takes two steps of Adam for each batch of the training set. The first
     decreases the variance of the logits of held-out clean images (see `offset`). The second
-    increases the loss on some images of the batch: a small network, trained anew for each batch,
-    learns to distinguish the batch from the clean images, given features of the attacked model, and
-    the images for which its outputs are outliers are unlearned. The first step cancels the effect
-    of the second on clean images, but not on poison. The score of an image is its loss.
-    ``removal_budget=auto`` removes the images whose loss is at least `threshold`, but at most half
-    of a class.
+    increases the loss of some images of the batch. To find them, a small network, trained anew for
+    each batch, learns to distinguish the batch from the clean images by features of the attacked
+    model. The images for which its outputs are outliers are unlearned. The first step cancels the
+    effect of the second on clean images, but not on poison. The score of an image is its loss in
+    the trained model. ``removal_budget=auto`` removes the images whose loss is at least
+    `threshold`, but at most half of a class.
 
     The authors' code uses 1,000 clean images; here `protocol.clean_holdout` sets their number.
     """
@@ -75,8 +75,8 @@ class ASSET(ModelBasedFilter):
 
     def batches(self, context: DefenseContext) -> Iterator[Part]:
         """Yields each training image once per epoch, in random order and without augmentation. Each
-        batch is accompanied by `batch_size` different clean images, or by all if there are
-        fewer."""
+        batch comes with `batch_size` clean images, drawn without replacement; if there are fewer
+        clean images, with all of them."""
         clean, number = clean_of(context), 0
         order = context.generator(streams.OFFSET, streams.ORDER)
         generator = context.generator(streams.OFFSET)
@@ -146,10 +146,11 @@ def distinguished(mlp: nn.Module, inspected: Tensor, clean: Tensor) -> Tensor:
 
 
 def outlyingness(x: Tensor) -> Tensor:
-    """Returns the adjusted outlyingness (n,) of `x` (n,): the distance from the median divided by
-    the distance of the whisker from the median, in a boxplot adjusted for skewness (Hubert and
-    Vandervieren, Computational Statistics and Data Analysis, 2008). NaN if the value and the
-    whisker both equal the median.
+    """Returns the adjusted outlyingness (n,) of `x` (n,) (Hubert and Vandervieren, Computational
+    Statistics and Data Analysis, 2008).
+
+    It is the distance of a value from the median, divided by the distance from the median to the
+    whisker on the value's side, in a boxplot adjusted for skewness. NaN if both distances are 0.
     """
     x = x.double().cpu()
     middle = x.median()
@@ -180,11 +181,11 @@ def medcouple(x: Tensor) -> float:
 
 
 def threshold(losses: Tensor) -> float:
-    """Returns the loss at and above which images are removed, given the `losses` float64 (n,).
+    """Returns the threshold for `losses` float64 (n,): images with at least this loss are removed.
 
     With the mean m and the standard deviation s of the losses up to the median, and the density p =
-    1e-6, this threshold is m + s sqrt(-2 ln(p) s sqrt(2 pi)), as in the authors' code. (The density
-    of the normal distribution is p at m + s sqrt(-2 ln(p s sqrt(2 pi))) instead.)
+    1e-6, the threshold is m + s sqrt(-2 ln(p) s sqrt(2 pi)), as in the authors' code. (This is not
+    where the normal density equals p, which is at m + s sqrt(-2 ln(p s sqrt(2 pi))).)
     """
     lower = losses.sort().values
     lower = lower[lower <= lower[(len(lower) - 1) // 2]]

@@ -23,8 +23,8 @@ from backdoor_lab.defenses.options import DEFAULTS, OPTION_KEYS, UNKNOWN_TARGET,
 @dataclass(frozen=True)
 class DefenderKnowledge:
     """What a protocol reveals to a defense: `target`, the target class; `epsilon`, the number of
-    poisoned images; `clean`, features of a small held-out clean set. Each is None if not revealed.
-    `context` holds images and models, for defenses that require them."""
+    poisoned images; `clean`, features of a small held-out clean set; `context`, images and models
+    for defenses that require them. Whatever is not revealed is None."""
 
     classes: tuple[str, ...]
     target: int | None
@@ -53,7 +53,7 @@ class Defense(ABC):
 
     def requires(self) -> list[str]:
         """Returns what the defense requires: any of "target", "epsilon", "clean", "context" and
-        "clean images" (in the context)."""
+        "clean images", which are part of the context."""
         return []
 
     def applied(self) -> dict[str, object]:
@@ -70,7 +70,7 @@ class OracleControl(ABC):
 
     @abstractmethod
     def judge(self, is_poison: Tensor) -> FilterResult:
-        """Returns the result for the ground truth `is_poison`, bool (n,)."""
+        """Returns the result, given the ground truth `is_poison`, bool (n,)."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class SampleFilter(Defense):
         ):
             raise ConfigError(
                 f"`defense.filter_scope=suspicious` is not defined for {type(self).__name__}, which"
-                " has no rule to compare classes: use defense.filter_scope=all or target"
+                " has no rule for comparing classes: use defense.filter_scope=all or target"
             )
 
     @property
@@ -122,7 +122,7 @@ class SampleFilter(Defense):
 
     @property
     def budget(self) -> RemovalBudget:
-        """The rule for how many examples of a class are removed."""
+        """The rule for the number of examples to remove from a class."""
         return self.options.rule
 
     def applied(self) -> dict[str, object]:
@@ -221,8 +221,8 @@ class SampleFilter(Defense):
         raise ConfigError(
             f"`defense.removal_budget={self.budget.text}`{epsilon} would remove {removed}"
             f" of the {size} examples of class {known.classes[label]}: nothing would be left. Lower"
-            " the budget or the ratio, set defense.max_removed (50%), or filter fewer classes"
-            f" (now defense.filter_scope={self.scope})"
+            " the budget or the poisoning ratio, set defense.max_removed, for example to 50%, or"
+            f" filter fewer classes than with defense.filter_scope={self.scope}"
         )
 
 
@@ -266,7 +266,8 @@ def suspects_by_size(scores_of: dict[int, ClassScores], false_alarms: float = 0.
     """Returns the classes whose `suspicion`, which must be positive, is unusually large.
 
     Compares the modified z-scores of the logarithms with a threshold. If the logarithms are normal,
-    any exceeds it with probability `false_alarms` (7 % for ten classes with the usual 3.5).
+    `false_alarms` is the probability that at least one class exceeds the threshold. (With the usual
+    threshold of 3.5, this probability would be 7 % for ten classes.)
     """
     tiny = torch.finfo(torch.float64).tiny
     sizes = torch.tensor(
@@ -291,10 +292,11 @@ def critical_z(k: int, false_alarms: float) -> float:
 
 
 def row_order(values: Tensor) -> Tensor:
-    """Returns an order, int64 (n,), of the rows of `values` (n, d), given only their content.
+    """Returns an order, int64 (n,), of the rows of `values` (n, d) that depends only on the content
+    of the rows.
 
-    Methods that sample rows or start from some of them use this order, so that an example's score
-    does not depend on its position in the set.
+    Methods that draw rows, as a sample or as starting points, use this order, so that an example's
+    score does not depend on its position in the set.
     """
     rows = values.double().cpu().contiguous().numpy()
     return torch.tensor(sorted(range(len(rows)), key=lambda i: rows[i].tobytes()))

@@ -38,17 +38,18 @@ class Beatrix(ModelBasedFilter):
 
     Ma, Wang, Sun, Xue, Wen, Xiang, "The 'Beatrix' Resurrections: Robust Backdoor Detection via
     Gram Matrices", NDSS 2023, as in the authors' code. For the feature maps v of C channels at HW
-    positions, the Gram matrix of order p is (v^p (v^p)^T)^(1/p). Each entry has the range median
-    ± `width` · MAD over `clean_per_class` held-out images of the class. The score of an image is
-    the distance of its entries to their ranges (`Ranges.deviations`), for orders 1 to `orders`.
+    positions, the Gram matrix of order p is (v^p (v^p)^T)^(1/p). The range of an entry is median ±
+    `width` · MAD, computed from `clean_per_class` held-out images of the class. The score of an
+    image measures how far its entries, for orders 1 to `orders`, lie outside their ranges (see
+    `Ranges.deviations`).
 
     `layer` is ``last_stage_input``, the input of a ResNet's layer4, or another layer, named as in
-    `protocol.layer`. ``removal_budget=auto`` removes the images that deviate more than `percentile`
-    % of the clean images do. For this, each fifth of the clean images is compared with the ranges
-    of the other four fifths. A class is suspicious if its anomaly index exceeds `class_threshold`.
-    The index is computed from a kernel two-sample statistic, which compares the features of the
-    class's images above the removal threshold, averaged over positions, with those of its images
-    below it.
+    `protocol.layer`. ``removal_budget=auto`` removes the images whose score exceeds a threshold,
+    but at most half of a class. The threshold is the `percentile`-th percentile of the scores of
+    the clean images. To score these, each fifth of them is compared with the ranges of the other
+    four fifths. A class is suspicious if its anomaly index exceeds `class_threshold`. The index is
+    computed from a kernel two-sample statistic, which compares the images of the class that are
+    above the removal threshold with the others. It uses features averaged over positions.
 
     Features are computed and compared in groups of images, so that memory does not grow with the
     number of images: see `gram_ranges.rows_at_once`. As in the authors' code, the clean images of a

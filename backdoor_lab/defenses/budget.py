@@ -67,8 +67,7 @@ class RemovalBudget:
         return self.capped(_size(str(self.text), class_size, epsilon), class_size, epsilon)
 
     def capped(self, asked: int, class_size: int, epsilon: int | None) -> int:
-        """Returns `asked`, or the cap for a class of `class_size` examples if the cap is
-        smaller."""
+        """Returns the smaller of `asked` and the cap for a class of `class_size` examples."""
         if self.cap is None:
             return asked
         return min(asked, _size(str(self.cap), class_size, epsilon, rounding=Fraction(0)))

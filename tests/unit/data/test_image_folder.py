@@ -347,7 +347,7 @@ def test_a_missing_root_is_refused_with_advice(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no such folder.*train/<class>/.*experiment=demo"):
         ImageFolder(root=str(tmp_path / "none")).fingerprint()
     (tmp_path / "x.rar").write_bytes(b"")
-    with pytest.raises(DataError, match=r"neither a folder nor one of \.tar"):
+    with pytest.raises(DataError, match=r"neither a folder nor a supported archive \(\.tar"):
         ImageFolder(root=str(tmp_path / "x.rar")).fingerprint()
 
 

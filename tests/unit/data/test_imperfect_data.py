@@ -401,7 +401,7 @@ def test_an_unpacked_folder_with_a_wrong_hash_is_refused_and_not_downloaded(
     (root / "data_batch_1").write_bytes(b"another")
     monkeypatch.setattr("torchvision.datasets.utils.download_url", lambda *_: pytest.fail("asked"))
     with pytest.raises(
-        DataError, match="data_batch_1 is missing or does not have the official hash"
+        DataError, match="data_batch_1 is missing, or its hash differs from the official one"
     ):
         Cifar10(root=str(root), download=True).read()
 
