@@ -1,7 +1,7 @@
 """python -m backdoor_lab.preview trigger=all: a picture of what triggers do to images.
 
 Each row shows an image in five forms: clean; with the trigger as at test time; the difference
-between these two, amplified ten times and shown around gray; as poisoned in the training set; and
+between these two, amplified ten times and centered on gray; as poisoned in the training set; and
 the difference between the poisoned and the clean image. Takes the same configuration as a sweep
 (experiment=…, dataset=…, target=…), or any images with --folder. If a trigger needs training or
 optimization, its result is read from the store, or computed and stored there for the sweep.
@@ -184,8 +184,8 @@ def _short(name: str) -> str:
 def own_images(folder: Path, count: int, size: int, scratch: Path) -> list[str]:
     """Write the first `count` images in `folder` to `scratch` as a data set. Returns its overrides.
 
-    Every image is in each of five classes, so that every trigger can poison it and has cover images
-    to choose from. Raises ConfigError or DataError if the folder has no readable images.
+    Every image appears in each of five classes, so that every trigger can poison it and has cover
+    images to choose from. Raises ConfigError or DataError if the folder has no readable images.
     """
     import numpy as np
 

@@ -172,12 +172,12 @@ def committed() -> Table:
         for name, entry in (pair for each in table.values() for pair in each.items()):
             version = entry["version"]
             if type(version) is not int or version < 1 or not isinstance(entry["hash"], str):
-                raise ValueError(f"{name} needs a version of 1 or more and a hash")
+                raise ValueError(f"{name} must have a hash and a version of at least 1")
         return table
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"{TABLE} cannot be read ({type(error).__name__}: {error}): it is part of the package:"
-            " reinstall it, or restore the file from version control"
+            f"{TABLE} cannot be read ({type(error).__name__}: {error}). The file is part of the"
+            " package: reinstall the package, or restore the file from version control"
         ) from error
 
 

@@ -59,7 +59,8 @@ class _Module:
 
 
 def conf_dir() -> Path:
-    """Returns the folder `conf`: inside an installed package, next to the package in a checkout."""
+    """Returns the folder `conf`: next to the package in a checkout, inside the package if it is
+    installed."""
     places = (ROOT / "conf", CHECKOUT / "conf")
     return next(place for place in places if (place / "config.yaml").is_file())
 
@@ -197,8 +198,8 @@ def _used(path: Path, name: str | None) -> tuple[Unit, ...]:
 
 
 def _narrowed(target: Unit, parts: set[str]) -> list[Unit]:
-    """Returns the parts of the imported `target` that are hashed: the whole file or, if the file is
-    in BY_NAME, only the definitions that are used. If `target` is a module, `parts` are its
+    """Returns what is hashed of the imported `target`: the whole file or, for an ``__init__.py``
+    and for a file in BY_NAME, only the definitions in use. If `target` is a module, `parts` are the
     attributes in use."""
     path, name = target
     where = _relative(path)
@@ -212,15 +213,15 @@ def _narrowed(target: Unit, parts: set[str]) -> list[Unit]:
 
 
 def _packages(path: Path) -> list[Unit]:
-    """Returns the ``__init__.py`` files, without their definitions, that Python runs before the
-    module at `path`."""
+    """Returns the ``__init__.py`` files that Python runs before the module at `path`. In these
+    files, only statements that bind no name are hashed."""
     above = [folder for folder in path.parents if folder != ROOT and folder.is_relative_to(ROOT)]
     return [(folder / INIT, "") for folder in above if path.name != INIT]
 
 
 def _brought(node: ast.Import | ast.ImportFrom, path: Path) -> Iterator[tuple[str, Unit]]:
-    """Yields the names that an import binds to something in this package, each with its file or
-    definition."""
+    """Yields each name that an import binds to something in this package, with the file or
+    definition that the name stands for."""
     for alias in node.names:
         if isinstance(node, ast.Import):
             bound, found = alias.name.split(".")[0], _resolved(alias.name, None)

@@ -79,8 +79,8 @@ def _write_fields(node: ast.AST, out: list[str]) -> None:
 
 
 def _refused(node: ast.AST) -> list[ast.AST]:
-    """Returns the parts of a raise or assert statement without its message: the error's type or the
-    condition."""
+    """Returns the part of a raise or assert statement that affects code hashes: the type of the
+    error or the condition, not the message."""
     if isinstance(node, ast.Assert):
         return [node.test]
     if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):

@@ -1,4 +1,4 @@
-"""Compares the code with identity.json, and writes this file."""
+"""Compares the code with identity.json, and updates identity.json."""
 
 from __future__ import annotations
 
@@ -51,8 +51,9 @@ def files(names: Sequence[str]) -> list[str]:
 
 
 def record(names: Sequence[str], *, new_version: bool) -> list[str]:
-    """Write the current code hashes of `names` to identity.json (``all``: of every component that
-    differs), with the present version or a new one. Returns one line per entry written.
+    """Write the current code hashes of `names` to identity.json. The name ``all`` means every
+    component that differs. With `new_version`, the version of each of them
+    increases by 1. Returns one line per entry written.
 
     Raises ConfigError for an unknown name, and for a protocol whose meaning changed under the same
     version.

@@ -17,8 +17,8 @@ TEMPORARIES = 6
 
 
 def gram_entries(maps: Tensor, p: int) -> Tensor:
-    """Returns the upper triangles (n, C (C + 1) / 2) of the Gram matrices of order p of `maps` (n,
-    C, HW): the signed p-th root of the sum over positions of v_i^p v_j^p."""
+    """Returns the upper triangles (n, C (C + 1) / 2) of the Gram matrices of order `p` of `maps`
+    (n, C, HW). Entry (i, j) is the signed p-th root of the sum over positions of v_i^p v_j^p."""
     upper = torch.triu_indices(maps.shape[1], maps.shape[1])
     power = maps**p
     gram = (power @ power.transpose(1, 2))[:, upper[0], upper[1]]
@@ -32,9 +32,12 @@ def rows_at_once(channels: int) -> int:
 
 @dataclass(frozen=True)
 class Ranges:
-    """The range of each Gram entry for orders 1, 2, ...: from the clean median minus `width` median
-    absolute deviations (`low`) to the median plus as much (`high`), float64 (C (C + 1) / 2,). The
-    median of an even number of values is the lower of the middle two, as in torch."""
+    """The range of each Gram entry: its median over clean images, plus or minus `width` median
+    absolute deviations.
+
+    `low` and `high` are the bounds for orders 1, 2, ..., each float64 (C (C + 1) / 2,). The median
+    of an even number of values is the lower of the middle two, as in torch.
+    """
 
     low: list[Tensor]
     high: list[Tensor]
@@ -71,12 +74,12 @@ class Ranges:
 
 
 def fold_threshold(clean: Tensor, orders: int, width: float, share: float) -> float:
-    """Returns the deviation that a `share` of clean images does not exceed, given `clean` maps (n,
-    C, HW).
+    """Returns the deviation that a fraction `share` of clean images does not exceed, estimated from
+    `clean` maps (n, C, HW).
 
-    In each of five folds, n // 5 images are compared with the ranges of all others. The threshold
-    is the deviation at index ⌊m `share`⌋ of the m deviations in ascending order. With fewer than
-    five images, each image is a fold.
+    In each of five folds, n // 5 images are compared with the ranges of all other images. The
+    threshold is the deviation at index ⌊m `share`⌋ of the m deviations in ascending order. With
+    fewer than five images, each image is a fold.
     """
     size = max(1, len(clean) // FOLDS)
     found = []

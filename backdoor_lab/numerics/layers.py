@@ -90,8 +90,9 @@ def layer_of(net: nn.Module, layer: str, key: str = "protocol.layer") -> tuple[n
 
 
 def before_pooling(network: nn.Module, images: Tensor) -> Tensor:
-    """Returns the flattened output (n, d) of the last layer, other than pooling, whose output has
-    spatial dimensions. If there is no such layer, returns the inputs of the last linear layer."""
+    """Returns the output of the last layer that is not a pooling layer and whose output has spatial
+    dimensions, flattened to (n, d). If there is no such layer, returns the inputs of the last
+    linear layer."""
     found: list[Tensor] = []
 
     def catch(module: nn.Module, _: object, output: object) -> None:
@@ -108,9 +109,12 @@ def before_pooling(network: nn.Module, images: Tensor) -> Tensor:
 
 
 def last_stage(net: nn.Module) -> nn.Module | None:
-    """Returns the last of several consecutive parts of `net` that contain convolutions: ``layer4``
-    of a ResNet, the last block of a DenseNet, the last convolution of a VGG. None if there are
-    fewer than two such parts."""
+    """Returns the last child of `net` that contains convolutions: ``layer4`` of a ResNet, the last
+    block of a DenseNet, the last convolution of a VGG.
+
+    If only one child contains convolutions, its own children are searched instead, and so on. None
+    if no module has two such children.
+    """
     parts = [part for part in net.children() if any(map(_convolves, part.modules()))]
     if len(parts) > 1:
         return parts[-1]

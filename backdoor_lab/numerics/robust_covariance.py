@@ -22,10 +22,10 @@ DENSE = 8
 def filtered(points: Tensor, share: float, tau: float, limit: int) -> Tensor:
     """Returns which rows of `points` float64 (n, d) the filter keeps: bool (n,).
 
-    `share` is the fraction of corrupted rows and `tau` the allowed probability of failure. Rows are
-    removed in rounds, at most `limit` in all, until the fourth moments are as expected of normal
-    rows of which this fraction is corrupted. `points` must have mean 0; the remaining rows are not
-    centered again.
+    `share` is the fraction of corrupted rows and `tau` the allowed probability of failure. At most
+    `limit` rows are removed, in rounds, until the fourth moments are plausible for normal data with
+    this fraction of corrupted rows. `points` must have mean 0; the remaining rows are not centered
+    again.
     """
     kept = torch.arange(len(points))
     form = torch.ones(points.shape[1], points.shape[1], dtype=torch.float64)
@@ -61,8 +61,8 @@ def root_of(covariance: Tensor, points: Tensor) -> Tensor:
 def _round(
     points: Tensor, share: float, tau: float, limit: int, form: Tensor
 ) -> tuple[Tensor | None, Tensor]:
-    """Returns which rows one round keeps, bool (n,), or None if the filter ends; and the quadratic
-    form (d, d) from which the next round starts its search."""
+    """Run one round. Returns which rows it keeps, bool (n,), or None to end the filter. Also
+    returns the quadratic form (d, d) from which the next round starts its search."""
     n, d = points.shape
     white = points @ root_of(points.T @ points / n, points)
     squares = white.square().sum(dim=1)
@@ -81,9 +81,12 @@ def _round(
 
 
 def _tail_bound(distances: Tensor, share: float) -> float | None:
-    """Returns the smallest T > 0 among the `distances` minus 3 for which at least a fraction p of
-    the distances is at most T + 3. With ε = `share`, p is 3 ε / (T log T)^2, or 1 if T <= 10 log(1
-    / ε). None if there is no such T."""
+    """Returns the smallest valid bound T, or None if no bound is valid.
+
+    The candidates are T = x - 3 for each x in `distances`. T is valid if it is positive and at
+    least a fraction p of the distances is at most T + 3. With ε = `share`, p is 1 for T <= 10
+    log(1 / ε), and 3 ε / (T log T)^2 for larger T.
+    """
     ordered = distances.sort().values
     bounds = ordered - SHIFT
     allowed = 3 * share / (bounds * bounds.clamp(min=1e-9).log()).square()
@@ -101,8 +104,8 @@ def _lowest(values: Tensor, count: int) -> Tensor:
 
 
 def _largest_variance(white: Tensor, start: Tensor) -> tuple[float, Tensor]:
-    """Returns the largest variance of y^T V y over the rows y of `white` (n, d), whose second
-    moments are I, and the symmetric V (d, d) of Frobenius norm 1 that attains it."""
+    """Finds the symmetric V (d, d) of Frobenius norm 1 that maximizes the variance of y^T V y over
+    the rows y of `white` (n, d), whose second moments are I. Returns this variance and V."""
     n, d = white.shape
     rows, unit = white.numpy(), torch.eye(d, dtype=torch.float64).numpy()
 

@@ -203,8 +203,8 @@ def _shifted(matrix: Tensor, shift: float) -> Tensor:
 
 
 def _correction(factor: Tensor, residual: Tensor, vector: Tensor) -> Tensor:
-    """Returns Olsen's correction of `vector`, orthogonal to it, that cancels `residual`; `factor`
-    is the Cholesky factor of the shifted and deflated Gram matrix."""
+    """Returns Olsen's correction of `vector`, which is orthogonal to `vector` and reduces
+    `residual`. `factor` is the Cholesky factor of the shifted and deflated Gram matrix."""
     sides = torch.stack([residual, vector], dim=1).float()
     moved, along = torch.cholesky_solve(sides, factor).double().T
     return moved - along * (vector @ moved) / (vector @ along)

@@ -49,7 +49,8 @@ def _squares(rows: Tensor, others: Tensor) -> Tensor:
 
 
 def _median_of_squares(rows: Tensor) -> float:
-    """Returns the lower median over all ordered pairs, computed from the unordered pairs."""
+    """Returns the lower median of the squared distances over all ordered pairs of `rows`.
+    Computes only one distance per unordered pair."""
     count = len(rows)
     distances = torch.pdist(rows).numpy()
     # Among the sorted distances of ordered pairs, the n zeros of rows paired with themselves come

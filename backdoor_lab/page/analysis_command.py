@@ -108,10 +108,11 @@ def collect(
     stage: str,
     tell: Callable[[Record], T | None],
 ) -> list[tuple[CellRecord, T]]:
-    """Call `tell` with the records of completed cells, once for each stored output of `stage`.
+    """Call `tell` with the records of completed cells whose record lists an output of `stage`.
 
-    Returns each cell with its result, except those whose result is None. Cells whose trigger is
-    applied after augmentation are skipped, because their stored images are clean.
+    Returns each cell with its result, except those whose result is None. Of the cells that share an
+    output, only the first with a result is returned. Cells whose trigger is applied after
+    augmentation are skipped, because their stored images are clean.
     """
     found: dict[str, tuple[CellRecord, T]] = {}
     for cell in cells:
@@ -131,8 +132,8 @@ def collect(
 
 
 def _place(cell: CellRecord, name: str) -> str | None:
-    """The store id of the output of a cell's stage `name`. None if the record does not contain
-    it."""
+    """The id, in the store, of the output of the stage `name`. None if the cell's record does not
+    contain it."""
     stages = cell.run.get("stages")
     entry = stages.get(name) if isinstance(stages, dict) else None
     return str(entry["id"]) if isinstance(entry, dict) and "id" in entry else None

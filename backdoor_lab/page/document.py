@@ -1,4 +1,4 @@
-"""Writes the HTML page of a sweep, `<sweep>/index.html`. A browser opens it from disk, offline.
+"""Writes the HTML page of a sweep, `<sweep>/index.html`, which opens from disk and works offline.
 
 Its content security policy allows only the page's own script and style, identified by their hashes,
 and embedded images: nothing in a record can run or load anything.
@@ -52,10 +52,10 @@ def write_page(
 ) -> Path:
     """Write `<sweep_folder>/index.html` and return its path.
 
-    `store` is the folder of stage outputs, from which pictures are made; None looks it up with
-    `find_store`. If there is no store, the page says that pictures are missing. With `report`, the
-    records are not read again. Raises ConfigError if the file would lie outside the sweep, OSError
-    if it cannot be written.
+    `store` is the folder of stage outputs, from which pictures are made; if None, `find_store`
+    looks for it. If there is no store, the page says that pictures are missing. `report` is created
+    from the sweep if None. Raises ConfigError if the file would lie outside the sweep, OSError if
+    it cannot be written.
     """
     folder = Path(sweep_folder)
     clear_link(folder / PAGE)

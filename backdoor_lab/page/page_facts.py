@@ -19,8 +19,8 @@ _DEEPEST = 8
 @dataclass(frozen=True)
 class PageFields:
     """The values of several records, as text. `common` maps dotted names to values that are equal
-    in all records. `own` has one list per record: its values of all other `names`, None where it
-    has no value."""
+    in all records. `names` are all other names. `own` has one list per record: the values of
+    `names`, in this order, with None for missing ones."""
 
     common: dict[str, str]
     names: list[str]
@@ -28,8 +28,8 @@ class PageFields:
 
 
 def facts(records: Sequence[Mapping[str, Any]]) -> PageFields:
-    """Flatten `records`, without their long lists of indices. An empty record, of a cell that has
-    not run, is ignored when the common values are determined."""
+    """Flatten `records`, without their long lists of indices. A cell that has not run has an empty
+    record, which is ignored when the common values are determined."""
     flats = [dict(_flat(record)) for record in records]
     names = list(dict.fromkeys(name for flat in flats for name in flat))
     nonempty = [flat for flat in flats if flat]

@@ -37,7 +37,7 @@ def write_tables(sweep_dir: Path, failed: Mapping[str, str] | None = None) -> li
     """Rebuild `<sweep_dir>/tables/` from the records. Returns the tables in the default layout.
 
     `failed` is passed to `read_sweep`. Logs a warning for each damaged file. Raises ConfigError if
-    `tables` is a link to outside the sweep, and OSError if it cannot be written.
+    `tables` is a link that leads outside the sweep, and OSError if files cannot be written.
     """
     report = SweepReport(read_sweep(Path(sweep_dir), failed))
     for warning in report.sweep.warnings:
@@ -87,10 +87,9 @@ def _kind(table: PivotTable) -> str:
 
 
 def write_as_named(out: Path, texts: Mapping[str, str]) -> None:
-    """Write one of `texts` to the file `out`: the one whose key is the suffix of `out`, without the
-    dot.
+    """Write to `out` the text whose key in `texts` is the suffix of `out`, without the dot.
 
-    Raises ConfigError if no text has this suffix, or if the folder does not exist.
+    Raises ConfigError if no text has this suffix, or if the folder of `out` does not exist.
     """
     text = texts[check_name(out, texts)]
     write_atomic(out, text.encode("utf-8", errors="backslashreplace"))
@@ -98,7 +97,7 @@ def write_as_named(out: Path, texts: Mapping[str, str]) -> None:
 
 def check_name(out: Path, suffixes: Iterable[str]) -> str:
     """The suffix of `out`, without the dot. Raises ConfigError if it is not one of `suffixes`, or
-    if the folder does not exist."""
+    if the folder of `out` does not exist."""
     suffix, known = out.suffix.removeprefix("."), list(suffixes)
     if suffix not in known or not out.parent.is_dir():
         listed = ", ".join(f".{name}" for name in known)
@@ -117,8 +116,8 @@ def _layouts(sweep: Sweep) -> list[PivotSpec]:
 
 
 def write_files(report: SweepReport, files: dict[str, str]) -> None:
-    """Write `files` into the sweep's tables folder, then write its page. Tables of an earlier run
-    that are not in `files` are outdated and removed."""
+    """Write `files` into the sweep's tables folder, then write the sweep's page. Tables of the last
+    run that are not in `files` are outdated and are removed."""
     from backdoor_lab.page.document import write_page
 
     sweep = report.sweep.folder
@@ -134,8 +133,8 @@ def write_files(report: SweepReport, files: dict[str, str]) -> None:
 
 
 def _earlier(folder: Path) -> set[str]:
-    """The names of the table files that the last run wrote. Ignores a damaged list and any name
-    that no run would write."""
+    """The names of the table files that the last run wrote; empty if their list is missing or
+    damaged. Names that no run would write are ignored."""
     try:
         names = read_json(folder / LISTING)
     except (OSError, DataError):

@@ -74,7 +74,7 @@ class Cell:
         """The configuration that affects results: the input of the cell's hash.
 
         Transformations change the hash: a cell with transformations has its own record, but shares
-        its networks with the same cell without them.
+        its networks with the otherwise equal cell that has none.
         """
         return {
             "model": self.config["model"],

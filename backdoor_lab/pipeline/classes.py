@@ -13,7 +13,7 @@ def class_number(key: str, value: object, classes: Sequence[str]) -> int:
 
     Names are compared in Unicode NFC, since some file systems decompose folder names. `key` is the
     configuration key, for messages. Raises ConfigError, which lists the classes, for an unknown
-    class, and for a number that may also be meant as the name of another class.
+    class, and for a number that could also be the name of another class.
     """
     if value is None or isinstance(value, (bool, float)):
         raise _not_a_name(key, value, classes)

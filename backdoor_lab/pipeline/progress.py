@@ -99,8 +99,8 @@ class Progress:
             self._bar.advance(self._task, steps)
 
     def epoch(self, stage: str, epoch: int, epochs: int, loss: float, left: float) -> None:
-        """Report the end of epoch `epoch` of `epochs`, with an estimated `left` seconds
-        remaining."""
+        """Report the end of epoch `epoch` of `epochs`. `left` is the estimated time left in
+        seconds."""
         self._stage, self._epoch, self._epochs = stage, epoch, epochs
         self._beat()
         if self._bar is not None:
@@ -114,10 +114,9 @@ class Progress:
             )  # fmt: skip
 
     def tick(self, now: float) -> None:
-        """Update the heartbeat and the bar, and log a line if the stage has logged none for long.
-
-        Each of these happens only when it is due. `now` is in seconds of the monotonic clock.
-        """
+        """Update the progress bar and, if due, the heartbeat. With ``lines``, log a line if the
+        stage has not logged one for a while. `now` is the time of the monotonic clock in
+        seconds."""
         if now - self._beaten >= BEAT:
             self._beat()
         said, fraction = str(self.steps), self.steps.fraction

@@ -232,7 +232,8 @@ def commit_of(checkout: Path) -> str | None:
 
 
 def _stage_facts(entry: Artifact) -> dict[str, Any]:
-    """The stage's id, whether this run computed it, and, if known, on which machine."""
+    """A stage's id and whether this run computed it; if known, also the machine and the library
+    versions that it was computed with."""
     facts = {"id": entry.id, "made": entry.made}
     return facts | {key: entry.meta[key] for key in KEPT if key in entry.meta}
 

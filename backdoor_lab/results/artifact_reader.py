@@ -105,8 +105,8 @@ class StoredFilterResult:
 
 
 def raw_records(folder: Path, *, whole: bool = False) -> dict[str, dict[str, Any]]:
-    """Returns all records of a sweep with a valid seal, by cell id, without further validation.
-    Poison indices are included only if `whole`.
+    """Returns the records of a sweep that have a valid seal, by cell id, without further
+    validation. Poison indices are included only if `whole`.
 
     If a cell has several folders, the one named after the cell's id is used, as in `read_sweep`.
     """

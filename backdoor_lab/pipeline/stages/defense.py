@@ -51,8 +51,8 @@ class Provided:
 class Evidence:
     """The inputs of a defense: the features of the training set, with their stored stage.
 
-    If the defense requires them: the features of held-out clean images, with their stored stage,
-    and the context with images and networks.
+    `held_out` has the features of held-out clean images, with their stored stage, and `provided`
+    has images and networks. Each is None unless the defense requires it.
     """
 
     features: Features
@@ -141,8 +141,8 @@ def _features(
 def filter_stage(
     cell: Cell, poisoned: PoisonResult, evidence: Evidence, store: Store, machine: ComputeDevice
 ) -> tuple[FilterResult, Artifact]:
-    """Run the defense, or read its stored result. Of all defenses, only an OracleControl is given
-    the ground truth."""
+    """Run the defense, or read its stored result. Only an OracleControl is given the ground
+    truth."""
     defense, known = cell.defense, knowledge(cell, len(poisoned.source_index))
     assert isinstance(defense, Defense | OracleControl)
     held_out, provided = evidence.held_out, evidence.provided

@@ -57,7 +57,8 @@ def class_sizes(labels: Tensor, classes: int) -> list[int]:
 
 
 def knowledge(cell: Cell, n_poisoned: int) -> DefenderKnowledge:
-    """The knowledge given to this cell's defense: only what the defense declares as required."""
+    """The knowledge given to this cell's defense. `target` and `epsilon` are None unless the
+    defense requires them."""
     needs = cell.requires
     return DefenderKnowledge(
         classes=cell.classes,
@@ -68,6 +69,6 @@ def knowledge(cell: Cell, n_poisoned: int) -> DefenderKnowledge:
 
 
 def _epsilon(cell: Cell, n_poisoned: int) -> int:
-    """The number of poisoned images in each attacked class: all of them for a single target,
-    otherwise divided by the number of classes."""
+    """The number of poisoned images per target class: with ``all_to_all``, all poisoned images
+    divided by the number of classes, rounded down; otherwise all poisoned images."""
     return n_poisoned if cell.plan.label_mode != "all_to_all" else n_poisoned // len(cell.classes)

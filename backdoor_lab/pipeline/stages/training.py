@@ -123,8 +123,8 @@ def filtered(training: TrainingSet, keep: Tensor, cell: Cell, data: Dataset) -> 
     if gone:
         raise ConfigError(
             f"`defense={cell.choices['defense']}` removes every training image of class"
-            f" {gone[0]}: a network retrained without them cannot predict it. Lower the ratio or"
-            " the budget"
+            f" {gone[0]}: a network retrained without these images cannot predict the class."
+            " Lower the ratio or the budget"
         )
     digest = content_digest(rest, data.train.digest, _stamp(cell))
     return training.keep(keep, digest)

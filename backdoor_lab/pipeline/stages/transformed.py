@@ -1,6 +1,6 @@
 """The stage that evaluates a network on transformed test images. It is separate from
-`measure_stage`, so that a new transformation does not repeat the evaluation on untransformed
-images."""
+`measure_stage`, so that the evaluation on untransformed images is not repeated when a
+transformation is added."""
 
 from __future__ import annotations
 
