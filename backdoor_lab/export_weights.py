@@ -64,8 +64,8 @@ def _stage(record: dict[str, Any], which: int) -> str:
 
 
 def _record(cell: Path) -> dict[str, Any]:
-    """Read the record of a completed cell. Raises DataError if a key that this module needs is
-    missing."""
+    """Read the record of a completed cell. Raises DataError if the record is damaged or the cell is
+    not completed, ConfigError if there is no record."""
     path = cell / "record.json"
     try:
         record: dict[str, Any] = decode(read_sealed(path))
@@ -112,8 +112,8 @@ def _weights(root: Path, record: dict[str, Any], stage: str, name: str) -> dict[
         found = WEIGHTS.read(path.parent)
     except FileNotFoundError as error:
         raise StoreError(
-            f"{path} is missing: remove the cell's record.json and repeat its command, which then"
-            f" recomputes the file ({record['run'].get('command')})"
+            f"{path} is missing: remove the cell's record.json, then repeat the cell's command to"
+            f" recompute the file ({record['run'].get('command')})"
         ) from error
     except (OSError, UnreadableFileError, SafetensorError) as error:
         raise StoreError(f"{path} cannot be read ({error})") from error

@@ -74,7 +74,7 @@ def check_hydra(config: DictConfig, conf: Path) -> None:
     subdir = hydra.sweep._get_node("subdir")._value()
     if subdir != SUBDIR:
         raise ConfigError(
-            f"`hydra.sweep.subdir`={subdir} cannot be set: a cell's folder is named by its id;"
+            f"`hydra.sweep.subdir`={subdir} cannot be set: a cell's folder is named after its id;"
             " hydra.sweep.dir sets the sweep's folder"
         )
     for section in ("run", "sweep"):
@@ -94,8 +94,8 @@ def not_there(error: BaseException) -> str | None:
 
 def refused_by_hydra(error: BaseException) -> ConfigError | None:
     """Returns an error with a better message than Hydra's for a choice that does not exist, for
-    several values without -m, and for a choice that is added twice. Returns None for other
-    errors."""
+    several values without -m, and for ``+group=`` if the group already has a choice. Returns None
+    for other errors."""
     said = str(error)
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
@@ -119,7 +119,7 @@ def missing_part(key: str, config: DictConfig, error: BaseException) -> str | No
     """The unknown key that a message about Hydra's `error` should name.
 
     This is `key` or, if a dictionary was given for `key`, a key inside it. None if `config` has
-    `key`: for example, Hydra rejects ``~key`` for a key whose value is null as if it did not exist.
+    `key`. For example, Hydra also rejects ``~key`` if the value of `key` is null.
     """
     inside = str(getattr(error.__cause__, "full_key", None))
     if inside.startswith(f"{key}."):
@@ -132,8 +132,8 @@ def missing_part(key: str, config: DictConfig, error: BaseException) -> str | No
 def no_such_key(key: str, config: DictConfig, conf: Path) -> ConfigError:
     """The error for a `key` that `config` does not have.
 
-    Its message names the section that exists, the keys of this section, and the choices of the
-    group that have the missing key.
+    Its message names the innermost section of `key` that exists, the keys of this section, and, if
+    the section is a group, the other choices that have the missing key.
     """
     parts = key.split(".")
     depth = 0
@@ -171,7 +171,7 @@ def no_such_key(key: str, config: DictConfig, conf: Path) -> ConfigError:
 
 def check_renamed(config: DictConfig, conf: Path) -> None:
     """Raises ConfigError for a renamed key in the sections `trigger` and `defense` of a composed
-    configuration, unless the class of the section has an option of that name."""
+    configuration, unless the section's class takes an option of that name."""
     for section in ("trigger", "defense"):
         node = config._get_node(section)
         if not isinstance(node, DictConfig) or node._is_none() or node._is_interpolation():

@@ -73,8 +73,9 @@ class ConfusionTraining(ModelBasedFilter):
     fitted images of suspicious classes (see `suspects`), at most half of a class.
 
     The first round starts from a new model or, if it has no pretraining, from a copy of the
-    attacked model. By default, it has none, and there are fewer steps and epochs than in the
-    authors' code. `defense=confusion_authors` has the authors' numbers and needs a GPU.
+    attacked model. By default, the first round has no pretraining, and there are fewer steps
+    and epochs than in the authors' code. `defense=confusion_authors` has the authors' numbers and
+    needs a GPU.
     """
 
     needs_clean = True
@@ -197,7 +198,7 @@ def _predicted(context: DefenseContext) -> Tensor:
 
 def parts(n: int, batch: int, generator: torch.Generator) -> Iterator[Tensor]:
     """Yields the indices 0..n-1 in random order, in int64 batches of size `batch`; the last one may
-    be smaller. A batch of one index repeats it, since batch normalization may reject a single
+    be smaller. A single last index is repeated, since batch normalization may reject a batch of one
     image."""
     for part in torch.randperm(n, generator=generator).split(batch):
         yield part.repeat(2) if len(part) == 1 else part

@@ -67,7 +67,7 @@ def tpr_at_fpr(scores: Tensor, positive: Tensor, limit: float) -> float | None:
 def poison_left(scores: Tensor, is_poison: Tensor, points: int = POINTS) -> list[tuple[int, float]]:
     """Returns pairs (examples removed, poison left) for removal from the highest score down.
 
-    There are at most `points` pairs, more of them at the start; in the last one, all scored
+    There are at most `points` pairs, closer together at the start; in the last pair, all scored
     examples are removed. Examples without a score are never removed, and their poison counts as
     left. For ties the result is the mean over random orders.
     """

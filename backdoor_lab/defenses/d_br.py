@@ -29,13 +29,13 @@ class DBR(ModelRepair):
     Samples", NeurIPS 2022, sections 4 and 5. A separate model is trained on the poisoned set for
     `first_epochs` without augmentation, so that it learns little but the trigger, and fine-tuned
     for `tuning_epochs` with the intra-class loss (`center_similarity`). The learning rate of this
-    model starts at `first_lr` and falls as a cosine over 100 epochs. The feature consistency of a
-    training image x is the mean of (f(x) - f(t(x)))², where f is the input of the last linear layer
-    and t is a random rotation by up to 180° and a random shift by up to a fifth of the image size.
-    The fraction `clean_ratio` of images with the smallest change is taken as clean, the fraction
-    `poison_ratio` with the largest as poison. For `epochs` passes with learning rate `lr`, the
-    attacked model then alternately unlearns the poison and relearns the clean images, with the
-    recipe's augmentation.
+    model starts at `first_lr` and falls as a cosine over 100 epochs. The change of a training
+    image x (the paper's feature consistency) is the mean of (f(x) - f(t(x)))², where f is the input
+    of the last linear layer and t is a random rotation by up to 180°, followed by a random shift by
+    up to a fifth of the image size. The fraction `clean_ratio` of images with the smallest change
+    is taken as clean, the fraction `poison_ratio` with the largest change as poison. For `epochs`
+    passes with learning rate `lr`, the attacked model then alternately unlearns the poison and
+    relearns the clean images, with the recipe's augmentation.
 
     All numbers are those of the authors' code, including batch size 128, momentum 0.9 and weight
     decay 5e-4, regardless of the recipe. The code keeps the model with the best accuracy minus ASR
@@ -114,7 +114,7 @@ class DBR(ModelRepair):
 
 
 def cosine(lr: float, epoch: int) -> float:
-    """Returns the learning rate of the separate model in its `epoch`, counted from 0."""
+    """Returns the learning rate of the separate model in epoch `epoch`, counted from 0."""
     return lr * (1 + math.cos(math.pi * epoch / COSINE_EPOCHS)) / 2
 
 
@@ -161,9 +161,8 @@ def sensitivity(network: nn.Module, context: DefenseContext) -> Tensor:
 def separated(change: Tensor, clean_ratio: float, poison_ratio: float) -> tuple[Tensor, Tensor]:
     """Returns the indices int64 of the images taken as clean and as poison, by their `change` (n,).
 
-    The two thresholds are values of the sorted changes. An image whose change equals a threshold is
-    taken, too; if it equals both thresholds, it is taken as clean. At least two images are taken as
-    clean and two as poison, since batch statistics need two.
+    Each threshold is the change of an image, which is included. An image that satisfies both
+    thresholds counts as clean. At least two images satisfy each, since batch statistics need two.
     """
     n, ordered = len(change), change.sort().values
     low = ordered[max(1, int(clean_ratio * n))]
@@ -174,8 +173,8 @@ def separated(change: Tensor, clean_ratio: float, poison_ratio: float) -> tuple[
 
 def transformed(images: Tensor, degrees: Tensor, shifts: Tensor) -> Tensor:
     """Returns float `images` (n, C, H, W), rotated by `degrees` (n,), then shifted by the fractions
-    `shifts` (n, 2) of their width and height. Sampling is nearest-neighbor, so that shifts are by
-    whole pixels, with zero padding."""
+    `shifts` (n, 2) of their width and height. Sampling is nearest-neighbor, so shifts are by whole
+    pixels. Pixels from outside the image are zero."""
     turn = degrees.deg2rad()
     cos, sin, flat = turn.cos(), turn.sin(), images.shape[2] / images.shape[3]
     zero, one = torch.zeros_like(cos), torch.ones_like(cos)
@@ -186,8 +185,8 @@ def transformed(images: Tensor, degrees: Tensor, shifts: Tensor) -> Tensor:
 
 
 def sampled(images: Tensor, back: list[list[Tensor]]) -> Tensor:
-    """Returns `images` (n, C, H, W) sampled at the positions to which the affine maps `back` send
-    the pixels of the result. `back` has 2 rows of 3 tensors (n,)."""
+    """Resamples each of `images` (n, C, H, W) under its affine map, which takes each pixel of the
+    result to a position in the image. `back` has 2 rows of 3 coefficients, each a tensor (n,)."""
     where = torch.stack([torch.stack(row, dim=1) for row in back], dim=1).to(images.device)
     grid = F.affine_grid(where, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, mode="nearest", align_corners=False)

@@ -62,11 +62,11 @@ class FinePruning(ModelRepair):
 
 
 def dormant(values: Tensor, last: nn.Linear, labels: Tensor, max_accuracy_drop: float) -> Tensor:
-    """Returns which inputs of the linear layer `last` to prune: their indices, int64, lowest mean
-    first.
+    """Returns the indices, int64, of the inputs of the linear layer `last` to prune, in increasing
+    order of their mean.
 
-    `values` float64 (n, d) are the inputs for images with these `labels`. At least one input is
-    kept.
+    `values` float64 (n, d) are the inputs of `last` for n images with the labels `labels` int64
+    (n,). At least one input is kept.
     """
     weight = last.weight.detach().double().cpu()
     outputs = values @ weight.T

@@ -26,8 +26,10 @@ def suspects(values: Tensor, fitted: Tensor, labels: Tensor) -> Tensor:
 
 
 def log_likelihood_ratio(values: Tensor, fitted: Tensor) -> float:
-    """Returns how much the log-likelihood per image of a class increases if its `fitted` images
-    have a normal distribution of their own, instead of that of the other images.
+    """Returns the gain in log-likelihood if the `fitted` images of a class have a normal
+    distribution of their own rather than that of the other images.
+
+    The gain is divided by the number of images in the class.
 
     `values` float64 (n, d) are projected onto their top two principal directions. The arbitrary
     sign of each direction is chosen so that the mean projection is not negative. The result is 0 if

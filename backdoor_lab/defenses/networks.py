@@ -92,9 +92,8 @@ class ModelBasedFilter(SampleFilter):
 
 
 def auto_count(scores: Tensor, flagged: int) -> int:
-    """Returns how many examples ``removal_budget=auto`` removes from a class with scores `scores`
-    float64 (n,), of which `flagged` examples are flagged: at most half, and none if all scores are
-    equal."""
+    """Returns how many examples of a class ``removal_budget=auto`` removes: the number of `flagged`
+    examples, but at most half of the class, and none if all `scores` float64 (n,) are equal."""
     alike = len(scores) < 2 or bool(scores.max() == scores.min())
     return 0 if alike else min(flagged, len(scores) // 2)
 
@@ -108,7 +107,7 @@ class ModelRepair(ABC):
     needs_clean: ClassVar[bool] = True
 
     def requires(self) -> list[str]:
-        """Returns what the repair requires, as for `Defense.requires`."""
+        """See `Defense.requires`."""
         return ["context", *["clean images"] * self.needs_clean]
 
     def applied(self) -> dict[str, object]:
@@ -117,7 +116,7 @@ class ModelRepair(ABC):
 
     def check_network(self, network: nn.Module, features: int) -> None:
         """Raises ConfigError, before any training, if the repair does not support the architecture
-        of `network` or `features` features per image."""
+        of `network` or this number of features per image."""
 
     @abstractmethod
     def repair(self, context: DefenseContext) -> tuple[nn.Module, dict[str, object]]:
@@ -198,8 +197,8 @@ def shuffled(n: int, batch: int, generator: torch.Generator) -> Iterator[Tensor]
 
 
 def clean_batches(context: DefenseContext, epochs: int, purpose: Stream) -> Iterator[Batch]:
-    """Yields batches of the held-out clean images with their labels, for `epochs` passes, on the
-    context's device; augmented as in training."""
+    """Yields batches of held-out clean images, augmented as in training, and their labels, for
+    `epochs` passes. Both are on the context's device."""
     clean = clean_of(context)
     order = context.generator(purpose, streams.ORDER)
     augment = context.generator(purpose, streams.AUGMENTATION, device=context.device)

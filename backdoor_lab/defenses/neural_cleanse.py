@@ -45,7 +45,7 @@ class Reversed:
 
 @dataclass(frozen=True)
 class Search:
-    """The length of a search: at most `steps` steps of `batches` batches of `batch_size`."""
+    """The length of a search: at most `steps` steps of `batches` batches of `batch_size` images."""
 
     steps: int
     batches: int
@@ -56,8 +56,8 @@ class Search:
 class MaskWeight:
     """The weight λ of the mask size. It is 0 until `PATIENCE` steps in a row succeed, and then
     becomes `FIRST_WEIGHT`. After that, `PATIENCE` successes in a row double it, and as many
-    failures in a row divide it by 2^1.5. `raised` and `lowered` say whether it has been doubled,
-    and whether it has been divided."""
+    failures in a row divide it by 2^1.5. `raised` says whether it has been doubled, `lowered`
+    whether it has been divided."""
 
     value: float = 0.0
     raised: bool = False
@@ -99,7 +99,7 @@ class Smallest:
 
 
 class NeuralCleanse(ModelRepair):
-    """Reverse-engineers a trigger for each class, and unlearns the smallest if it is an outlier.
+    """Reverse-engineers a trigger for each class. Unlearns the smallest if its size is an outlier.
 
     Wang, Yao, Shan, Li, Viswanath, Zheng, Zhao, "Neural Cleanse: Identifying and Mitigating
     Backdoor Attacks in Neural Networks", IEEE S&P 2019, sections IV and VI. For each class, mask
@@ -108,8 +108,8 @@ class NeuralCleanse(ModelRepair):
     of its images are classified as the class. After each of at most `steps` steps, λ changes as
     `MaskWeight` describes; the smallest mask of a successful step is kept, or the last mask if none
     succeeds. The search stops early if λ has been raised and lowered and the mask has not become
-    smaller for 25 steps. A class is suspicious if its mask size is below the median with an anomaly
-    index |size - median| / (1.4826 MAD) above `threshold`.
+    smaller for 25 steps. A class is suspicious if its mask size is below the median and its anomaly
+    index |size - median| / (1.4826 MAD) is above `threshold`.
 
     The model is then trained by SGD for `epochs` with learning rate `lr` on the clean images. In
     each batch, a fraction `patched_ratio` of the images carries the smallest suspicious trigger and
@@ -231,8 +231,8 @@ def objective(outputs: Tensor, label: int, weight: float, mask: Tensor) -> Tenso
 
 
 def endless(n: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Yields batches of at most `size` of the indices 0..n-1, in passes of random order, forever.
-    The last batch of a pass may be smaller."""
+    """Yields the indices 0..n-1 in batches of `size`, pass after pass, forever. Each pass has a new
+    random order. The last batch of a pass may be smaller."""
     while True:
         yield from torch.randperm(n, generator=generator).split(size)
 

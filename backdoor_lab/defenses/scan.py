@@ -34,16 +34,14 @@ class SCAn(SampleFilter):
     variation common to all classes: r = mu + e, mu ~ N(0, S_mu), e ~ N(0, S_e). Both covariances
     are estimated from held-out clean images (`variation`). J is a class's log-likelihood ratio, per
     example, of two groups against one group; J* is the absolute difference between J and its median
-    over classes, divided by the MAD scaled to a standard deviation. A class with J* above
-    `threshold` (e^2 in the paper) is suspicious, and ``removal_budget=auto`` removes its suspicious
-    group.
+    over classes, divided by 1.4826 MAD. A class with J* above `threshold` (e^2 in the paper) is
+    suspicious, and ``removal_budget=auto`` removes its suspicious group.
 
     The group nearer to the clean examples of the class is taken as clean; if the class has none,
     the larger group is. The score is the log-likelihood ratio of the other group against the clean
     group, positive exactly for members of the other group. The authors' code does not choose
-    between the groups and has no threshold. It also differs from the paper in how J estimates the
-    identity of the class: its `calc_test` omits a factor S_mu S_e^-1 of the estimate in the model
-    of clean images. This class follows the paper.
+    between the groups and has no threshold. For J, its `calc_test` estimates the identity of the
+    class without the factor S_mu S_e^-1. This implementation includes it, as the paper does.
 
     Only directions in which clean images vary are used. If there are fewer clean images than
     features, poison in other directions is missed. `protocol.clean_holdout` sets the number of
@@ -163,8 +161,8 @@ class Variation:
         return (self.means[label] - middle) @ self.whiten if label in self.means else None
 
     def identity(self, white: Tensor) -> Tensor:
-        """Returns the most likely identity (r,) of the class with the rows `white` (n, r): their
-        mean, shrunk towards 0 by the prior N(0, `between`)."""
+        """Returns the most likely identity (r,) of the class with the rows `white` (n, r): the mean
+        of the rows, shrunk towards 0 by the prior N(0, `between`)."""
         both = self.between + torch.eye(len(self.between), dtype=white.dtype) / len(white)
         return self.between @ torch.linalg.solve(both, white.mean(dim=0))
 
@@ -174,9 +172,9 @@ def variation(values: Tensor, labels: Tensor, tolerance: float) -> tuple[Tensor,
 
     Uses expectation maximization as in the authors' code (paper, section 4). The identity of a
     class of m examples with mean x is S_mu (S_mu + S_e / m)^-1 x. S_mu is the covariance of the
-    examples' class identities, S_e that of the examples minus these identities. Ends when the
-    Frobenius norms of the changes of the two covariances sum to at most `tolerance`, or after 100
-    steps.
+    examples' class identities, S_e that of the examples minus these identities. The iteration
+    ends when the Frobenius norms of the changes of the two covariances sum to at most `tolerance`,
+    or after 100 steps.
     """
     values = values - values.mean(dim=0)
     _, which, sizes = labels.unique(return_inverse=True, return_counts=True)
@@ -204,8 +202,8 @@ def _identity_map(m: int, between: Tensor, within: Tensor, inverse: Tensor) -> T
 
 
 def drawn_half(values: Tensor, seed: int) -> Tensor:
-    """Returns a random subset of the rows of `values` (n, d), each with probability 1/2, as bool
-    (n,). Whether a row is in it does not depend on the order of the rows."""
+    """Draws each row of `values` (n, d) with probability 1/2: bool (n,). The order of the rows does
+    not affect which rows are drawn."""
     drawn = torch.rand(len(values), generator=torch.Generator().manual_seed(seed)) >= 0.5
     # Each group needs at least one row.
     drawn[0] = drawn[0] ^ bool(drawn.all() or not drawn.any())

@@ -27,9 +27,9 @@ class SPECTRE(Principal):
     the covariance of the whitened features.
 
     k is `rank` or, by default, the value among 1, 4, 9, ..., `max_rank` with the largest tr(S Q) /
-    tr Q. For this quotient, the examples have `max_rank` dimensions and are whitened by the
-    covariance of those that would not be removed. There must be at least ten examples per
-    dimension, so `max_rank` is lowered for small classes.
+    tr Q. For this quotient, the examples are projected onto `max_rank` directions and whitened by
+    the covariance of the examples that would not be removed. There must be at least ten examples
+    per direction, so `max_rank` is lowered for small classes.
 
     ε is the number of poisoned examples if the budget is a multiple of it, otherwise the number of
     examples that the budget removes, divided by 1.5. It is at most a third of the class; with
@@ -82,8 +82,8 @@ class SPECTRE(Principal):
     def _judged(
         self, points: Tensor, k: int, removed: int, poisoned: float
     ) -> tuple[float, Tensor, int]:
-        """Returns the value of tr(S Q) / tr Q that selects k, the scores (n,) with k directions,
-        and k."""
+        """Returns the quotient tr(S Q) / tr Q by which k is chosen, the scores (n,) with k
+        directions, and k."""
         scores = que(self._whitened(points[:, :k], poisoned), self.alpha)
         rest = points[scores.topk(len(points) - removed, largest=False).indices]
         white = points @ root_of(covariance(rest, correction=1), points)
@@ -117,8 +117,8 @@ def weighted_variance(white: Tensor, alpha: float) -> float:
 
 
 def _weighted(white: Tensor, alpha: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the eigenvalues of the covariance of `white`, the weights of their directions, which
-    sum to 1, and the directions."""
+    """Returns the eigenvalues of the covariance of `white`, the weight of each eigenvector, and the
+    eigenvectors. The weights sum to 1."""
     eigenvalues, directions = torch.linalg.eigh(covariance(white, correction=1))
     beyond = eigenvalues[-1] - 1
     if beyond <= 1e-9:

@@ -66,15 +66,15 @@ class STRIP(ModelBasedFilter):
 
     def threshold(self, usual: Tensor) -> float:
         """Returns the `false_positive_rate` quantile of a normal distribution fitted to the
-        entropies `usual` (m,) of clean images. An image whose entropy is not higher is
-        suspicious."""
+        entropies `usual` (m,) of clean images. An image is suspicious if its entropy is at
+        most this quantile."""
         spread = usual.std(unbiased=False) * normal_quantile(self.false_positive_rate)
         return float(usual.mean() + spread)
 
     @staticmethod
     def _halves(context: DefenseContext) -> tuple[Tensor, Tensor]:
-        """Returns the pool of overlays and the images that determine the threshold, on the device.
-        They are disjoint unless there is only one image."""
+        """Returns the two halves of the clean images, on the device: the pool of overlays, and the
+        images that determine the threshold. A single clean image is in both."""
         clean = clean_of(context)
         order = torch.randperm(len(clean), generator=context.generator(streams.OVERLAYS))
         shuffled = clean.images[order].to(context.device)
@@ -94,10 +94,13 @@ def drawn(context: DefenseContext, image: Tensor, pool: int, count: int) -> Tens
 def entropy(
     network: nn.Module, images: Tensor, pool: Tensor, over: Tensor, weight: float
 ) -> Tensor:
-    """Returns, for each of `images` uint8 (n, C, H, W), the mean entropy in bits of the predictions
-    for N sums: the image plus `weight` times an image of `pool` uint8 (m, C, H, W). Row i of `over`
-    int64 (n, N) has the indices into `pool` for image i. Sums are not clipped. The result is
-    float64 (n,)."""
+    """Returns the entropy in bits of the predictions for overlaid `images` uint8 (n, C, H, W),
+    averaged over the N overlays of each image: float64 (n,).
+
+    The overlays are images of `pool` uint8 (m, C, H, W). An overlay is multiplied by `weight` and
+    added to the image, without clipping. Row i of `over` int64 (n, N) has the indices into `pool`
+    for image i.
+    """
     count, flat = over.shape[1], over.flatten()
 
     def mixed(start: int, stop: int) -> Tensor:

@@ -75,15 +75,15 @@ def _check(row: Row, method: Method, options: dict[str, Any], root: Path) -> lis
 
 
 def _quoted(token: str, component: str) -> tuple[str, str]:
-    """Returns the file of a quoted text and the text. The file is `component` unless the text
-    begins with another file name."""
+    """Splits `token` into a file and the text quoted from this file. If `token` does not begin with
+    a file name, the file is `component`."""
     match = _ELSEWHERE.fullmatch(token)
     return (match["place"], match["text"]) if match else (component, token)
 
 
 def _defaults(method: Method, options: dict[str, Any], root: Path) -> list[str]:
-    """Compare the numbers in the signature of a method's class with the table. Skips presets such
-    as ``abl_authors``, whose values differ from the defaults on purpose."""
+    """Compare the numeric defaults in the constructor of a method's class with the method's rows.
+    Skips presets such as ``abl_authors``, whose values differ from the defaults on purpose."""
     path = root / method.component
     kind = str(options.get("_target_")).rpartition(".")[2]
     found = []
@@ -122,8 +122,8 @@ def _options(path: Path) -> dict[str, Any]:
 
 def constant(path: Path, name: str) -> object:
     """The value of a constant (``NAME``, ``Class.NAME``) in a Python file, or the default of a
-    parameter (``function.parameter``, ``Class.method.parameter``). A value other than a literal, or
-    a sum, product or power of literals, is returned as source text."""
+    parameter (``function.parameter``, ``Class.method.parameter``). Literals and arithmetic on
+    literals are evaluated; any other expression is returned as source text."""
     scope: ast.AST = ast.parse(path.read_text())
     *outer, last = name.split(".")
     for part in outer:

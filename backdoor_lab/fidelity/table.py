@@ -63,7 +63,7 @@ class Row:
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """The sources, ``paper`` and ``code``, that state a value."""
+        """Those of the sources ``paper`` and ``code`` that state a value."""
         return ("paper",) * bool(self.section) + ("code",) * (self.source is not None)
 
     def equals(self, source: str) -> bool:
@@ -91,8 +91,11 @@ class Method:
         return [row for row in self.rows if not self.agrees(row)]
 
     def agrees(self, row: Row) -> bool:
-        """Whether our value in `row` equals the authors' value: that of the source `equal_to` if it
-        states one, otherwise that of any source. True if no source states a value."""
+        """Whether our value in `row` equals the authors' value.
+
+        If the source `equal_to` states a value, only that value counts. Otherwise, one equal source
+        is enough. True if no source states a value.
+        """
         chosen = row.equal_to or self.equal_to
         if chosen in row.sources:
             return row.equals(chosen)
@@ -100,7 +103,7 @@ class Method:
 
 
 def same(ours: object, theirs: object) -> bool:
-    """Whether two values are equal. A value ``same`` of `theirs` is equal to everything."""
+    """Whether two values are equal. The word ``same`` in `theirs` equals every value."""
     if theirs == SAME:
         return True
     if isinstance(ours, bool) or isinstance(theirs, bool):
@@ -150,7 +153,7 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
     try:
         found = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
-        raise DataError(f"{path} is not YAML: {error}") from error
+        raise DataError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(found, dict) or not all(isinstance(each, dict) for each in found.values()):
         raise DataError(f"{path} must map names of methods to their entries")
     return found
@@ -165,7 +168,7 @@ def _method(name: str, path: Path, entry: dict[str, Any], known: Mapping[str, Me
     _check_keys(said, fields, where)
     if base is not None:
         if base not in known:
-            raise DataError(f"{where}: its base {base!r} must be described before it")
+            raise DataError(f"{where}: its base {base!r} must be an earlier entry")
         shared = {
             key: getattr(known[base], key) for key in ("title", "paper", "component", "golden")
         }

@@ -27,8 +27,8 @@ def details(method: Method) -> str:
 
 
 def status(method: Method) -> str:
-    """The status as text: for ``exact``, with the source that the method equals; for ``reduced``,
-    with the factor by which it is cheaper."""
+    """The status as text, such as ``exact (code)`` for a method that equals the authors' code, or
+    ``reduced (÷ 10)`` for one that costs a tenth of the authors' version."""
     if method.status == "exact":
         return f"exact ({method.equal_to})"
     if method.status == "reduced":

@@ -38,8 +38,7 @@ SEVERAL = 4
 
 
 def of_sweep(whole: SweepData) -> Iterator[Named]:
-    """Yield the name and the figure for each figure of a sweep. Skips figures whose data is
-    missing."""
+    """Yield each figure of a sweep with its name. Skips figures whose data is missing."""
     found = list(attacked(whole))
     if found:
         yield "triggers", images.triggers(*trigger_rows(found))
@@ -66,10 +65,10 @@ def of_sweep(whole: SweepData) -> Iterator[Named]:
 
 
 def promised(whole: SweepData, cells: Sequence[CellRecord]) -> dict[str, float]:
-    """The AUROC predicted from the features of each cell (see `separation.predicted_auroc`), by
-    cell id.
+    """Map the id of each cell to the AUROC predicted from the cell's features (see
+    `separation.predicted_auroc`).
 
-    Cells without stored features are omitted. Empty if the sweep has fewer than SEVERAL ratios.
+    Cells without a prediction are omitted. Empty if `cells` have fewer than SEVERAL ratios.
     """
     if len({cell.choices["ratio"] for cell in cells if cell.choices}) < SEVERAL:
         return {}
@@ -80,8 +79,7 @@ def promised(whole: SweepData, cells: Sequence[CellRecord]) -> dict[str, float]:
 
 
 def of_cell(whole: SweepData, record: Record) -> Iterator[Named]:
-    """Yield the name and the figure for each figure of a completed cell. Skips figures whose data
-    is missing."""
+    """Yield each figure of a completed cell with its name. Skips figures whose data is missing."""
     yield "pipeline", run.pipeline(steps(record))
     losses = losses_of(whole.reader, record)
     if losses:

@@ -50,8 +50,8 @@ def sheets(cells: Sequence[CellRecord]) -> Iterator[Sheet]:
     """Yield a sheet of heat maps, averaged over seeds, for each set of cells that differ only in
     source, target and seed.
 
-    Cells without a source class are ignored. A sheet has more than two pairs of classes, and at
-    least one completed cell.
+    Ignores cells without a source class, and sets without results or with too few pairs of classes
+    (see `_is_grid`).
     """
     paired = [cell for cell in cells if cell.choices.get("source") is not None]
     spec = PivotSpec(("source",), ("target",), tuple(MEASURES))
@@ -113,7 +113,7 @@ def _map(table: PivotTable, name: str) -> Map | None:
 
 
 def _title(table: PivotTable) -> str:
-    """The part of the table's title that distinguishes it from others: ``pixel, seed 0``."""
+    """The part of the title that distinguishes the table from others: ``pixel, seed 0``."""
     return table.title.partition(": ")[2]
 
 

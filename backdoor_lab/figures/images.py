@@ -20,7 +20,8 @@ Array = NDArray[Any]
 @styled
 def triggers(names: Sequence[str], originals: Array, triggered: Array) -> Figure:
     """Draw one row per trigger: an image, the same image with the trigger, and their difference,
-    which is stretched to the full range around gray. Both arrays are uint8 (names, C, H, W)."""
+    which is stretched to the full range around gray. `originals` and `triggered` are uint8
+    (triggers, C, H, W)."""
     figure = new(4.6, 1.5 * len(names) + 0.3)
     draw_triggers(figure, names, originals, triggered)
     return figure
@@ -40,7 +41,8 @@ def draw_triggers(
 
 
 def stretched(clean: Array, changed: Array) -> Array:
-    """Scale `changed` - `clean`, both uint8 (C, H, W), to the full range around 128: uint8."""
+    """Returns `changed` - `clean`, both uint8 (C, H, W), stretched to 0..255 as uint8. Zero
+    becomes 128."""
     difference = changed.astype(np.float64) - clean
     largest = np.abs(difference).max() or 1.0
     return np.rint(127.5 + 127.5 * difference / largest).astype(np.uint8)
@@ -68,10 +70,10 @@ class Layer:
 
 @styled
 def filters(layers: Sequence[Sequence[Layer]]) -> Figure:
-    """Draw the filters of first layers, with one row of networks per trigger.
+    """Draw the filters of first layers. Each row shows the networks for one trigger, side by side.
 
-    Each filter is scaled separately, so that gray is zero. A frame marks the filter whose response
-    the trigger changes most.
+    Zero is gray, and each filter is scaled separately. A frame marks the filter whose response the
+    trigger changes most.
     """
     columns = max(len(row) for row in layers)
     figure = new(2.9 * columns, 3.1 * len(layers))
@@ -101,8 +103,8 @@ def _draw_layer(axes: Axes, layer: Layer) -> None:
 
 def mosaic(weights: Array) -> Array:
     """Tile filters, float (f, C, k, k), into one uint8 image: (h, w, 3) for three channels,
-    otherwise the mean over the channels, (h, w). Zero is gray; each filter's largest value is black
-    or white."""
+    otherwise the mean over the channels, (h, w). Each filter is divided by its largest absolute
+    value; zero is gray."""
     count, channels, side, _ = weights.shape
     peak = np.abs(weights).reshape(count, -1).max(axis=1)
     scaled = 127.5 + 127.5 * weights / np.where(peak > 0, peak, 1)[:, None, None, None]

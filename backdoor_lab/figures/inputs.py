@@ -39,7 +39,7 @@ class SweepData:
     reader: ArtifactReader
 
     def done(self) -> Iterator[tuple[CellRecord, Record]]:
-        """Yield each completed cell that has a readable record, and this record."""
+        """Yield each completed cell with its record. Skips cells without a readable record."""
         for cell in self.cells:
             if cell.done and cell.choices and cell.id in self.records:
                 yield cell, self.records[cell.id]
@@ -129,8 +129,8 @@ def _seconds(cell: CellRecord, stage: str) -> float:
 
 
 def attacked(whole: SweepData) -> Iterator[tuple[str, Record, Training]]:
-    """For each trigger, yield its name, and the record and the training set of one completed cell:
-    the cell with the highest ratio, of those whose poisoned images are stored."""
+    """For each trigger, yield its name, and the record and the training set of one completed cell.
+    Of the cells whose poisoned images are stored, this is the one with the highest ratio."""
     by_trigger: dict[str, list[Record]] = {}
     for cell, record in sorted(whole.done(), key=lambda each: -float(each[0].choices["ratio"])):
         if float(cell.choices["ratio"]) > 0 and not is_triggered_late(record):

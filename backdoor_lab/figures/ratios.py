@@ -33,7 +33,8 @@ one."""
 @dataclass(frozen=True)
 class Series:
     """One line of a chart. `ratios` float64 (k,) are in percent or in images, `means` in percent;
-    `halves` are half of their 95 % confidence intervals, NaN if there is only one seed."""
+    `halves` are the half-widths of their 95 % confidence intervals, NaN if there is only one
+    seed."""
 
     name: str
     ratios: Array

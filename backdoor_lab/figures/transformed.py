@@ -37,7 +37,7 @@ class Curve:
     """One trigger under one kind of transformation.
 
     `strengths` float64 (k,) includes the strength of untransformed images. `means` are in percent;
-    `halves` are half of their 95 % confidence intervals, NaN if there is only one seed.
+    `halves` are the half-widths of their 95 % confidence intervals, NaN if there is only one seed.
     """
 
     trigger: str
@@ -59,7 +59,7 @@ class Panel:
 
 def against_strength(cells: Sequence[CellRecord]) -> Iterator[tuple[str, Figure]]:
     """Yield a name and a figure for each of FIGURES and each set of cells that differ only in
-    trigger and seed, if they were measured under transformations."""
+    trigger and seed. Cells that were not measured under transformations are ignored."""
     measured = [cell for cell in cells if cell.done and under_names([cell])]
     for figure, says in FIGURES.items():
         pair = (figure, ACCURACY[figure])
@@ -120,7 +120,8 @@ def _curve(
 
 
 def _mean(table: PivotTable, points: Sequence[tuple[float, str]]) -> Curve | None:
-    """The mean over the triggers; None if the table has two versions of a trigger."""
+    """The mean over the triggers. None if the table has several versions of a trigger or fewer than
+    two points."""
     if len({unversioned(row[0]) for row in table.rows}) < len(table.rows):
         return None
     found = []

@@ -277,7 +277,7 @@ def read(tmp_path: Path, text: str) -> dict[str, Method]:
          "must have the form owner/name@commit:path:line"),
         ({"rows": [{"option": "x", "ours": 1}, {"step": "x", "ours": 1}]},
          "two rows with the same key"),
-        ({"base": "none"}, "must be described before it"),
+        ({"base": "none"}, "must be an earlier entry"),
     ],
 )  # fmt: skip
 def test_a_malformed_entry_is_refused(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
