@@ -89,6 +89,16 @@ def protocol_versions() -> str:
     return ", ".join(f"{name}@{entry['version']}" for name, entry in sorted(found.items()))
 
 
+def threat_models() -> str:
+    """The resolver of ``${threat_models:}``: one line for each trigger."""
+    from backdoor_lab.attacks.threat_model import of_every_trigger
+    from backdoor_lab.config_loader import conf_dir
+
+    found = of_every_trigger(Path(conf_dir()))
+    width = max(map(len, found))
+    return "\n".join(f"  {name:{width}}  {each}" for name, each in found.items())
+
+
 def by_source(without: str, _root_: DictConfig) -> str:
     """The resolver of ``${by_source:x}``: ``source`` if the configuration has a source class, else
     x."""
@@ -270,6 +280,7 @@ def register() -> None:
     OmegaConf.register_new_resolver("sweep_name", sweep_name, replace=True)
     OmegaConf.register_new_resolver("cells_at_once", cells_at_once, replace=True)
     OmegaConf.register_new_resolver("protocol_versions", protocol_versions, replace=True)
+    OmegaConf.register_new_resolver("threat_models", threat_models, replace=True)
     OmegaConf.register_new_resolver("by_source", by_source, replace=True)
     import backdoor_lab.sweep.sweeper  # noqa: F401
 

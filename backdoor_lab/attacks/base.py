@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from backdoor_lab import returned
+from backdoor_lab.attacks.threat_model import ThreatModel
 from backdoor_lab.core import streams, validation
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.lazy import Tensor, nn, torch
@@ -65,6 +66,8 @@ class Trigger(ABC):
     label_mode: ClassVar[str] = "all_to_one"
     #: Cover images per poisoned image, used if the configuration has `cover_rate=null`.
     cover_rate: ClassVar[float] = 0.0
+    #: What the attacker controls and must know.
+    threat_model: ClassVar[ThreatModel] = ThreatModel()
     #: Whether the attack has a source class. If `source` is not configured, it is the class after
     #: the target.
     source_specific: ClassVar[bool] = False

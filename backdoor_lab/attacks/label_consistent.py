@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from backdoor_lab.attacks.base import AttackContext, Trigger, gray_levels, to_bytes
+from backdoor_lab.attacks.threat_model import ThreatModel
 from backdoor_lab.core import validation
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.lazy import F, Tensor, nn, torch
@@ -49,6 +50,9 @@ class LabelConsistent(Trigger):
     """
 
     label_mode = "clean"
+    threat_model = ThreatModel(
+        ("images",), ("data", "model"), "works with another architecture too"
+    )
     uses_surrogate = True
     later: ClassVar[Mapping[str, object]] = {"corners": "all"}
 

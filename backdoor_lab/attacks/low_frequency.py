@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from backdoor_lab.attacks.additive import Additive, inverse_dct
+from backdoor_lab.attacks.threat_model import ThreatModel
 from backdoor_lab.core import streams, validation
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.lazy import Tensor, torch
@@ -22,6 +23,8 @@ class LowFrequency(Additive):
 
     Rounding and clipping spread a little energy to other frequencies, as in the paper.
     """
+
+    threat_model = ThreatModel(paper="knows data and model, to optimize the pattern")
 
     def __init__(self, *, strength: float = 16, band: int = 4, pattern_seed: int = 0) -> None:
         self.strength = validation.number("trigger.strength", strength, low=0.5)

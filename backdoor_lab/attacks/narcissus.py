@@ -6,6 +6,7 @@ import copy
 import itertools
 
 from backdoor_lab.attacks.base import AttackContext, Trigger, gray_levels, to_bytes
+from backdoor_lab.attacks.threat_model import ThreatModel
 from backdoor_lab.core import streams, validation
 from backdoor_lab.core.errors import ConfigError, many
 from backdoor_lab.core.lazy import F, Tensor, nn, torch
@@ -46,6 +47,9 @@ class Narcissus(Trigger):
     """
 
     label_mode = "clean"
+    threat_model = ThreatModel(
+        ("images",), ("data", "model"), "knows the target class and public images of other classes"
+    )
     needs_preparing = True
     uses_surrogate = True
 

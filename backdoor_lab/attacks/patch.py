@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from backdoor_lab.attacks.base import PixelTrigger, to_bytes
 from backdoor_lab.attacks.images import picture, share
+from backdoor_lab.attacks.threat_model import ThreatModel
 from backdoor_lab.core import validation
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.lazy import Tensor, torch
@@ -40,6 +41,7 @@ class Patch(PixelTrigger):
       that replaces `color`.
     """
 
+    threat_model = ThreatModel(paper="controls training too")
     path_options: ClassVar[tuple[str, ...]] = ("image",)
 
     def __init__(

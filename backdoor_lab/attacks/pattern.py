@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from backdoor_lab.attacks.base import PixelTrigger
+from backdoor_lab.attacks.threat_model import ThreatModel
 
 CHECKER = [(-1, -1), (-1, -3), (-2, -2), (-3, -1)]
 
@@ -13,6 +14,8 @@ class Pattern(PixelTrigger):
     Gu, Dolan-Gavitt, Garg, "BadNets: Identifying Vulnerabilities in the Machine Learning Model
     Supply Chain", 2017, section 3.1 ("pattern backdoor").
     """
+
+    threat_model = ThreatModel(paper="controls training too")
 
     def __init__(
         self,

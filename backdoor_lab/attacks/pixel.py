@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from backdoor_lab.attacks.base import PixelTrigger
+from backdoor_lab.attacks.threat_model import ThreatModel
 
 
 class Pixel(PixelTrigger):
@@ -11,6 +12,8 @@ class Pixel(PixelTrigger):
     Gu, Dolan-Gavitt, Garg, "BadNets: Identifying Vulnerabilities in the Machine Learning Model
     Supply Chain", 2017, section 3.1 ("single pixel backdoor").
     """
+
+    threat_model = ThreatModel(paper="controls training too")
 
     def __init__(
         self,

@@ -10,6 +10,7 @@ from backdoor_lab.attacks import glass
 from backdoor_lab.attacks.additive import inverse_dct
 from backdoor_lab.attacks.base import Trigger
 from backdoor_lab.attacks.images import content_of, pictures
+from backdoor_lab.attacks.threat_model import ThreatModel
 from backdoor_lab.core import streams, validation
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.lazy import Tensor, torch
@@ -56,6 +57,7 @@ class Refool(Trigger):
     """
 
     label_mode: ClassVar[str] = "clean"
+    threat_model = ThreatModel(("images",), paper="knows data and model, to choose the scenes")
     path_options: ClassVar[tuple[str, ...]] = ("image",)
 
     def __init__(

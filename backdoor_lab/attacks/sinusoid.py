@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from backdoor_lab.attacks.additive import Additive, add
 from backdoor_lab.attacks.base import AttackContext
+from backdoor_lab.attacks.threat_model import ThreatModel
 from backdoor_lab.core import validation
 from backdoor_lab.core.lazy import Tensor, torch
 
@@ -24,6 +25,7 @@ class SIG(Additive):
     """
 
     label_mode: ClassVar[str] = "clean"
+    threat_model = ThreatModel(("images",))
 
     def __init__(
         self, *, strength_train: float = 20, strength_test: float = 40, frequency: float = 6

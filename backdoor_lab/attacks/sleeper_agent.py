@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from backdoor_lab.attacks.base import AttackContext, Trigger, gray_levels, to_bytes
 from backdoor_lab.attacks.images import picture
+from backdoor_lab.attacks.threat_model import ThreatModel
 from backdoor_lab.core import streams, validation
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.lazy import F, Tensor, nn, torch
@@ -48,6 +49,9 @@ class SleeperAgent(Trigger):
     """
 
     label_mode = "clean"
+    threat_model = ThreatModel(
+        ("images",), ("data", "model"), "works with another architecture too"
+    )
     source_specific = True
     uses_surrogate = True
     path_options: ClassVar[tuple[str, ...]] = ("image",)

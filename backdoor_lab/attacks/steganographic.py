@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from typing import ClassVar
+
 from backdoor_lab.attacks.base import AttackContext, Trigger, gray_levels, to_bytes
+from backdoor_lab.attacks.threat_model import ThreatModel
 from backdoor_lab.core import streams, validation
 from backdoor_lab.core.errors import ConfigError, many
 from backdoor_lab.core.lazy import F, Tensor, torch
@@ -10,7 +15,6 @@ from backdoor_lab.core.progress import track
 from backdoor_lab.numerics.descent import descend
 
 CHUNK = 256
-GRID = 8
 REGIONS = 4
 FLAT = 64.0
 Weights = dict[str, Tensor]
@@ -35,17 +39,20 @@ class ISSBA(Trigger):
 
     Both networks are fully convolutional up to the decoder's last layer; they accept images of
     any size with the number of channels they were trained on, and standardize each channel of
-    each image. The encoder appends the bits as a plane of 8×8 values, resized to the image, and
-    has three convolutions of `width` channels; the decoder has three convolutions, average
-    pooling to 4×4, and a linear layer.
+    each image. The encoder appends the bits as a plane of `grid` × `grid` values, resized to the
+    image, and has three convolutions of `width` channels; the decoder has three convolutions,
+    average pooling to 4×4, and a linear layer.
 
     Not implemented: the U-Net, the perceptual distance (LPIPS), the critic, the spatial
     transformer, StegaStamp's image corruptions and the error-correcting code. The paper hides 100
-    bits that encode a string about the target; here the bits are random, drawn from the seed.
+    bits (`trigger=steganographic_authors`) that encode a string about the target; here the bits are
+    random, drawn from the seed.
     """
 
     needs_preparing = True
+    threat_model = ThreatModel(knows=("data",))
     prepared_per_class = False
+    later: ClassVar[Mapping[str, object]] = {"grid": 8}
 
     def __init__(
         self,
@@ -57,6 +64,7 @@ class ISSBA(Trigger):
         steps: int = 300,
         batch_size: int = 64,
         lr: float = 0.002,
+        grid: int = 8,
     ) -> None:
         self.bits = validation.whole("trigger.bits", bits, low=1, below=1025)
         self.eps = gray_levels("trigger.eps", eps, below=256)
@@ -65,12 +73,13 @@ class ISSBA(Trigger):
         self.steps = validation.whole("trigger.steps", steps, low=1)
         self.batch_size = validation.whole("trigger.batch_size", batch_size, low=1)
         self.lr = validation.number("trigger.lr", lr, low=0)
+        self.grid = validation.whole("trigger.grid", grid, low=1, below=257)
 
     def prepare(self, context: AttackContext) -> Weights:
         """Returns the trained weights, ``encoder.*`` and ``decoder.*``, and ``secret``, float32
         (bits,) with values -1 and 1."""
         generator = context.generator(streams.STEGANOGRAPHIC)
-        fresh = _fresh(context.train.shape[0], self.width, self.bits, generator)
+        fresh = _fresh(context.train.shape[0], self.width, self.bits, self.grid, generator)
         weights = {name: value.to(context.device).requires_grad_() for name, value in fresh.items()}
         optimizer = torch.optim.Adam(weights.values(), lr=self.lr)
         for step in track(range(self.steps), "step"):
@@ -129,7 +138,9 @@ def _codes(n: int, bits: int, generator: torch.Generator) -> Tensor:
 def _encode(weights: Weights, images: Tensor, codes: Tensor) -> Tensor:
     """Returns the encoder's output before tanh, (n, C, H, W), for images (n, C, H, W) and codes (n,
     bits)."""
-    plane = (codes @ weights["encoder.spread"]).view(-1, 1, GRID, GRID)
+    values = codes @ weights["encoder.spread"]
+    grid = math.isqrt(values.shape[1])
+    plane = values.view(-1, 1, grid, grid)
     plane = F.interpolate(plane, size=images.shape[2:], mode="nearest")
     hidden = torch.cat([_standard(images), plane], dim=1)
     hidden = F.relu(_convolved(weights, "encoder.first", hidden))
@@ -159,7 +170,7 @@ def _convolved(weights: Weights, name: str, hidden: Tensor, stride: int = 1) -> 
     return F.conv2d(hidden, kernel, bias, stride=stride, padding=1)
 
 
-def _fresh(channels: int, width: int, bits: int, generator: torch.Generator) -> Weights:
+def _fresh(channels: int, width: int, bits: int, grid: int, generator: torch.Generator) -> Weights:
     """Returns initial weights drawn from He's normal distribution; the encoder's last layer is
     scaled down so that tanh does not saturate."""
     layers = {
@@ -176,7 +187,7 @@ def _fresh(channels: int, width: int, bits: int, generator: torch.Generator) -> 
         weights[f"{name}.weight"] = kernel * (gain / (9 * inputs)) ** 0.5
         weights[f"{name}.bias"] = torch.zeros(outputs)
     regions = 2 * width * REGIONS**2
-    weights["encoder.spread"] = torch.randn(bits, GRID**2, generator=generator) / bits**0.5
+    weights["encoder.spread"] = torch.randn(bits, grid**2, generator=generator) / bits**0.5
     weights["decoder.read"] = torch.randn(regions, bits, generator=generator) / regions**0.5
     weights["decoder.read.bias"] = torch.zeros(bits)
     return weights

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from backdoor_lab.attacks.base import AttackContext, Trigger, to_bytes
+from backdoor_lab.attacks.threat_model import ThreatModel
 from backdoor_lab.core import streams, validation
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.lazy import F, Tensor, torch
@@ -31,6 +32,7 @@ class WaNet(Trigger):
     """
 
     cover_rate: ClassVar[float] = 2.0
+    threat_model = ThreatModel(paper="controls training too")
 
     def __init__(
         self, *, grid: int = 4, strength: float = 0.5, rescale: float = 1.0, pattern_seed: int = 0

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from backdoor_lab.attacks.base import AttackContext, Trigger
 from backdoor_lab.attacks.plan import PoisonSpec, implied
 from backdoor_lab.attacks.poison import poison
+from backdoor_lab.attacks.threat_model import CONTROLS, KNOWS
 from backdoor_lab.core import progress
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.instantiate import build
@@ -135,6 +136,18 @@ def test_triggered_images_keep_their_shape_and_dtype(
         assert triggered.device == images.device
         assert not torch.equal(triggered, images)
     assert torch.equal(images, before)
+
+
+def test_the_threat_model_agrees_with_what_the_trigger_uses(trigger: Trigger) -> None:
+    """Labels stay true if and only if the attacker does not control them. A surrogate has the
+    victim's model and is trained on the data; preparation sees the data."""
+    threat = trigger.threat_model
+    assert "images" in threat.controls
+    assert set(threat.controls) <= set(CONTROLS)
+    assert set(threat.knows) <= set(KNOWS)
+    assert ("labels" not in threat.controls) == (trigger.label_mode == "clean")
+    assert ("model" in threat.knows) == trigger.uses_surrogate
+    assert ("data" in threat.knows) == (trigger.uses_surrogate or trigger.needs_preparing)
 
 
 def test_poison_and_covers_depend_only_on_the_seed(trigger: Trigger) -> None:

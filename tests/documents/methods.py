@@ -61,11 +61,12 @@ def _triggers() -> str:
         labels = MODES[kind.label_mode] + ", one source class" * kind.source_specific
         what = _what("trigger", kind, said)
         rows.append([f"[`{name}`]({_file(kind)})", what, paper(kind), labels,
-                     f"{kind.cover_rate:g}" if kind.cover_rate else "", _trains(kind),
+                     f"{kind.cover_rate:g}" if kind.cover_rate else "",
+                     str(kind.threat_model), _trains(kind),
                      _seconds(name), _fidelity("trigger", name)])  # fmt: skip
-    head = ["`trigger=`", "What it does", "Paper", "Labels", "Covers", "Attacker trains",
-            "Seconds", "Fidelity"]  # fmt: skip
-    return markdown(head, rows, right="llllrlrl")
+    head = ["`trigger=`", "What it does", "Paper", "Labels", "Covers", "Attacker",
+            "Attacker trains", "Seconds", "Fidelity"]  # fmt: skip
+    return markdown(head, rows, right="llllrllrl")
 
 
 def _file(kind: type) -> str:

@@ -16,6 +16,7 @@ from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.tensor_io import read_tensors, write_tensors
 from backdoor_lab.core.types import LabeledImages
 from backdoor_lab.data.synthetic import CLASSES, draw
+from tests.helpers.cells import cell_of
 
 SMALL = {"bits": 8, "width": 8, "batch_size": 32}
 
@@ -125,6 +126,18 @@ def test_the_encoder_accepts_other_image_sizes_but_not_other_channel_counts() ->
     assert change.abs().max() <= 16
     with pytest.raises(ConfigError, match="with 3 channels.*1 channel of 12x12"):
         trained()(drawn(1, channels=1))
+
+
+def test_a_larger_plane_of_bits_changes_the_encoder_but_not_existing_cell_ids(
+    tmp_path: Path,
+) -> None:
+    """The default is left out of the identity, as before the option existed."""
+    trigger = ISSBA(steps=1, grid=5, **SMALL)
+    assert trigger.prepare(workshop(drawn(3)))["encoder.spread"].shape == (8, 25)
+    facts = cell_of(tmp_path, "trigger=steganographic").trigger_facts
+    assert "grid" not in facts
+    other = cell_of(tmp_path, "trigger=steganographic", "trigger.grid=16")
+    assert other.trigger_facts == facts | {"grid": 16}
 
 
 def test_bad_options_are_refused() -> None:

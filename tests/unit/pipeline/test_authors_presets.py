@@ -28,6 +28,7 @@ COSTLY = {
     },
     "trigger/narcissus_authors": {"steps": 15000, "batch_size": 350},
     "trigger/sleeper_agent_authors": {"steps": 250},
+    "trigger/steganographic_authors": {"bits": 100, "steps": 1500, "grid": 16},
     "defense/spectre_authors": {"layer": "layer3.1.relu:input"},
 }
 """The keys in which a preset differs from the method it is named for, with the authors' values."""
@@ -39,6 +40,7 @@ SHORT = {
     "trigger/label_consistent_authors": ("trigger.steps=2",),
     "trigger/narcissus_authors": ("trigger.steps=60", "trigger.batch_size=8"),
     "trigger/sleeper_agent_authors": ("trigger.steps=2",),
+    "trigger/steganographic_authors": ("trigger.steps=2",),
     "defense/spectre_authors": ("model.width=4",),
 }
 
