@@ -1,7 +1,7 @@
 """Checks what the methods of triggers and defenses return.
 
-The errors name the class and the method, what was returned and what is expected: a user's own
-method that returns something else would otherwise fail later, in code that the user does not know.
+An error names the class, the method, the returned value and the expected one. Without these checks,
+a wrong value from a user's own method would fail later, in code that the user does not know.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ def wrong(owner: object, method: str, value: object, expected: str) -> ConfigErr
 
 
 def described(value: object) -> str:
-    """Returns the type of a value and, if it has them, its dtype and shape or its length.
+    """Returns the type of a value with further details: the dtype and shape of a tensor, the length
+    of a container, or the value of a number.
 
     >>> described([1, 2]), described(None), described(0.5)
     ('list of length 2', 'None', 'float 0.5')
@@ -53,14 +54,14 @@ def described(value: object) -> str:
 
 
 def _place(value: object) -> str:
-    """Returns the device of a tensor that is not on the CPU, for messages."""
+    """Returns `` on cuda:0`` for a tensor on that device; an empty string on the CPU."""
     device = str(getattr(value, "device", "cpu"))
     return "" if device == "cpu" else f" on {device}"
 
 
 def images(owner: object, method: str, value: object, given: Tensor) -> Tensor:
-    """Returns `value`, the images that a trigger made from the images `given`, if shape, dtype and
-    device are the same. Raises ConfigError otherwise."""
+    """Returns the images `value` if their shape, dtype and device type are those of the images
+    `given` to the trigger. Raises ConfigError otherwise."""
     if (
         isinstance(value, torch.Tensor)
         and (value.dtype, value.shape) == (given.dtype, given.shape)
@@ -72,12 +73,12 @@ def images(owner: object, method: str, value: object, given: Tensor) -> Tensor:
 
 
 def tensors(owner: object, method: str, value: object) -> dict[str, Tensor]:
-    """Returns `value` if it is a dict of tensors by name. Raises ConfigError otherwise."""
+    """Returns `value` if it is a dict that maps names to tensors. Raises ConfigError otherwise."""
     if isinstance(value, dict) and all(
         isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in value.items()
     ):
         return value
-    raise wrong(owner, method, value, "a dict of tensors by name")
+    raise wrong(owner, method, value, "a dict that maps names to tensors")
 
 
 def scores(owner: object, method: str, value: object, n: int) -> Tensor:
@@ -103,8 +104,8 @@ def finite(values: Tensor, what: str, where: str = "") -> None:
 
 
 def class_scores(owner: object, method: str, value: object, kind: type, n: int) -> None:
-    """Raises ConfigError unless `value` is a ClassScores (`kind`) of `n` examples. Does not check
-    that the scores are finite."""
+    """Raises ConfigError unless `value` is a valid `kind` (ClassScores) for `n` examples. Does not
+    check that the scores are finite."""
     given = _of_kind(owner, method, value, kind)
     found, name = given.scores, kind.__name__
     if not _are_scores(found, n):
@@ -120,8 +121,8 @@ def class_scores(owner: object, method: str, value: object, kind: type, n: int) 
 def scores_by_class(
     owner: object, method: str, value: Any, kind: type[T], sizes: Mapping[int, int]
 ) -> dict[int, T]:
-    """Returns `value` if it maps labels to valid ClassScores (`kind`). `sizes` has the allowed
-    labels, with the number of examples of each. Raises ConfigError otherwise."""
+    """Returns `value` if it maps labels to valid instances of `kind` (ClassScores). Raises
+    ConfigError otherwise. `sizes` maps each allowed label to its number of examples."""
     if not isinstance(value, dict) or not value.keys() <= sizes.keys():
         raise wrong(owner, method, value, f"a dict that maps labels to {kind.__name__}")
     for label, each in value.items():
@@ -130,8 +131,8 @@ def scores_by_class(
 
 
 def sample_scores(owner: object, method: str, value: object, kind: type, n: int) -> None:
-    """Raises ConfigError unless `value` is a SampleScores (`kind`) of `n` images, DivergedError if
-    a score is not finite."""
+    """Raises ConfigError unless `value` is a valid `kind` (SampleScores) for `n` images, and
+    DivergedError if a score is not finite."""
     given = _of_kind(owner, method, value, kind)
     scores(owner, method, given.scores, n)
     flagged = given.flagged
@@ -148,7 +149,7 @@ def labels(owner: object, method: str, value: object, known: Collection[int]) ->
         found = list(value)
         if all(isinstance(label, Integral) and label in known for label in found):
             return found
-    raise wrong(owner, method, value, f"a list of labels that were scored, {sorted(known)}")
+    raise wrong(owner, method, value, f"a list of scored labels (any of {sorted(known)})")
 
 
 def filter_result(owner: object, method: str, value: Any, n: int) -> FilterResult:
@@ -174,8 +175,8 @@ def filter_result(owner: object, method: str, value: Any, n: int) -> FilterResul
 
 
 def repaired(owner: object, method: str, value: Any, like: nn.Module) -> tuple[Any, dict[str, Any]]:
-    """Returns `value` if it is a pair of a network with the architecture of `like`, and notes.
-    Raises ConfigError otherwise, DivergedError if a weight is not finite."""
+    """Returns `value` if it is a pair: a network with the architecture of `like`, and its notes.
+    Raises ConfigError otherwise, and DivergedError if a weight is not finite."""
     expected = "(network, notes), a network from `context.network()` or `context.fresh(seed)`"
     if not isinstance(value, tuple) or len(value) != 2:
         raise wrong(owner, method, value, expected)
@@ -186,8 +187,8 @@ def repaired(owner: object, method: str, value: Any, like: nn.Module) -> tuple[A
     if shapes[0] != shapes[1]:
         names = [k for k in shapes[0] | shapes[1] if shapes[0].get(k) != shapes[1].get(k)]
         raise ConfigError(
-            f"`{name_of(owner, method)}` must return a network of the attacked network's"
-            f" architecture, got one whose {names[0]} differs in shape or is missing on one side"
+            f"`{name_of(owner, method)}` must return a network with the attacked network's"
+            f" architecture, got one in which {names[0]} is missing, unexpected or of another shape"
         )
     for name, weight in network.state_dict().items():
         if weight.is_floating_point() and not bool(torch.isfinite(weight).all()):
@@ -201,7 +202,7 @@ def requirements(owner: object, value: object) -> list[str]:
     a list of names in NEEDS."""
     if isinstance(value, (list, tuple)) and all(each in NEEDS for each in value):
         return list(value)
-    raise wrong(owner, "requires", value, f"a list of any of {', '.join(NEEDS)}")
+    raise wrong(owner, "requires", value, f"a list of names (any of {', '.join(NEEDS)})")
 
 
 def noted(owner: object, method: str, value: Any) -> dict[str, Any]:

@@ -1,5 +1,5 @@
-"""The entry point: runs one cell or a sweep with Hydra. An error is reported in one line and by the
-exit code.
+"""The entry point: runs one cell or a sweep with Hydra. For an error that the user can fix, prints
+one line without a traceback.
 
 Heavy imports are inside functions, so that ``--help`` and tab completion respond quickly.
 """
@@ -63,8 +63,9 @@ def cell_id(_root_: DictConfig) -> str:
 def sweep_name(_root_: DictConfig) -> str:
     """The resolver of ``${sweep_name:}``, which names the folder of a sweep.
 
-    The name is `name` and a hash of the overrides that affect results: the same command has the
-    same folder.
+    The folder's name is `name` followed by a hash of the overrides that affect results, so that a
+    repeated command uses the same folder. The hash is omitted if the only such override is
+    ``experiment=<name>``.
     """
     overrides = OmegaConf.select(_root_, "hydra.overrides.task") or []
     asked = sorted(each for each in overrides if not each.lstrip("+~").startswith(NO_EFFECT))

@@ -1,7 +1,7 @@
 """python -m backdoor_lab.status [FOLDER ...]: which cells are done, running, failed or missing.
 
-Only reads files. A cell counts as running while its heartbeat, by the clock of this machine, is
-recent.
+Only reads files. A cell counts as running while its heartbeat is recent according to this machine's
+clock.
 """
 
 from __future__ import annotations
@@ -75,11 +75,11 @@ def _heartbeat(cell: CellRecord, path: Path, now: float) -> State | None:
 
 
 def seconds_left(states: list[State]) -> float | None:
-    """Roughly estimate the seconds until all cells are done. None if no cell has computed stages
-    yet.
+    """Roughly estimate the seconds until all cells are done. None if cells remain, but no completed
+    cell has computed stages.
 
-    Every cell that is not done is assumed to take the mean time of the completed cells that
-    computed stages themselves; as many cells run in parallel as are running now.
+    Assumes that every remaining cell takes the mean time of the completed cells that computed
+    stages, and that the number of cells running in parallel stays the same.
     """
     costs = [cost for s in states if s.kind == "done" if (cost := _cost(s.cell)) > 0]
     open_cells = sum(state.kind != "done" for state in states)

@@ -195,8 +195,8 @@ def varied_config(cells: Sequence[CellRecord]) -> list[str]:
 
 
 def _varied_among(cells: Sequence[CellRecord]) -> set[str]:
-    """Returns the names of config values that differ between these cells, unless every cell's
-    protocol shows the value."""
+    """Returns the names of config values that differ between these cells. Omits a name if the
+    protocol of every cell shows its value."""
     configs: list[dict[str, str]] = []
     hidden: set[str] = set()
     for cell in cells:
@@ -210,7 +210,7 @@ def _varied_among(cells: Sequence[CellRecord]) -> set[str]:
 
 def _comparable(config: dict[str, Any]) -> dict[str, str]:
     """Returns config values as text by dotted name. Omits the versions of triggers and defenses,
-    which their names contain, unless the code was modified."""
+    since their names show them, but keeps the versions of modified code."""
     values = {k: words(v) for k, v in flat(config)}
     for section in versions.SECTIONS.values():
         before = f"code.{section}."
@@ -220,8 +220,8 @@ def _comparable(config: dict[str, Any]) -> dict[str, str]:
 
 
 def adopt(cells: Sequence[CellRecord], what: str) -> list[Any]:
-    """Returns the protocol (or config) of each cell. A cell without one gets that of its most
-    closely related cells, if they all have the same."""
+    """Returns the protocol (or config) of each cell. For a cell without one, returns the one
+    that its most closely related cells share; None if they share none."""
     own = [getattr(cell, what) for cell in cells]
     if None not in own:
         return own
@@ -243,9 +243,10 @@ def _adopted(cell: CellRecord, what: str, known: dict[Key, list[Any]]) -> Any:
 
 
 def _families(cell: CellRecord, what: str) -> list[Key]:
-    """Returns keys of groups of related cells, the most closely related first: cells that differ
-    only in the seed; for a protocol, also cells with the same protocol name, defense, trigger and
-    source, then cells with the same protocol name."""
+    """Returns the keys of the groups that contain a cell, the most closely related group first. The
+    cells of the first group differ only in the seed. For a protocol, there are two more groups:
+    cells with the same protocol name, defense, trigger and source; and cells with the same protocol
+    name."""
     chosen = cell.choices
     near = [_family(cell)]
     if what == "protocol":

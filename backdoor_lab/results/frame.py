@@ -68,14 +68,14 @@ def _values(facts: CellFields) -> dict[str, list[Any]]:
 
 
 def _family(before: str, of: Sequence[Any]) -> dict[str, list[Any]]:
-    """Returns one column for each key in the mappings `of`, one mapping (or None) per cell. The
-    name of a column is `before` and the key."""
+    """Returns a column for each key that occurs in `of`, which has one mapping (or None) per cell.
+    The name of a column is `before` followed by the key."""
     found = by_key([each if isinstance(each, dict) else {} for each in of])
     return {before + key: values for key, values in found.items()}
 
 
 def _numbers(values: list[Any]) -> list[Any]:
-    """Returns `values` with None for all that are not numbers (records are not validated here)."""
+    """Replaces values that are not numbers with None, since records are not validated here."""
     # Performance: in nearly all columns, all values are finite floats.
     if set(map(type, values)) == {float} and all(map(math.isfinite, values)):
         return values

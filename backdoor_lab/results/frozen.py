@@ -84,8 +84,8 @@ def lines_of(records: Iterable[Mapping[str, Any]]) -> str:
 def description(
     name: str, command: str, asked: list[Any], records: list[dict[str, Any]], lines: str
 ) -> dict[str, Any]:
-    """Returns the content of sweep.json. `asked` are the requested cells, `records` the records in
-    `lines`, which is the content of records.jsonl."""
+    """Returns the content of sweep.json. `asked`: the requested cells. `records`: their records.
+    `lines`: the content of records.jsonl."""
     runs = sorted((r["run"] for r in records if r.get("run")), key=lambda r: str(r.get("started")))
     started = [str(run["started"]) for run in runs if run.get("started")]
     return {
@@ -141,8 +141,8 @@ def frozen_lines(folder: Path) -> Iterator[bytes]:
     except FileNotFoundError:
         if _said_hash(folder):
             raise DataError(
-                f"{path} is gone, but {SWEEP} in the same folder records its hash: restore it"
-                " from version control"
+                f"{path} is missing, but {SWEEP} in the same folder contains its hash: restore"
+                " the missing file from version control"
             ) from None
         return
     for number, line in enumerate(io.BytesIO(data), 1):
@@ -171,13 +171,13 @@ def _check_whole(folder: Path, path: Path, data: bytes) -> None:
     said = _said_hash(folder)
     if said is None:
         raise DataError(
-            f"{path}: {SWEEP} in the same folder does not record its hash: restore"
-            " both from version control"
+            f"{path}: {SWEEP} in the same folder does not contain the hash of this file: restore"
+            " both files from version control"
         )
     if hashlib.sha256(unix_lines(data)).hexdigest() != said:
         raise DataError(
             f"{path}: lines were added, removed or moved since {SWEEP} was written; restore both"
-            " from version control"
+            " files from version control"
         )
 
 

@@ -55,12 +55,12 @@ class CellRecord:
 
     `numbers` has the counts, and the other measures as fractions 0..1; all are finite. `choices` is
     empty if unknown. `protocol` and `config` (JSON text without the seed) are None if not recorded.
-    `error` is the message of a failed cell. `hashes` are of the data, the poison and the weights;
-    `notes` are of the defense. `top_class` has the class that is predicted most often, under the
-    names in TOP_CLASSES. `applied` are the filter options that the defense uses, None if not
-    recorded. `run` omits the code hashes and the hardware of each stage.
+    `error` is the message of a failed cell. `hashes` has the hashes of the data, the poison and the
+    weights. `notes` has the notes of the defense. `top_class` has the most often predicted classes,
+    under the names in TOP_CLASSES. `applied` has the filter options that the defense uses; it is
+    None if they are not recorded. `run` omits the code hashes and the hardware of each stage.
 
-    Records share objects with equal values, so these must not be modified.
+    Records share objects with equal values: do not modify the values of a record.
     """
 
     id: str

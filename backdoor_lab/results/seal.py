@@ -24,8 +24,8 @@ _NEAR = 120
 
 
 def sealed(text: str) -> str:
-    """Appends the seal to the text of a JSON object; the result has one line, or one line per key,
-    as `text` does."""
+    """Appends the seal to the text of a JSON object. Like `text`, the result has one line, or
+    one line per key."""
     body = text.rstrip().removesuffix("}").rstrip()
     gap, end = ("\n ", "\n}\n") if "\n" in body else (" ", "}\n")
     return f'{body},{gap}"seal": "{_hash(body.encode())}"{end}'

@@ -64,8 +64,8 @@ def _run_with(sweep: Path) -> Path | None:
 
 def _started_in(sweep: Path, content: Any) -> Path | None:
     """Returns the directory that a sweep was started in, inferred from ``hydra.sweep.dir``: with
-    ``runs/${name:}``, the sweep ``/a/runs/x`` was started in ``/a``. None if the two do not
-    match."""
+    ``runs/${name:}``, the sweep ``/a/runs/x`` was started in ``/a``. None if the setting is missing
+    or does not match the path of the sweep."""
     try:
         said = Path(content["hydra"]["sweep"]["dir"]).parts
     except (KeyError, TypeError):

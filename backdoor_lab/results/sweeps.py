@@ -103,10 +103,12 @@ def one_sweep(text: str, hint: str = "") -> Sweep:
 
 
 def _without_repeats(sweep: Sweep) -> list[CellRecord]:
-    """Returns the cells without repeats. Completed cells are repeats if they have the same choices,
-    protocol and config but different ids, from different versions of the code: their seed would
-    count twice. Of these, the requested cell is kept. Results of modified code and of other
-    versions of trigger or defense are always kept."""
+    """Returns the cells without repeats, since the seed of a repeat would count twice.
+
+    A repeat is a completed cell whose id differs from that of an earlier completed cell, although
+    choices, protocol, config, versions of trigger and defense, and code modifications are equal.
+    Requested cells come first, so that they are kept.
+    """
     if len({tuple(cell.choices.values()) for cell in sweep.cells}) == len(sweep.cells):
         return sweep.cells
     often = Counter(tuple(cell.choices.items()) for cell in sweep.cells)

@@ -44,7 +44,7 @@ def is_count(ratio: float, ratio_of: Any) -> bool:
 
 
 def by_key(mappings: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """Returns for each key its values in all these mappings; None where a mapping lacks the key."""
+    """Returns the values of each key, one per mapping; None for a mapping without the key."""
     keys = list(mappings[0]) if mappings else []
     lines: list[Collection[Any]] = [each.values() for each in mappings]
     # Performance: nearly always, all mappings have the same keys in the same order.
@@ -57,16 +57,16 @@ def by_key(mappings: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
 
 
 def each_once(function: Callable[[Any], T], values: Sequence[Any]) -> list[T]:
-    """Returns ``[function(value) for value in values]``, but computes it once per object: records
-    share objects with equal values. Objects are not compared with ``==``, since ``1 == True``."""
+    """Returns ``[function(value) for value in values]``, but calls `function` only once per object:
+    records share objects with equal values. Does not compare with ``==``, since ``1 == True``."""
     distinct = {id(value): value for value in values}
     made = {key: function(value) for key, value in distinct.items()}
     return [made[id(value)] for value in values]
 
 
 def sort_value(value: Any, counts: bool = False) -> tuple[bool, float] | None:
-    """Returns a sort key for a number; None if `value` is not a number. Set `counts`
-    if `value` is a number of images: these sort after fractions."""
+    """Returns a sort key for a number; None if `value` is not a number. Set `counts` if `value` is
+    a number of images: numbers of images sort after fractions."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return (counts, value) if is_number else None
 

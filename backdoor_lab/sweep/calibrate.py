@@ -62,10 +62,10 @@ class Speed:
 
 @dataclass(frozen=True)
 class Calibration:
-    """The measured `speeds` of each kind of cell, and `start`, the CPU seconds that a process needs
-    before its first cell. `processes` processes with `threads` threads each were measured, while
-    other processes kept `others` cores busy (None if unknown). If these disturbed the measurement,
-    `single` is a second measurement, with one thread per process, for times on an idle machine."""
+    """The `speeds` of each kind of cell, measured in `processes` parallel processes with `threads`
+    threads each. `start`: the CPU seconds that a process needs before its first cell. `others`: the
+    number of cores that other processes kept busy, None if unknown. `single`: a second measurement
+    with one thread per process, made only if other processes disturbed the first one."""
 
     speeds: dict[str, Speed]
     start: float
@@ -89,8 +89,8 @@ class Sample:
     processor: float
 
     def rate(self, slowest: float) -> Rate:
-        """The seconds per image, measured and expected on an idle machine. The latter are the CPU
-        time divided by `slowest`, the CPU seconds that a process then uses per elapsed second."""
+        """The measured seconds per image, and an estimate for an idle machine: the CPU time divided
+        by `slowest`, the number of cores that a process can use, but at most the measured time."""
         now = self.seconds / self.images
         return Rate(now, min(now, self.processor / self.images / slowest))
 
@@ -114,8 +114,8 @@ def calibrate(kinds: dict[str, Cell], machine: ComputeDevice, processes: int) ->
 
 
 def _within_reach(cell: Cell, aside: str) -> Cell:
-    """A copy of the cell whose store contains the data set, so that images are parsed only once:
-    its own store, or one in the temporary folder `aside`."""
+    """A copy of the cell with a store that contains the data set, so that images are parsed once.
+    If the cell's own store lacks the data set, uses a store in the temporary folder `aside`."""
     source, settings = cell.parts.data, cell.config["store"]
     if not is_stored(source, Store(settings["root"], read_only=True)):
         # If the disk is full, each worker parses the images.
@@ -169,18 +169,18 @@ def _all(workers: Sequence[Any], jobs: Sequence[Any]) -> list[Any]:
         return [worker.result() for worker in workers]
     except WorkerDiedError as death:
         # A cell would fail in the same way, with a more detailed message.
-        raise RuntimeError(f"a calibration ended with exit code {death.code}") from death
+        raise RuntimeError(f"a calibration process ended with exit code {death.code}") from death
 
 
 def _placed(machine: ComputeDevice, number: int) -> ComputeDevice:
-    """The device for worker `number`: each worker has its own GPU, but all share the CPU."""
+    """The device for worker `number`. Workers take the GPUs in turn, but share any other device."""
     if machine.device.type != "cuda":
         return machine
     return replace(machine, device=torch.device("cuda", number % torch.cuda.device_count()))
 
 
 def _speed(found: Sequence[Samples], slowest: float | None) -> Speed:
-    """The mean speed over all processes. `slowest` is None on a GPU, where CPU time is ignored."""
+    """The mean speed of all processes. `slowest`: see `Sample.rate`; None to ignore CPU time."""
     means = []
     for samples in zip(*found, strict=True):
         rates = [
@@ -270,7 +270,7 @@ def _long_enough(steps: int, seconds: float, processor: float) -> bool:
 
 
 class _Clock(pl.Callback):
-    """Measures training from the second step on, and ends it when `enough` returns true."""
+    """Measures training after the first step, and stops training when `enough` returns true."""
 
     def __init__(self, enough: Callable[[int, float, float], bool]) -> None:
         self.enough, self.steps = enough, -1

@@ -79,8 +79,8 @@ class _Look(Store):
     """A read-only store that computes nothing. `missing` lists the requested stages that are not
     stored.
 
-    `get` raises _MissingError for such a stage unless it is a measurement, on which no stage
-    depends.
+    `get` raises _MissingError if a stage is not stored. It returns an empty artifact for a missing
+    measurement, since no other stage depends on measurements.
     """
 
     def __init__(self, root: Path | str) -> None:
@@ -123,10 +123,10 @@ def _untrained(job: TrainingJob, scratch: Path) -> Classifier:
 
 
 def estimate(cells: Sequence[Cell], finished: set[str], machine: ComputeDevice) -> Work:
-    """Estimate the remaining work of `cells`; `finished` are the ids of cells that have a record.
+    """Estimate the remaining work of `cells`. `finished`: the ids of the completed cells.
 
-    A network that several cells share is counted once if its training set is known before
-    filtering: the network of an attack, and the network trained on the clean set.
+    A network that several cells share is counted once if its training set does not depend on a
+    filter's result: the network of an attack, and the network trained on the clean set.
 
     Not included: what a trigger prepares, what a filter or a repair computes or trains, networks
     retrained after a filter removed images, and the disk space of poisoned images and checkpoints.

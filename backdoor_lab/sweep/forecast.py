@@ -67,9 +67,9 @@ def describe(work: Work, tried: Calibration, *, at_once: int, before: float = 0.
 
 
 def _times(takes: Rate, alone: Rate | None) -> list[tuple[float, str]]:
-    """Estimates of a sweep's time on a machine that other processes use: for each, the seconds and
-    the condition as text. `alone` is the time with one thread per cell, None if not measured: with
-    more threads, the time on an idle machine cannot be inferred."""
+    """Estimates of a sweep's time while other processes use the machine: the seconds, and the
+    condition as text. `alone` is the time with one thread per cell, None if not measured. It is
+    measured for cells with several threads, whose time on an idle machine cannot be inferred."""
     if alone is None:
         return [(takes.idle, ", on an idle machine"), (takes.now, ", with this load")]
     return [
@@ -110,7 +110,7 @@ def _how(tried: Calibration) -> str:
 
 
 def _unforeseen(work: Work) -> list[str]:
-    """A note on costs that the estimate does not include; an empty list if there are none."""
+    """At most one line, which names the methods whose computations the estimate omits."""
     left = [cell for cell, state in work.cells if state not in ("done", "record only")]
     names = [c.choices["trigger"] for c in left if c.trigger.needs_preparing]
     names += [c.choices["trigger"] for c in left if c.trigger.uses_surrogate]

@@ -80,11 +80,11 @@ def status_of(folder: Path) -> str | None:
 
 
 def finished(folder: Path, cell_id: str, *, quiet: bool = False) -> bool:
-    """Whether `folder` contains a record of this cell with status ``done``. False for a damaged
-    record, with a warning unless `quiet`: the cell is run again.
+    """Whether `folder` contains a record of this cell with status ``done``.
 
-    Raises ConfigError if the record belongs to another cell, and UnreadableFileError if it cannot
-    be read but may be intact.
+    For a damaged record, logs a warning unless `quiet` and returns False, so that the cell is run
+    again. Raises ConfigError if the record belongs to another cell, and UnreadableFileError if it
+    cannot be read but may be intact.
     """
     try:
         found = read_record(folder)
@@ -179,8 +179,8 @@ def _is_asked(value: Any) -> bool:
 
 
 def merge_asked(folder: Path, asked: Sequence[RequestedCell]) -> list[dict[str, Any]]:
-    """All cells requested in this folder, by earlier commands and now, each one once. Sets a
-    damaged sweep.json aside."""
+    """All cells that this command or an earlier one requested in this folder, without duplicates.
+    Sets a damaged sweep.json aside."""
     before = read_or_set_aside(folder / SWEEP, _check_sweep) or {"asked": []}
     old = {each["id"]: each for each in before["asked"]}
     new = {each.id: {"id": each.id, "choices": each.choices} for each in asked}

@@ -120,9 +120,9 @@ ONE = r"one score per example, a Tensor of shape \(4,\)"
         ("score_classes", lambda *a: None, "a dict that maps labels to ClassScores, got None"),
         ("score_classes", lambda *a: {7: ClassScores(N)}, "a dict that maps labels .* length 1"),
         ("score_classes", lambda *a: {0: N}, "a ClassScores, got Tensor"),
-        ("suspicious_classes", lambda *a: None, r"labels that were scored, \[0, 1\], got"),
-        ("suspicious_classes", lambda *a: [5], "a list of labels that were scored"),
-        ("suspicious_classes", lambda *a: "a", "a list of labels that were scored"),
+        ("suspicious_classes", lambda *a: None, r"scored labels \(any of \[0, 1\]\), got"),
+        ("suspicious_classes", lambda *a: [5], "a list of scored labels"),
+        ("suspicious_classes", lambda *a: "a", "a list of scored labels"),
         ("refine_scores", lambda *a: None, f"{ONE}, got None"),
         ("refine_scores", lambda *a: N[1:], rf"{ONE}, got Tensor of float32 .* \(3,\)"),
     ],
@@ -186,7 +186,7 @@ def changed(**weights: Tensor) -> Any:
         (linear(4, 2), r"must return \(network, notes\), .*, got Small"),
         ((linear(4, 2), {}, 1), "got tuple of length 3"),
         ((linear(4, 2).body, {}), "as its first value, got Linear"),
-        ((linear(4, 3), {}), "body.weight differs in shape or is missing on one side"),
+        ((linear(4, 3), {}), "body.weight is missing, unexpected or of another shape"),
         ((linear(4, 2), None), "its notes as a dict, got None"),
         ((linear(4, 2), {"x": float("nan")}), "notes that JSON can store"),
         ((changed(**{"body.bias": torch.tensor([0.0, float("nan")])}), {}),
@@ -224,14 +224,14 @@ def test_an_invalid_return_value_of_a_defense_is_refused(made: Any, said: str) -
 
 @pytest.mark.parametrize("made", [None, "target", ["images"], [1]])
 def test_unknown_requirements_are_refused(made: Any) -> None:
-    said = "a list of any of target, epsilon, clean, context, clean images"
+    said = r"a list of names \(any of target, epsilon, clean, context, clean images\)"
     with pytest.raises(ConfigError, match=f"`builtins.object.requires` must return {said}"):
         returned.requirements(OWNER, made)
 
 
 @pytest.mark.parametrize("made", [None, [N], {"a": 1}, {1: N}])
 def test_a_prepared_trigger_must_return_tensors_by_name(made: Any) -> None:
-    with pytest.raises(ConfigError, match="prepare` must return a dict of tensors by name, got"):
+    with pytest.raises(ConfigError, match="prepare` must return a dict that maps names to tensors"):
         returned.tensors(OWNER, "prepare", made)
 
 

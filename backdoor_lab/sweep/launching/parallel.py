@@ -22,9 +22,12 @@ FULL_WIDTH = 64
 
 @dataclass(frozen=True)
 class Parallelism:
-    """How many `cells` run at the same time, and the number of `threads` of each; None divides the
-    cores among the cells. `why`: the reason, for the user, if the machine determined the numbers.
-    `here`: whether the cells run on this machine."""
+    """How a sweep runs cells in parallel.
+
+    `cells`: how many run at the same time. `threads`: the threads of each cell; if None, the cores
+    are divided among the cells. `why`: for the user, why these numbers were chosen; empty if the
+    launcher is configured with them. `here`: whether the cells run on this machine.
+    """
 
     cells: int
     threads: int | None = None
@@ -37,8 +40,8 @@ class Parallelism:
         return {} if self.threads is None else {"threads": self.threads}
 
     def overrides(self, config: DictConfig) -> list[str]:
-        """The overrides that pass the numbers of cells and threads on to every cell, since the
-        process of a cell might compute other numbers."""
+        """The overrides that tell every cell these numbers of cells and threads. Otherwise, the
+        process of a cell might compute different numbers."""
         found = [f"trainer.{key}={value}" for key, value in self.trainer.items()]
         if "n_jobs" in config.hydra.launcher:
             found.append(f"hydra.launcher.n_jobs={self.cells}")
@@ -104,8 +107,8 @@ def parallelism(config: DictConfig, cells: int) -> Parallelism:
 
 
 def parallel(launcher: Any) -> int:
-    """The number of cells in parallel on this machine according to the launcher's settings; 1 if
-    these do not say."""
+    """The number of cells that run in parallel on this machine according to the launcher's
+    settings; 1 if the settings do not state it."""
     ray = launcher.get("ray")
     if ray is not None:
         return max(1, int(_machine()[0] // (ray.remote.get("num_cpus") or 1)))

@@ -1,7 +1,7 @@
 """Runs cells with launchers that start their own processes: submitit, Slurm, Ray, other plugins.
 
 A process that the launcher starts runs the cell in a child (`supervised`) and returns how the child
-ended. If the process itself is lost, the launcher reports the cell that it ran.
+ended. If that process is lost as well, the launcher returns an error as the result of the cell.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ def _loss(result: Any) -> LostProcess | None:
 
 
 def _value(result: Any) -> Any:
-    """The value that a job's task returned or, if Hydra itself raised an error, the status of that
-    failure."""
+    """The value that the task of a job returned. If Hydra itself raised an error, the status of a
+    failed cell; if the launcher returned an error, None."""
     if isinstance(result, Exception):
         return None
     if result.status is JobStatus.COMPLETED:
@@ -93,10 +93,10 @@ def _value(result: Any) -> Any:
 
 @contextmanager
 def _every_job_awaited(launcher: Any) -> Iterator[None]:
-    """Make the launcher wait for all jobs and return an error as the result of its job.
+    """Make the launcher wait for all jobs. If a job fails, its result is the error.
 
-    By default it raises the first error while other jobs are still running, and does not say which
-    job raised it.
+    By default, the launcher raises the first error while other jobs are still running, without
+    stating which job failed.
     """
     holder, name, patient = _patience(type(launcher).__module__)
     if holder is None:

@@ -27,8 +27,9 @@ log = logging.getLogger(__name__)
 def run_in_sweep(config: dict[str, Any], folder: Path, parallel_cells: int, journal: Path) -> Any:
     """Run a cell of a sweep in a watched process. Returns its status, or a LostProcess.
 
-    In a worker, which the driver watches, the cell runs in this process; otherwise in a child of
-    this process. If the process crashes, the Python stack is appended to the log file `journal`.
+    If this process is a worker, the driver watches it, and the cell runs in it. Otherwise, the cell
+    runs in a child process. If the cell's process crashes, its Python stack is appended to the log
+    file `journal`.
     """
     if halted(folder.parent):
         return "not started"

@@ -4,8 +4,8 @@ Only the parent of a process learns how it ended, so each cell of a sweep runs i
 process of this package. On this machine (`basic`, `joblib`), the driver starts workers that import
 torch once and run many cells. A joblib pool is not used: if one of its processes dies, it kills the
 others without reporting which cell was lost. With other launchers (submitit, Slurm, Ray), the
-launcher's process forks a child before it imports torch, because a fork loses the threads that
-torch starts.
+launcher's process forks a child for its cell. It does so before importing torch, because a fork
+loses the threads that torch starts.
 """
 
 from __future__ import annotations

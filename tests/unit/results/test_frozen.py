@@ -246,7 +246,7 @@ def test_a_sweep_json_without_its_records_is_refused(
 ) -> None:
     (kept / RECORDS).unlink()
     for said in refused(kept, capsys):
-        assert "records.jsonl is gone" in said
+        assert "records.jsonl is missing" in said
 
 
 def test_frozen_files_contain_no_machine_specific_path(tmp_path: Path) -> None:
