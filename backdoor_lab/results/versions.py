@@ -51,7 +51,7 @@ def versioned(cell: CellRecord, name: str) -> str:
 
 
 def unversioned(label: str) -> str:
-    """Returns the method's name in a label.
+    """Returns the name of the method in a label, without versions.
 
     >>> unversioned("abl@2"), unversioned("random@1 with spectral@2"), unversioned("abl")
     ('abl', 'random', 'abl')

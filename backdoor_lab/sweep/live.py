@@ -87,7 +87,7 @@ class _Lines:
         yield
 
     def follow(self) -> None:
-        """Check the cells repeatedly until the sweep has ended, and once after that."""
+        """Check the cells repeatedly until the sweep has ended, then once more."""
         pause = POLL
         while not self.ended.wait(pause):
             began = time.monotonic()

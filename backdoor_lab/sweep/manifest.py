@@ -171,7 +171,7 @@ def sweep_file(folder: Path) -> dict[str, Any]:
 def _check_sweep(value: Any) -> None:
     asked = mapping("a sweep's list", value).get("asked")
     if not isinstance(asked, list) or not all(_is_asked(each) for each in asked):
-        raise DamagedFileError("not a sweep's list: `asked` must be a list of cells with an `id`")
+        raise DamagedFileError("`asked` must be a list of cells, each with an `id`")
 
 
 def _is_asked(value: Any) -> bool:

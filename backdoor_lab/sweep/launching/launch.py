@@ -57,7 +57,7 @@ class Launch:
         for each in left:
             where = interrupted(self.folder / each.id)
             if where:
-                log.warning("%s was %s: it resumes from there", each.id, where)
+                log.warning("%s was %s: it will be resumed", each.id, where)
         while left and not self._over():
             ended = {each.asked.id: each for each in self._round(left)}
             if not ended:
