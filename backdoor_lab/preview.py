@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from backdoor_lab.pipeline.cell import Cell
 
 COLUMNS = ("clean", "test", "test diff x 10", "training", "training diff x 10")
+PRESETS = ("_authors", "_backdoorbench", "_backdoor_toolbox")
+"""Endings of the names of presets, which `trigger=all` leaves out."""
 TILE, GAP, LABEL = 96, 6, 120
 ENLARGED, BACKGROUND = 10, (225, 225, 225)
 LONGEST = 16
@@ -142,7 +144,7 @@ def _triggers(overrides: list[str]) -> tuple[list[str], list[str]]:
     names = [name for text in named for name in text.split(",")]
     if not names or names == ["all"]:
         found = sorted(path.stem for path in Path(conf_dir()).glob("trigger/*.yaml"))
-        names = [name for name in found if not name.endswith("_authors")]
+        names = [name for name in found if not name.endswith(PRESETS)]
     return names, rest
 
 

@@ -9,9 +9,9 @@ from backdoor_lab.core import validation
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.lazy import Tensor, torch
 
-# Contribution of one unit of U and of V to red, green and blue (ITU-R BT.601).
-U = (0.0, -0.39465, 2.03211)
-V = (1.13983, -0.58060, 0.0)
+# Contribution of one unit of Cb and of Cr to red, green and blue (OpenCV's YCrCb).
+CB = (0.0, -0.344, 1.773)
+CR = (1.403, -0.714, 0.0)
 
 
 class FTrojan(Additive):
@@ -19,12 +19,14 @@ class FTrojan(Additive):
 
     FTrojan of Wang, Yao, Xu, An, Tong, Wang, "An Invisible Black-Box Backdoor Attack Through
     Frequency Domain", ECCV 2022, trigger generation: convert RGB to YUV, take the DCT of each
-    `window` x `window` window of U and V, add `strength` to the coefficients at `bins`, and convert
-    back. Each bin is the pair [row, column] of one coefficient.
+    `window` x `window` window of both chroma channels, add `strength` to the coefficients at
+    `bins`, and convert back. Each bin is the pair [row, column] of one coefficient. The color space
+    is that of the authors' code, OpenCV's YCrCb.
 
-    These steps are linear, so that they amount to adding one fixed pattern to the image.
-    The authors' code also rounds intermediate results and uses YCrCb for YUV. On grayscale
-    images the single channel is treated like U and V.
+    These steps are linear, so that they amount to adding one fixed pattern to the image, which is
+    rounded and clipped. The authors' code truncates to integers before and after the conversions,
+    and values outside 0..255 wrap around. On grayscale images the single channel is treated like a
+    chroma channel.
 
     Windows start at the upper left corner; rows and columns after the last whole window are
     unchanged. On images smaller than `window`, windows shrink to the image. If a side of the window
@@ -52,7 +54,7 @@ class FTrojan(Additive):
         down, across = height // high, width // wide
         whole = torch.zeros(height, width, dtype=torch.float64)
         whole[: down * high, : across * wide] = inverse_dct(spectrum).repeat(down, across)
-        shares = [1.0] if channels == 1 else [u + v for u, v in zip(U, V, strict=True)]
+        shares = [1.0] if channels == 1 else [b + r for b, r in zip(CB, CR, strict=True)]
         return (torch.tensor(shares, dtype=torch.float64)[:, None, None] * whole).float()
 
     def bins_on(self, height: int, width: int) -> list[tuple[int, int]]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 from backdoor_lab.attacks.additive import Additive, inverse_dct
+from backdoor_lab.attacks.drawing import scale
 from backdoor_lab.attacks.threat_model import ThreatModel
 from backdoor_lab.core import streams, validation
 from backdoor_lab.core.errors import ConfigError
@@ -11,41 +14,44 @@ from backdoor_lab.core.rng import torch_generator
 
 
 class LowFrequency(Additive):
-    """Adds a smooth pattern without high-frequency artifacts to the whole image.
+    """Adds a smooth bright pattern without high-frequency artifacts to the whole image.
 
     Based on the smooth trigger of Zeng, Park, Mao, Jia, "Rethinking the Backdoor Attacks' Triggers:
-    A Frequency Perspective", ICCV 2021. The paper optimizes the pattern on a trained model under a
-    low-pass filter. This pattern is not optimized: for each channel the DCT-II coefficients of the
-    `band` x `band` lowest frequencies, except the constant one, are drawn from a normal
-    distribution with `pattern_seed`, all others are zero, and the pattern is scaled to a largest
-    absolute value of `strength` gray levels. It may need a larger strength than the paper's for the
-    same success rate.
+    A Frequency Perspective", ICCV 2021. As in the authors' code the pattern has passed a Gaussian
+    low-pass filter with a standard deviation of `sigma` pixels and is scaled to 0..`strength` gray
+    levels, the range over all channels, so that it makes images brighter. `sigma` is given for
+    images of 32x32 pixels, and multiplied by the shorter side / 32 for others.
+
+    The authors optimize the pattern on a trained model. This pattern is not optimized: it is normal
+    noise, drawn for each channel with `pattern_seed`. The filter acts on its DCT-II coefficients.
 
     Rounding and clipping spread a little energy to other frequencies, as in the paper.
     """
 
     threat_model = ThreatModel(paper="knows data and model, to optimize the pattern")
 
-    def __init__(self, *, strength: float = 16, band: int = 4, pattern_seed: int = 0) -> None:
+    def __init__(self, *, strength: float = 51, sigma: float = 6, pattern_seed: int = 0) -> None:
         self.strength = validation.number("trigger.strength", strength, low=0.5)
-        self.band = validation.whole("trigger.band", band, low=2, below=4097)
+        self.sigma = validation.number("trigger.sigma", sigma, low=0.01, below=4097)
         self.pattern_seed = validation.whole("trigger.pattern_seed", pattern_seed)
 
     def pattern(self, channels: int, height: int, width: int) -> Tensor:
-        shape = (channels, self.band, self.band)
-        low = torch.randn(
-            shape, generator=torch_generator(self.pattern_seed, streams.LOW_FREQUENCY)
-        )
-        low[:, 0, 0] = 0
-        spectrum = torch.zeros(channels, height, width, dtype=torch.float64)
-        spectrum[:, : self.band, : self.band] = low
-        smooth = inverse_dct(spectrum)
-        return (self.strength * smooth / smooth.abs().max()).float()
+        generator = torch_generator(self.pattern_seed, streams.LOW_FREQUENCY)
+        spectrum = torch.randn(channels, height, width, generator=generator, dtype=torch.float64)
+        sigma = self.sigma * scale(height, width)
+        smooth = inverse_dct(_passed(height, sigma)[:, None] * _passed(width, sigma) * spectrum)
+        smooth -= smooth.min()
+        return (self.strength * smooth / smooth.max()).float()
 
     def check_image_size(self, channels: int, height: int, width: int) -> None:
-        if min(height, width) <= self.band:
+        if height * width == 1:
             raise ConfigError(
-                f"`trigger.band`={self.band}: images of {height}x{width} pixels have no"
-                f" frequencies above this band; they need more than {self.band} rows and columns"
+                f"`trigger`: images of {height}x{width} pixels have no frequencies but the constant"
+                " one; they need at least 2 pixels"
             )
         super().check_image_size(channels, height, width)
+
+
+def _passed(n: int, sigma: float) -> Tensor:
+    """Returns the factor by which a Gaussian blur multiplies each of n DCT frequencies."""
+    return torch.exp(-((math.pi * sigma * torch.arange(n, dtype=torch.float64) / n) ** 2) / 2)

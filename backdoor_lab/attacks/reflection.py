@@ -6,7 +6,6 @@ import functools
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from backdoor_lab.attacks import glass
 from backdoor_lab.attacks.additive import inverse_dct
 from backdoor_lab.attacks.base import Trigger
 from backdoor_lab.attacks.images import content_of, pictures
@@ -15,6 +14,7 @@ from backdoor_lab.core import streams, validation
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.lazy import Tensor, torch
 from backdoor_lab.core.rng import torch_generator
+from backdoor_lab.numerics import glass
 
 CHUNK = 64
 NUMBERS = 11

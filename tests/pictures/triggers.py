@@ -35,7 +35,7 @@ FEWER = {
 def drawn() -> bytes:
     """Draw the picture as a PNG."""
     names = sorted(path.stem for path in Path("conf/trigger").glob("*.yaml")
-                   if not path.stem.endswith("_authors"))  # fmt: skip
+                   if not path.stem.endswith(preview.PRESETS))  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         tiles = {size: _tiles(names, size, Path(folder)) for size in SIZES}
     data = io.BytesIO()

@@ -34,7 +34,7 @@ def test_the_physical_experiment_covers_every_trigger_and_transformation(
 ) -> None:
     config = configuration(tmp_path, "experiment=physical")
     check_keys(config)
-    assert swept("physical") == {"trigger": "glob(*,exclude=*_authors)"}
+    assert swept("physical") == {"trigger": "glob(*,exclude=[*_authors,*_backdoor*])"}
     asked = config["measure"]["asr_under"]
     assert list(canonical_names(asked)) == sorted(asked, key=canonical_names(asked).index)
     kinds = {parse(name)[0] for name in asked}
@@ -84,7 +84,10 @@ def test_spectral_variants_are_selected_on_triggers_that_are_not_in_the_report(
 ) -> None:
     config = configuration(tmp_path, "experiment=spectral_variants")
     assert not config["retrain"]
-    assert swept("spectral_variants")["trigger"] == "glob(*,exclude=[pixel,pattern,*_authors])"
+    assert (
+        swept("spectral_variants")["trigger"]
+        == "glob(*,exclude=[pixel,pattern,*_authors,*_backdoor*])"
+    )
     reported = swept("report")["trigger"].split(",")
     assert reported == ["pixel", "pattern"]
 

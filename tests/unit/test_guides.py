@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import yaml
 
+from backdoor_lab.preview import PRESETS as ENDINGS
 from backdoor_lab.results.frozen import frozen_lines
 from tests.helpers.project import CONF, ROOT
 
 README = (ROOT / "README.md").read_text()
 CONFIGURATION = (CONF / "README.md").read_text()
-AUTHORS = {path.stem for path in CONF.glob("*/*_authors.yaml")}
+AUTHORS = {path.stem for path in CONF.glob("*/*.yaml") if path.stem.endswith(ENDINGS)}
 PRESETS = {"spectral_uncentered", "spectral_every_class"} | AUTHORS
 CONTROLS = {"none", "random", "oracle", "clean_data"}
 

@@ -14,7 +14,7 @@ from backdoor_lab.core.rng import torch_generator
 from tests.helpers.mutations import Mutation
 
 FILE = "attacks/reflection.py"
-GLASS = "attacks/glass.py"
+GLASS = "numerics/glass.py"
 MUTATIONS = [
     Mutation(GLASS, "GAMMA = 2.2", "GAMMA = 1.0", "gray levels in place of linear light"),
     Mutation(FILE, "kept * image + reflected", "image + reflected", "the image is not darkened"),

@@ -1,4 +1,4 @@
-"""FTrojan against a direct implementation: to YUV, SciPy's DCT of every window, and back."""
+"""FTrojan against a direct implementation: to YCrCb, SciPy's DCT of every window, and back."""
 
 from __future__ import annotations
 
@@ -14,11 +14,9 @@ from torch import Tensor
 from backdoor_lab.attacks.frequency import FTrojan
 from backdoor_lab.core.errors import ConfigError
 
-# ITU-R BT.601 from its definition: Y is a weighted sum, U = 0.492 (B - Y), V = 0.877 (R - Y);
-# the factors follow from the largest U and V, 0.436 and 0.615.
-LUMA = np.array([0.299, 0.587, 0.114])
-YUV = np.stack([LUMA, (np.array([0, 0, 1]) - LUMA) * 0.436 / (1 - 0.114),
-                (np.array([1, 0, 0]) - LUMA) * 0.615 / (1 - 0.299)])  # fmt: skip
+# What one unit of Y, Cb and Cr adds to red, green and blue, in OpenCV.
+RGB = np.array([[1, 0, 1.403], [1, -0.344, -0.714], [1, 1.773, 0]])
+YUV = np.linalg.inv(RGB)
 
 
 def noise(channels: int, height: int, width: int, low: int = 0, high: int = 256) -> Tensor:
@@ -63,7 +61,7 @@ def test_adding_a_fixed_pattern_gives_the_same_image_as_the_five_steps_of_the_pa
 
 
 def test_only_the_stated_frequency_bins_change() -> None:
-    """Before rounding, U and V change by the magnitude in two bins of each window; Y does not
+    """Before rounding, Cb and Cr change by the magnitude in two bins of each window; Y does not
     change."""
     change = to_yuv(FTrojan(strength=25).pattern(3, 64, 96).double().numpy()[None])[0]
     assert np.abs(change[0]).max() < 1e-3

@@ -13,9 +13,9 @@ from scipy.fft import dctn
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from backdoor_lab.attacks import glass
 from backdoor_lab.attacks.reflection import Refool
 from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.numerics import glass
 from tests.helpers.cells import cell_of
 
 GHOST, SOFT = {"ghost_rate": 1.0}, {"ghost_rate": 0.0}

@@ -60,9 +60,26 @@ def test_widths_on_which_the_sine_vanishes_are_refused(width: int) -> None:
     SIG().check_image_size(1, 9, 13)
 
 
+def test_counting_columns_from_zero_shifts_the_sinusoid_by_one_column() -> None:
+    one, zero = (SIG(first_column=first).pattern(1, 1, 32)[0, 0] for first in (1, 0))
+    assert zero[0] == 0
+    assert torch.equal(zero[1:], one[:-1])
+
+
+def test_rounding_down_never_gives_a_brighter_image() -> None:
+    images = torch.full((1, 1, 2, 32), 128, dtype=torch.uint8)
+    exact = 128 + SIG().pattern(1, 2, 32)
+    found = SIG(round_down=True)(images)[0]
+    assert (found <= exact).all()
+    assert (found > exact - 1.001).all()
+
+
 @pytest.mark.parametrize(
-    "wrong", [{"strength_test": 0}, {"strength_train": -1}, {"frequency": -1}], ids=str
-)
+    "wrong",
+    [{"strength_test": 0}, {"strength_train": -1}, {"frequency": -1}, {"first_column": 2},
+     {"round_down": 1}],
+    ids=str,
+)  # fmt: skip
 def test_bad_options_are_refused_and_named_in_the_error(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=f"`trigger.{next(iter(wrong))}`"):
         SIG(**wrong)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from backdoor_lab.preview import PRESETS
 from backdoor_lab.sweep.estimate import estimate
 from tests.helpers.cells import CPU, cell_of, run_here
 from tests.helpers.project import CONF
@@ -20,6 +21,7 @@ COSTLY = {
         "pretrain_epochs": [100, 100, 40, 40, 40, 40],
     },
     "defense/neural_cleanse_authors": {"steps": 1000, "batches_per_step": 31},
+    "trigger/frequency_authors": {"strength": 20},
     "trigger/label_consistent_authors": {
         "norm": "l2",
         "eps": 300,
@@ -27,6 +29,17 @@ COSTLY = {
         "corners": "lower_right",
     },
     "trigger/narcissus_authors": {"steps": 15000, "batch_size": 350},
+    "trigger/sinusoid_backdoor_toolbox": {
+        "strength_train": 30,
+        "strength_test": 30,
+        "first_column": 0,
+    },
+    "trigger/sinusoid_backdoorbench": {
+        "strength_train": 40,
+        "strength_test": 40,
+        "first_column": 0,
+        "round_down": True,
+    },
     "trigger/sleeper_agent_authors": {"steps": 250},
     "trigger/steganographic_authors": {"bits": 100, "steps": 1500, "grid": 16},
     "defense/spectre_authors": {"layer": "layer3.1.relu:input"},
@@ -37,8 +50,11 @@ SHORT = {
     "defense/abl_unlearning_authors": ("defense.epochs=1", "defense.training_epochs=1"),
     "defense/confusion_authors": ("defense.steps=2", "defense.pretrain_epochs=1"),
     "defense/neural_cleanse_authors": ("defense.steps=2",),
+    "trigger/frequency_authors": (),
     "trigger/label_consistent_authors": ("trigger.steps=2",),
     "trigger/narcissus_authors": ("trigger.steps=60", "trigger.batch_size=8"),
+    "trigger/sinusoid_backdoor_toolbox": (),
+    "trigger/sinusoid_backdoorbench": (),
     "trigger/sleeper_agent_authors": ("trigger.steps=2",),
     "trigger/steganographic_authors": ("trigger.steps=2",),
     "defense/spectre_authors": ("model.width=4",),
@@ -57,8 +73,9 @@ def choice(name: str) -> str:
 
 def test_every_preset_with_the_settings_of_the_authors_is_tested() -> None:
     found = [
-        path for group in ("trigger", "defense") for path in (CONF / group).glob("*_authors.*")
-    ]
+        path for group in ("trigger", "defense") for path in (CONF / group).glob("*.yaml")
+        if path.stem.endswith(PRESETS)
+    ]  # fmt: skip
     assert {f"{path.parent.name}/{path.stem}" for path in found} == set(COSTLY)
 
 
@@ -66,7 +83,7 @@ def test_every_preset_with_the_settings_of_the_authors_is_tested() -> None:
 def test_a_preset_with_the_settings_of_the_authors_differs_from_the_default_only_in_costly_keys(
     name: str,
 ) -> None:
-    base = options(name.removesuffix("_authors"))
+    base = options(next(name[: -len(end)] for end in PRESETS if name.endswith(end)))
     assert options(name) == base | COSTLY[name] | {"name": name.partition("/")[2]}
 
 
