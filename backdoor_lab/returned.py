@@ -72,6 +72,22 @@ def images(owner: object, method: str, value: object, given: Tensor) -> Tensor:
     raise wrong(owner, method, value, expected + _place(given))
 
 
+def chosen(owner: object, value: object, candidates: Tensor, wanted: int) -> Tensor | None:
+    """Returns `value`, the images that a trigger chose to poison, if it is None or consists of
+    `wanted` of the indices `candidates`, sorted and without repetition. Raises ConfigError
+    otherwise."""
+    if value is None:
+        return None
+    if (
+        isinstance(value, torch.Tensor)
+        and (value.dtype, value.shape) == (torch.int64, (wanted,))
+        and bool((value.diff() > 0).all() and torch.isin(value, candidates).all())
+    ):
+        return value
+    expected = f"None or {wanted} of the indices that it is given, sorted, int64 ({wanted},)"
+    raise wrong(owner, "choose", value, expected)
+
+
 def tensors(owner: object, method: str, value: object) -> dict[str, Tensor]:
     """Returns `value` if it is a dict that maps names to tensors. Raises ConfigError otherwise."""
     if isinstance(value, dict) and all(

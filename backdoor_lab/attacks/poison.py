@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable
 from functools import partial
 
+from backdoor_lab import returned
 from backdoor_lab.attacks.base import AttackContext, Trigger
 from backdoor_lab.attacks.plan import PoisonSpec, count, cover_classes, cover_count, eligible
 from backdoor_lab.core import streams
@@ -34,8 +35,9 @@ def poison(
     training set.
     """
     context = context or AttackContext(train, plan.target, plan.source, seed, _no_surrogate)
-    choose = partial(trigger.choose, context=context)
-    chosen, covers = _chosen(train.labels, plan, seed, len(train.classes), choose)
+    chosen, covers = _chosen(
+        train.labels, plan, seed, len(train.classes), partial(_choice, trigger, context)
+    )
     if plan.apply_trigger == "after_augmentation":
         check_can_be_late(trigger)
         rows = train.images[torch.cat([chosen, covers])]
@@ -127,6 +129,13 @@ def content_digest(training: TrainingSet, base_digest: str, late_trigger: str = 
         text.update(str(tuple(part.shape)).encode())
         text.update(part.contiguous().numpy().tobytes())
     return text.hexdigest()
+
+
+def _choice(
+    trigger: Trigger, context: AttackContext, candidates: Tensor, wanted: int
+) -> Tensor | None:
+    found = trigger.choose(candidates, wanted, context)
+    return returned.chosen(trigger, found, candidates, wanted)
 
 
 def _chosen(

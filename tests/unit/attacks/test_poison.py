@@ -404,6 +404,17 @@ def test_a_trigger_can_choose_the_images_to_poison() -> None:
     assert len(made(replace(plan, ratio=0), trigger=Last()).source_index) == 0
 
 
+@pytest.mark.parametrize(
+    "wrong", [torch.arange(3), torch.tensor([2, 1, 0, 3, 4, 5]), torch.ones(6), [1, 2]], ids=str
+)
+def test_a_wrong_choice_of_images_is_refused(wrong: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has another length, order, dtype or type."""
+    monkeypatch.setattr(Last, "choose", lambda *given: wrong)
+    plan = PoisonSpec(1, None, 0.1, label_mode="clean", **implied("clean", on_source=False))
+    with pytest.raises(ConfigError, match=r"Last.choose` must return None or 6 of the indices"):
+        made(plan, trigger=Last())
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     labels=st.lists(st.integers(0, 2), min_size=3, max_size=60),
