@@ -22,7 +22,9 @@ MUTATIONS = [
     Mutation(FILE, "gradient.sign() if", "gradient if", "the gradient, not its sign"),
     Mutation(FILE, "else gradient / _length(gradient)", "else gradient", "l2 steps of any length"),
     Mutation(FILE, "change.clamp(-self.eps, self.eps)", "change", "no bound in linf"),
-    Mutation(FILE, "clamp(max=1)", "clamp(max=9)", "no bound in l2"),
+    Mutation(FILE, "change * (self.eps / _length(change)).clamp(max=1)", "change",
+             "no bound in l2"),
+    Mutation(FILE, "clamp(max=1)", "clamp(max=9)", "small perturbations are scaled up"),
     Mutation(FILE, "(start + change).clamp(0, 255) - start", "change", "values leave 0..255"),
     Mutation(FILE, "((1, -1, -1), (-1, 1, -1), (1, -1, 1))",
              "((1, -1, 1), (-1, 1, -1), (1, -1, 1))", "the mark"),
@@ -75,7 +77,9 @@ def perturbed(norm: str, eps: float, step: float) -> NDArray[np.float64]:
     return clean + np.trunc(change)
 
 
-@pytest.mark.parametrize(("norm", "eps", "step"), [("linf", 8, 1.5), ("l2", 150, 60)])
+@pytest.mark.parametrize(
+    ("norm", "eps", "step"), [("linf", 8, 1.5), ("l2", 150, 60), ("l2", 500, 60)]
+)
 def test_perturbations_follow_the_paper(norm: str, eps: float, step: float) -> None:
     trigger = LabelConsistent(norm=norm, eps=eps, steps=STEPS, step_size=step)
     found = trigger.perturbed(pictures(), LABELS, context()).double().numpy()
