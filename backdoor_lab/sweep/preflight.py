@@ -41,7 +41,7 @@ class Preflight:
     def cell(self, config: dict[str, Any]) -> Cell:
         """Check a resolved configuration completely, and return its cell.
 
-        Raises ConfigError or DataError, which name the rule that is broken.
+        Raises ConfigError or DataError, which name the broken rule.
         """
         cell = self.identify(config)
         self.check(cell)
@@ -212,8 +212,8 @@ def _check_labels(cell: Cell) -> None:
 def _check_repair(cell: Cell) -> None:
     if isinstance(cell.defense, ModelRepair) and not cell.retrain:
         raise ConfigError(
-            f"`retrain=false` leaves nothing to do for `defense={cell.choices['defense']}`,"
-            " which repairs the network and removes no image: remove one of the two settings"
+            f"`defense={cell.choices['defense']}` cannot be used with `retrain=false`:"
+            " its only result is the network after the defense"
         )
 
 

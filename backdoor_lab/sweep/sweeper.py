@@ -124,8 +124,7 @@ class ResumeSweeper(BasicSweeper):
         left: Sequence[RequestedCell],
         at_once: Parallelism,
     ) -> dict[str, str]:
-        """Run the cells of `left`, and show each one when it finishes. Returns the status of each
-        failed cell that may have no record, by cell id."""
+        """Run the cells of `left`, and show each one when it finishes. Returns `Launch.failed`."""
         assert self.config is not None
         for each in left:
             clear_way(folder / each.id)
@@ -150,8 +149,8 @@ class ResumeSweeper(BasicSweeper):
     def _checked(
         self, jobs: Sequence[list[str]], folder: Path
     ) -> tuple[list[RequestedCell], list[Cell], set[str]]:
-        """Check all cells of the sweep. Returns the requested cells, the cells to estimate, and the
-        ids of the cells that are done, which need few checks."""
+        """Check all cells of the sweep; cells that are done need few checks. Returns the requested
+        cells, the cells that need a time estimate, and the ids of the cells that are done."""
         from backdoor_lab.attacks.plan import SameClassError
         from backdoor_lab.sweep.preflight import Preflight
 
@@ -185,7 +184,7 @@ class ResumeSweeper(BasicSweeper):
         _tell_left_out(same, len(jobs))
         if len(cells) < len(marks):
             repeated = many(len(marks) - len(cells), "cell")
-            log.warning("%s of %d requested more than once; each is run once", repeated, len(marks))
+            log.warning("%s of %d skipped: duplicate", repeated, len(marks))
         identity.warn(marks)
         labels = labels_of([cell for cell, _ in cells.values()])
         asked = [_asked(cell, job, labels.get(cell.id)) for cell, job in cells.values()]
@@ -214,8 +213,7 @@ class ResumeSweeper(BasicSweeper):
         write_json(folder / "sweep.json", said)
 
     def _launch(self, folder: Path, left: Sequence[RequestedCell], at_once: int) -> dict[str, str]:
-        """Launch the cells. Returns the status of each failed cell that may have no record, by cell
-        id."""
+        """Launch the cells. Returns `Launch.failed`."""
         shutdown.install()
         shutdown.forward_to_children()
         launch = Launch(
@@ -265,11 +263,11 @@ def _asked(cell: Cell, job: Sequence[str], label: str | None) -> RequestedCell:
 
 def _tell_left_out(same: Sequence[SameClassError], combinations: int) -> None:
     """Log how many combinations are skipped because source and target are equal. Raises ConfigError
-    if that applies to all."""
+    if all of them are skipped."""
     if not same:
         return
     if len(same) == combinations:
-        raise ConfigError(f"{same[0]} (in all of {many(combinations, 'combination')})")
+        raise ConfigError(f"no valid cell in {many(combinations, 'combination')}: {same[0]}")
     log.warning("%d of %s skipped: source = target", len(same), many(combinations, "combination"))
 
 

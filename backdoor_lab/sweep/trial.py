@@ -74,6 +74,6 @@ def _check_size(model: dict[str, Any], net: torch.nn.Module) -> None:
     if size > memory_here():
         raise ConfigError(
             f"`model.name={model['name']}` with `model.width`={model['width']} has"
-            f" {size_words(size)} of weights, and this machine {size_words(memory_here())} of"
-            " memory: choose a narrower network"
+            f" {size_words(size)} of weights, but this machine has {size_words(memory_here())}"
+            " of memory: choose a narrower network"
         )

@@ -53,9 +53,9 @@ def best(cells: Cells, spec: PivotSpec) -> frozenset[Winner]:
 
 
 def separated(one: Mapping[int, float], other: Mapping[int, float]) -> bool:
-    """Whether a paired t test finds a significant difference between two sets of values by seed.
-    False if the seeds are not the same, or if all differences are equal, since the test is then
-    undefined."""
+    """Whether a paired t test finds a significant difference between `one` and `other`, which map
+    seeds to values. False if their seeds differ, or if the test is undefined: with a single seed,
+    or if all differences are equal."""
     if one.keys() != other.keys() or len(one) < 2:
         return False
     # Round to ten digits: equal differences of fractions must stay equal in binary arithmetic.
@@ -82,8 +82,8 @@ def bold_note(cells: Cells, spec: PivotSpec) -> list[str]:
 
 
 def _contests(cells: Cells, spec: PivotSpec) -> Iterable[tuple[str, list[tuple[Key, Key]]]]:
-    """Yields the positions of each set of competing values, with the measure. Measures that are
-    neither better high nor better low are skipped."""
+    """Yields pairs of a measure and the positions whose values compete. Skips measures for which
+    neither high nor low values are better and, if defenses compete, measures before the defense."""
     groups: dict[object, list[tuple[Key, Key]]] = {}
     for row, column in cells:
         contest, defense = _contest(spec, row, column)
@@ -100,8 +100,8 @@ def _contests(cells: Cells, spec: PivotSpec) -> Iterable[tuple[str, list[tuple[K
 
 
 def _contest(spec: PivotSpec, row: Key, column: Key) -> tuple[object, str]:
-    """Returns a key that competing positions have in common, and the defense at the position
-    (`row`, `column`); empty if the defense is not on an axis."""
+    """Returns a key that is equal for competing positions, and the defense at the position (`row`,
+    `column`). The defense is empty if it is not on an axis."""
     if DEFENSE not in spec.axes:
         named = zip(spec.columns, column, strict=True)
         return (row, *(word for name, word in named if name in NO_CONTEST)), ""

@@ -60,8 +60,9 @@ def value_heads(name: str) -> list[str]:
 
 
 def value_of(name: str, value: Estimate | None) -> list[object]:
-    """Returns the values for a CSV file: mean, ``_ci95`` (half the interval), ``_std``, ``_n``
-    (seeds) and, for proportions, ``_wilson_low`` and ``_wilson_high`` (for single runs only)."""
+    """Returns the values for a CSV file: mean, ``_ci95`` (half the width of the interval),
+    ``_std``, ``_n`` (seeds) and, for proportions, ``_wilson_low`` and ``_wilson_high`` (for single
+    runs only)."""
     rate = 2 if MEASURE[name].of else 0
     if value is None:
         return [None, None, None, 0, *[None] * rate]

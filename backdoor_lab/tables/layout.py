@@ -2,7 +2,8 @@
 
 In the published report's layout, target, ratio and defense form the rows; there is one table per
 combination of all other values that differ, except the seed. Other layouts have one table per
-combination of values that are not on an axis, except the seed and values that the axes determine.
+combination of values that are not on an axis; the seed and values that the axes determine are
+ignored.
 """
 
 from __future__ import annotations
@@ -41,10 +42,13 @@ DECIDING = ("protocol", "defense", "trigger")
 
 @dataclass(frozen=True)
 class PivotSpec:
-    """The layout of tables: the names of choices (or ``protocol.*``, ``config.*``) for rows and
-    columns, and of measures for values. `report`: the layout of the published report, in which
-    other values that differ make separate tables, rows keep the order of the sweep, and a column
-    shows the status."""
+    """The layout of tables. `rows` and `columns` name choices (or ``protocol.*``, ``config.*``),
+    and `values` names measures.
+
+    `report`: the layout of the published report. It has a separate table for each combination of
+    other values. Rows keep the order of the sweep. If a cell is not done, a column shows the
+    status.
+    """
 
     rows: tuple[str, ...] = ("target", "ratio")
     columns: tuple[str, ...] = ()
@@ -115,8 +119,8 @@ def splitting(facts: CellFields, spec: PivotSpec) -> list[str]:
 
 
 def _every_trait(facts: CellFields) -> list[str]:
-    """Returns the names that separate tables in the published report's layout: the trigger, then
-    all other choices, protocol and config values, sorted within each kind."""
+    """Returns the names whose values separate tables in the published report's layout: the trigger,
+    then other choices, protocol values and config values, each of these sorted by name."""
     names = [name for name in facts.names if name not in ("trigger", SEED, *ROW)]
     return ["trigger", *sorted(names, key=lambda n: (n.startswith(CONFIG), "." in n, n))]
 
@@ -144,7 +148,7 @@ def telling(traits: Sequence[Mapping[str, str]]) -> list[str]:
 def _names(
     spec: PivotSpec, traits: dict[str, str], differing: Sequence[str], taken: Iterable[str]
 ) -> tuple[str, str]:
-    """Returns a title that states what the table shows and how it differs from the others, and a
+    """Returns a title that states what the table shows and how it differs from other tables, and a
     slug: a unique and safe file name."""
     named = {k: traits.get(k, "not recorded") for k in differing} if traits != UNKNOWN else {}
     words = "-".join([traits.get("trigger", ""), *named.values()])
@@ -204,8 +208,8 @@ def as_json(specs: Sequence[PivotSpec]) -> str:
 
 
 def remembered(entries: Any, cells: Sequence[CellRecord]) -> list[PivotSpec]:
-    """Returns the layouts in the JSON of `as_json`. Omits layouts with names that these cells do
-    not have, and ignores all other content."""
+    """Returns the layouts in `entries`, parsed from the text of `as_json`. Skips invalid entries
+    and layouts with names that these cells lack."""
     found = []
     for entry in entries if isinstance(entries, list) else []:
         try:

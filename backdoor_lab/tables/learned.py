@@ -61,9 +61,13 @@ class CleanNetworks:
 
 
 def not_converged(cells: Iterable[CellRecord], clean: CleanNetworks) -> dict[str, list[str]]:
-    """Maps cell ids to ``nat1``, ``nat2`` or both if a network's training accuracy is clearly too
-    low. It is compared with that of clean networks with the same recipe, model and data set or, if
-    there are none, with the highest one among `cells` that also have the same ratio."""
+    """Maps cell ids to ``nat1``, ``nat2`` or both: the networks whose training accuracy is clearly
+    too low.
+
+    The standard is the training accuracy of clean networks with the same recipe, model and data
+    set. Without clean networks, it is the highest training accuracy among `cells` with the same
+    recipe, model, data set and ratio.
+    """
     known = [cell for cell in cells if _is_known(cell)]
     found: dict[str, list[str]] = {}
     for name, figure in _FIGURES.items():
@@ -83,7 +87,7 @@ def not_converged(cells: Iterable[CellRecord], clean: CleanNetworks) -> dict[str
 
 def without_attack(cells: Iterable[CellRecord], clean: CleanNetworks) -> list[CellRecord]:
     """Returns the poisoned cells whose attack has no measurable effect: the lower end of the Wilson
-    interval of ASR1 is not above the rate to expect without an attack, `clean.expected`."""
+    interval of ASR1 is not above the rate expected without an attack, `clean.expected`."""
     poisoned = (cell for cell in cells if _is_known(cell) and _is_poisoned(cell))
     return [cell for cell in poisoned if _is_above(cell, clean) is False]
 
@@ -98,8 +102,8 @@ def _is_above(cell: CellRecord, clean: CleanNetworks) -> bool | None:
 
 
 def shows_attack(cells: Iterable[CellRecord], clean: CleanNetworks) -> bool:
-    """Whether any of `cells` (of one attack) has an ASR1 higher than without an attack. True if the
-    records lack the values, False without poison."""
+    """Whether any of `cells`, which share one attack, has an ASR1 higher than without an attack.
+    False if the cells are not poisoned. True if their records lack the values."""
     known = [cell for cell in cells if _is_known(cell)]
     if known and not any(map(_is_poisoned, known)):
         return False
@@ -110,9 +114,11 @@ def shows_attack(cells: Iterable[CellRecord], clean: CleanNetworks) -> bool:
 def signs_of(
     cells: Sequence[CellRecord], marked: Mapping[str, Sequence[str]], attacked: bool
 ) -> dict[str, str]:
-    """Maps the measures at a table position to footnote signs: † (not converged) if `marked`
-    contains one of its cells; ‡ (no attack), for ASR1 and ASR2, if the cells are poisoned but
-    `attacked` is False."""
+    """Maps measures to footnote signs for the table position of `cells`.
+
+    † (not converged) for the measures that `marked` lists for any of the cells; ‡ (no attack) for
+    ASR1 and ASR2 if the cells are poisoned but `attacked` is False.
+    """
     signs = {name: NOT_CONVERGED for cell in cells for name in marked.get(cell.id, ())}
     if not attacked and any(cell.done and _is_poisoned(cell) for cell in cells):
         signs |= dict.fromkeys(("asr1", "asr2"), NO_ATTACK)

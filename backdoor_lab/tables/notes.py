@@ -190,7 +190,7 @@ def where(cells: Sequence[CellRecord]) -> list[str]:
 
 
 def versions_shown(texts: Iterable[str]) -> list[str]:
-    """Returns a note on names with a version, if any of the texts of a table has one.
+    """Returns the note on the notation ``NAME@N`` if any of a table's texts contains it.
 
     >>> versions_shown(["TPR@1%", "abl"]), len(versions_shown(["random@1 with spectral@2"]))
     ([], 1)
@@ -212,7 +212,7 @@ def _frequent(values: Iterable[Any]) -> str:
 
 
 def seed_range(seeds: Sequence[int]) -> str:
-    """Returns seeds as text: ``0-4`` if they are consecutive, otherwise ``0, 2``.
+    """Returns seeds as text: a range if at least three are consecutive, otherwise a list.
 
     >>> seed_range([0, 1, 2]), seed_range([0, 2])
     ('0-2', '0, 2')

@@ -32,7 +32,7 @@ def shown(facts: CellFields, tables: Sequence[PivotTable]) -> list[PivotTable]:
     """Returns the tables to show: either `tables`, in the layout of the published report, or wide
     tables.
 
-    Wide tables are shown if there are more than MOST of `tables` (one per trigger, model, ...), if
+    Wide tables are shown if the number of `tables` (one per trigger, model, ...) exceeds MOST, if
     one of them has more than MOST defenses, or if no completed cell was retrained, so that Nat2 and
     ASR2 would be empty.
 
@@ -49,9 +49,9 @@ def shown(facts: CellFields, tables: Sequence[PivotTable]) -> list[PivotTable]:
 
 
 def kept(shown: Sequence[PivotTable], tables: Sequence[PivotTable]) -> list[PivotTable]:
-    """Returns the `tables`, in the layout of the published report, that are written to files:
-    those in `shown`, and those with retrained cells that the report also contains, for
-    comparison."""
+    """Returns those of `tables` that are written to files: the tables in `shown` and, for
+    comparison, tables with retrained cells that the published report also contains. `tables` are in
+    the report's layout."""
     return [
         table for table in tables
         if any(table is each for each in shown)
@@ -107,8 +107,8 @@ def _parts(
 
 
 def _axes(facts: CellFields) -> list[str]:
-    """Returns the names whose values differ between cells: choices other than seed and source, then
-    protocol and config values that would otherwise separate tables."""
+    """Returns names whose values differ between cells: choices other than seed and source, then all
+    other names whose values these choices do not determine."""
     names = [name for name in CHOICES if name not in (SEED, SOURCE)]
     varied = [name for name in names if len(facts.values(name)) > 1]
     others = splitting(facts, PivotSpec(tuple(varied)))
@@ -116,8 +116,8 @@ def _axes(facts: CellFields) -> list[str]:
 
 
 def _before(cells: Sequence[CellRecord], attack: tuple[str, ...]) -> Iterator[PivotTable]:
-    """Yields the tables of the measures before the defense. They contain one cell per attack,
-    preferably a completed one with the most frequent defense."""
+    """Yields the tables of the measures before the defense, which contain one cell per attack and
+    seed. Completed cells are chosen first, then cells with the most frequent defense."""
     done = [cell for cell in cells if cell.done and cell.choices]
     often = Counter(cell.choices[DEFENSE] for cell in done)
     facts = CellFields([cell for cell in cells if cell.choices])

@@ -179,8 +179,8 @@ def _visible(cell: PivotCell) -> dict[str, str]:
 
 
 def _reference(shared: Mapping[str, Any]) -> dict[str, float] | None:
-    """Returns the values that the published report states, or None if it does not contain such a
-    cell."""
+    """Returns the published report's values for the experiment with the values `shared`, or None if
+    the report does not contain it."""
     if not shared or shared["defense"] != reference.DEFENSE:
         return None
     if not reference.asks_the_same(shared["protocol"], shared.get("source"), shared):
@@ -191,7 +191,7 @@ def _reference(shared: Mapping[str, Any]) -> dict[str, float] | None:
 def status_of(cells: Sequence[CellRecord]) -> str:
     """Returns the status of the cells at one position as text.
 
-    For one cell ``failed: oom``, for several seeds ``2 done, 1 failed: oom``.
+    For example, ``failed: oom`` for one cell, ``2 done, 1 failed: oom`` for several seeds.
     """
     counts = Counter(cell.status for cell in cells)
     if len(cells) == 1 or set(counts) == {DONE}:
@@ -213,8 +213,8 @@ def _along(
 
 
 def _classes(places: Sequence[tuple[Key, Key]]) -> list[Key]:
-    """Returns all classes in the order of the axis, source or target, that changes more slowly in
-    the sweep. The other axis would list the first class last, since source and target always
+    """Returns all classes in the order of the axis (source or target) that changes more slowly in
+    the sweep. The faster axis may list the first class last, since source and target always
     differ."""
     outer = int(len(places) > 1 and places[0][0] != places[1][0])
     return list(dict.fromkeys(place[axis] for axis in (outer, 1 - outer) for place in places))

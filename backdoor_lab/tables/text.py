@@ -32,9 +32,12 @@ def document(table: PivotTable) -> Document:
 
 
 def grids(table: PivotTable) -> list[TextTable]:
-    """Returns the table as text. In the layout of the published report (``spec.report``), a
-    comparison with the report's values follows, if the report has any. In other layouts, it is
-    divided into panels of at most ACROSS values per line, or of one column."""
+    """Returns the table as one or more text tables.
+
+    In the layout of the published report (``spec.report``), a comparison follows if the report has
+    any of the rows. In other layouts, the columns are divided into panels. A panel has at most
+    ACROSS values per line, but at least one column.
+    """
     if table.spec.report:
         return [grid(table), *[_compared(table)] * bool(table.compared)]
     fit = max(1, ACROSS // len(table.spec.values))
@@ -63,7 +66,7 @@ def evenly(items: Sequence[T], parts: int) -> list[Sequence[T]]:
 
 
 def grid(table: PivotTable, columns: Sequence[Key] | None = None) -> TextTable:
-    """Returns the table as text with its best values marked, for all columns or the given ones."""
+    """Returns `columns` of the table (default: all) as text, with the best values marked."""
     columns = table.columns if columns is None else columns
     values, names = table.spec.values, _names(table)
     over = [short(_column(table, column)) for column in columns for _ in values]
@@ -170,9 +173,9 @@ def _difference(name: str, cell: PivotCell) -> str:
 
 def _report_sheet(table: PivotTable) -> tuple[list[str], list[list[object]]]:
     """Returns the heading and the lines of a spreadsheet with fixed columns: the values that all
-    rows share, the names of the row, seeds (the number of completed cells), status, the values of
-    each measure as in `value_of`, then the published report's values (``ref_*``) and the
-    differences from them (``diff_*``). Values are in percent or images, not rounded; a missing
+    rows share, the row's target, ratio and defense, seeds (the number of completed cells), status,
+    the values of each measure as in `value_of`, then the published report's values (``ref_*``) and
+    the differences from them (``diff_*``). Values are in percent or images, not rounded; a missing
     value is an empty cell."""
     heads = [*table.traits, *ROW, "seeds", "status", *_figure_heads(table)]
     heads += [kind + name for kind in ("ref_", "diff_") for name in COLUMNS]

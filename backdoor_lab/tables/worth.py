@@ -44,7 +44,7 @@ def cautions(
 ) -> list[str]:  # fmt: skip
     """Returns the warnings below a table of `cells` with the measures `values`. `clean`: the clean
     networks to compare with, by default those among `cells`. `signs`: the footnote signs in the
-    table; a warning starts with its sign only if a figure of its cells has it."""
+    table. A warning about figures with a sign starts with this sign."""
     done = [cell for cell in cells if cell.done and cell.choices]
     after = bool({"nat2", "asr2"} & set(values))
     clean = CleanNetworks.among(done) if clean is None else clean
@@ -122,7 +122,7 @@ def _one_class(cells: Sequence[CellRecord], after: bool) -> list[str]:
 
 
 def _sign(sign: str, name: str, cells: Iterable[CellRecord], signs: Signs) -> str:
-    """Returns the sign, and a space, if the figure `name` of one of the cells has it."""
+    """Returns `sign` and a space if it marks the measure `name` of any of `cells`, else nothing."""
     return f"{sign} " * any(signs.get(cell.id, {}).get(name) == sign for cell in cells)
 
 

@@ -14,8 +14,8 @@ from backdoor_lab.tables.markup import TextTable, html_page, in_latex, in_markdo
 
 @dataclass(frozen=True)
 class Document:
-    """A table to write. `grids` are for display. `head` (the column headings) and `lines` are for a
-    spreadsheet; their values are not rounded, and None if missing."""
+    """A table to write. `grids` are for display; `head` (the column headings) and `lines` are for a
+    spreadsheet. Values in `lines` are not rounded, and missing values are None."""
 
     title: str
     grids: list[TextTable]

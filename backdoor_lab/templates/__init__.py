@@ -21,8 +21,8 @@ TEMPLATES = Path(__file__).parent
 
 
 def render(name: str, **values: Any) -> str:
-    """Render the template `name` with these values. Raises UndefinedError if the template uses any
-    other."""
+    """Render the template `name` with these values. Raises UndefinedError if the template uses a
+    value that is not given."""
     return _environment().get_template(name).render(values)
 
 

@@ -107,8 +107,10 @@ def augmented(
 
 
 def seeded_augmentation(images: Tensor, generator: torch.Generator, *, recipe: Recipe) -> Tensor:
-    """Like `augmented`, for images of any dtype on any device and a CPU `generator`;
-    differentiable."""
+    """Call `augmented` with a new generator seeded from `generator`, which is on the CPU.
+
+    `images` may have any dtype and be on any device. Gradients flow through to `images`.
+    """
     drawn = torch.Generator(images.device)
     drawn.manual_seed(int(torch.randint(2**62, (), generator=generator)))
     return augmented(images, recipe, drawn)

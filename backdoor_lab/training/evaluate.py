@@ -74,7 +74,7 @@ def training_accuracy(module: Classifier, training: TrainingSet, machine: Comput
 
 
 def _shown(training: TrainingSet) -> Callable[[int, int], Tensor]:
-    """A function of (start, stop) that returns the training images with these indices."""
+    """Returns a function that maps (start, stop) to the training images `start` to `stop` - 1."""
     return lambda start, stop: training.shown(torch.arange(start, stop))
 
 

@@ -3,8 +3,9 @@
 For a strided 1x1 convolution in channels-last format, oneDNN's code for the weight gradient writes
 past its workspace if the input has fewer channels than a vector register holds floats
 (uxlfoundation/oneDNN#6035): the process crashes, hangs, or silently computes wrong gradients. With
-AVX2 this affects fewer than 8 channels at any image size, with AVX-512 fewer than 16 on images
-larger than 32 pixels (seen from 48 on, with torch 2.14.1). The contiguous format is safe.
+AVX2 this affects fewer than 8 channels at any image size, with AVX-512 fewer than 16 channels on
+images larger than 32 pixels (seen at 48 pixels and more, with torch 2.14.1). The contiguous format
+is safe.
 """
 
 from __future__ import annotations
@@ -25,13 +26,12 @@ Net = TypeVar("Net", bound=nn.Module)
 
 
 def memory_format_of(net: nn.Module, machine: ComputeDevice) -> str:
-    """The memory format for training `net` on `machine`.
+    """The memory format for training `net` on `machine`: CHANNELS_LAST or CONTIGUOUS.
 
-    CHANNELS_LAST if `trainer.channels_last` is set and the error in oneDNN that this module's
-    docstring describes affects no convolution of `net`, otherwise CONTIGUOUS. On a CPU, the
-    instruction set and the precision are ignored: results must not depend on the machine's vector
-    width, and defenses run in float32 even on a network trained in bfloat16. On a GPU, oneDNN is
-    not used.
+    CHANNELS_LAST requires that `trainer.channels_last` is set. On a CPU, it also requires that the
+    oneDNN error (see this module's docstring) can affect no convolution of `net`, whatever the
+    instruction set and the precision: results must not depend on the machine's vector width, and
+    defenses run in float32 even on a network trained in bfloat16. On a GPU, oneDNN is not used.
     """
     if not machine.channels_last:
         return CONTIGUOUS
@@ -44,8 +44,7 @@ def _uses_onednn(device: torch.device) -> bool:
 
 
 def _is_unsafe(module: nn.Module) -> bool:
-    """Whether `module` is a convolution that the error in oneDNN, described in this module's
-    docstring, can affect."""
+    """Whether the oneDNN error (see this module's docstring) can affect `module`."""
     if not isinstance(module, _ConvNd):
         return False
     # The backward pass of a transposed convolution is that of a convolution from its outputs to its

@@ -1,4 +1,4 @@
-"""Transformations of test images, as by a camera: compression, brightness, blur, motion, noise.
+"""Transformations that imitate a camera: compression, brightness, blur, motion, noise.
 
 The name of a transformation contains its strength: ``jpeg75``, ``shift2``. Without a number, it has
 the default strength. torch is imported only when images are transformed.
@@ -25,7 +25,7 @@ _NAME = re.compile(r"([a-z]+)(\d{1,9}(?:\.\d{1,9})?)?")
 class Kind:
     """What the strength of a transformation means, and its range from `low` to `high`, inclusive.
 
-    `whole` allows integers only. A transformation of strength `none` changes nothing.
+    `whole`: only integers are allowed. `none` is the strength at which nothing changes.
     """
 
     unit: str
@@ -66,8 +66,8 @@ def known() -> str:
 
 
 def parse(name: object) -> tuple[str, float]:
-    """Split the name of a transformation into its kind and its strength. Raises ConfigError, which
-    lists the valid names, if it is not valid."""
+    """Split the name of a transformation into its kind and its strength. Raises ConfigError if the
+    kind is unknown or the strength not allowed."""
     found = _NAME.fullmatch(name) if isinstance(name, str) else None
     kind = KINDS.get(found[1]) if found else None
     if found is None or kind is None:
@@ -118,10 +118,11 @@ def check_fits(names: Sequence[str], height: int, width: int) -> None:
 
 
 def transformation(name: str, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
-    """Create the transformation with this name: a function of images uint8 (n, C, H, W), C 1 or 3.
+    """Create the transformation with this name: a function of images uint8 (n, C, H, W) with
+    one or three channels.
 
     It draws random numbers from `generator`, image by image. The results are rounded to 8 bits, as
-    in a camera's files (`brightness` and `contrast` round down, as in torchvision).
+    in an image file (`brightness` and `contrast` round down, as in torchvision).
     """
     kind, strength = parse(name)
     apply = _APPLY[kind]

@@ -1,9 +1,9 @@
 """Finds the columns of a convolution kernel that see only padding: their gradient must be 0.
 
 Such columns exist if an image is narrow relative to the stride, as in a 3x3 convolution with
-padding 1 and stride 2 on images of one pixel. In bfloat16, oneDNN does not write their gradient (on
-processors with AVX-512, in either memory format, seen with torch 2.14.1), so that arbitrary values
-from memory are added to the weights.
+padding 1 and stride 2 on images of one pixel. On processors with AVX-512, oneDNN does not write
+their gradient in bfloat16, in either memory format (seen with torch 2.14.1). Arbitrary values from
+memory are then added to the weights.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 
 def guard_unused_columns(net: nn.Module) -> None:
-    """Register hooks on the strided convolutions of `net` that set the gradient of kernel columns
-    that see only padding to 0."""
+    """Guard the strided convolutions of `net`: the gradient of kernel columns that see only padding
+    is set to 0."""
     for conv in net.modules():
         if isinstance(conv, nn.Conv2d) and conv.stride[1] > 1 and conv.padding_mode == "zeros":
             _Guard(conv)

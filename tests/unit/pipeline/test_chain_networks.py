@@ -221,7 +221,7 @@ def test_missing_requirements_of_a_defense_are_refused_before_any_work(tmp_path:
         cell_of(tmp_path, "defense=strip")
     with pytest.raises(ConfigError, match=r"`defense=anp` needs .* protocol.clean_holdout to 20"):
         cell_of(tmp_path, "defense=anp")
-    with pytest.raises(ConfigError, match="`retrain=false` leaves nothing to do"):
+    with pytest.raises(ConfigError, match="cannot be used with `retrain=false`"):
         cell_of(tmp_path, HELD, "defense=anp", "retrain=false")
 
 

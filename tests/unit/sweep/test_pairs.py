@@ -47,7 +47,7 @@ def test_cells_with_equal_source_and_target_are_skipped_in_sweep_estimate_and_st
     for run in (told, done):
         said = run[1] + run[2]
         assert said.count("3 of 6 combinations skipped: source = target") == 1
-        assert "1 cell of 3 requested more than once; each is run once" in said
+        assert "1 cell of 3 skipped: duplicate" in said
     assert "2 of 2 cells done:" in done[1] + done[2]
     listed = json.loads((tmp_path / "pairs" / "sweep.json").read_text())["asked"]
     assert [each["id"].rpartition("-")[0] for each in listed] == [
@@ -62,8 +62,8 @@ def test_cells_with_equal_source_and_target_are_skipped_in_sweep_estimate_and_st
 
 SAME = "`source` and `target` must differ, but both are class"
 REFUSED = {
-    "-m source=cat target=cat": f"{SAME} 3 (cat) (in all of 1 combination)",
-    "-m source=cat,3 target=cat": f"{SAME} 3 (cat) (in all of 2 combinations)",
+    "-m source=cat target=cat": f"no valid cell in 1 combination: {SAME} 3 (cat)",
+    "-m source=cat,3 target=cat": f"no valid cell in 2 combinations: {SAME} 3 (cat)",
     "source=0 target=airplane": f"{SAME} 0 (airplane)",
     # An error in another cell is still reported with that cell.
     "-m source=cat,brid target=cat": "source=brid target=cat): `source` 'brid' is not known",
