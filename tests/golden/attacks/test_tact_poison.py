@@ -20,7 +20,7 @@ MUTATIONS = [
     Mutation(FILE, "if each != target]", "if each != classes]", "the target class has covers"),
     Mutation(FILE, "range(1, classes)", "range(classes - 1, 0, -1)",
              "the last classes have covers"),
-    Mutation(FILE, "round(self.size * factor)", "self.size", "the size is not scaled"),
+    Mutation(FILE, "factor = scale(height, width)", "factor = 1.0", "the size is not scaled"),
     Mutation(FILE, "round(self.margin * factor)", "self.margin", "the margin is not scaled"),
     Mutation(
         "attacks/plan.py", "[k for k in others if k in plan.cover_from] if plan.cover_from else",
