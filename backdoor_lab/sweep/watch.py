@@ -89,12 +89,12 @@ class Watch:
 
     @property
     def done(self) -> int:
-        """The number of cells that have finished since this object was created."""
+        """The number of cells completed since this object was created; failed ones do not count."""
         return len(self._done)
 
     def seconds_left(self, now: float) -> float | None:
-        """The estimated seconds until all cells are finished. Every unfinished cell is assumed to
-        take the mean time of the finished cells or, before any has finished, the time extrapolated
+        """The estimated seconds until all cells are completed. Every remaining cell is assumed to
+        take the mean time of the completed cells or, before any is completed, the time extrapolated
         from the running cells. None if neither is known."""
         open_cells = len(self._stamps) - len(self._done)
         costs = list(self._costs.values()) or list(self._paces(now))

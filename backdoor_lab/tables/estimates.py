@@ -44,7 +44,7 @@ def figure(name: str, value: Estimate | None, seeds: int) -> str:
 
 def estimate(name: str, mean: float, std: float, n: int, images: float) -> Estimate:
     """Returns the estimate of measure `name`. `std` is the sample standard deviation, NaN for one
-    seed; `images` is the number of images that the measure is a proportion of, NaN if unknown."""
+    seed; `images` is the number of images of which the measure is a share, NaN if unknown."""
     half, scale = half_width(std, n), MEASURE[name].scale
     found = None
     if n == 1 and images > 0:

@@ -65,7 +65,7 @@ REPORT = PivotSpec(ROW, (), MEASURES, report=True)
 
 @dataclass(frozen=True)
 class TableGroup:
-    """The cells of one table, as indices into the cells of `facts`; `traits` are their common
+    """The cells of one table: `numbers` are their indices in `facts`, and `traits` their common
     values as text."""
 
     facts: CellFields

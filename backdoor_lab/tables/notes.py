@@ -82,8 +82,8 @@ def _what(group: TableGroup, spec: PivotSpec) -> str:
 
 
 def protocols(facts: CellFields, members: Sequence[int], axes: Sequence[str] = ()) -> list[str]:
-    """Returns one line per protocol with its values. If a value differs between cells, the line
-    states which cells have which value."""
+    """Returns one line per protocol with its values. If a value depends only on one of the `axes`,
+    the line states where on this axis it applies."""
     found: dict[str, list[int]] = {}
     for number in members:
         version = facts.of[number].get(VERSION)
@@ -100,9 +100,12 @@ def protocols(facts: CellFields, members: Sequence[int], axes: Sequence[str] = (
 
 
 def _value(facts: CellFields, numbers: Sequence[int], key: str, axes: Sequence[str]) -> str:
-    """Returns the values of protocol key `key` as text: ``1.5eps``, or
-    ``1.5eps (spectral) | 15% (scan)`` if the defense determines it. A value shared by more than
-    three defenses comes last, as ``(all others)``."""
+    """Returns the values of protocol key `key` as text: ``1.5eps`` or, if one of the `axes` (such
+    as the defense) determines the value, ``1.5eps (spectral) | 15% (scan)``.
+
+    If the most common value applies to more than three defenses, it comes last, as
+    ``15% (all others)``.
+    """
     values = facts.values(key, numbers)
     if len(values) == 1 or key in axes:
         return " | ".join(values)

@@ -52,8 +52,9 @@ class PivotTable:
     `traits` the values that all cells share, `clean` the sizes of their training sets before
     poisoning. A position that is missing in `cells` has no cell in the sweep.
 
-    `rows` and `columns` are sorted: numbers by value, other values in the order of the sweep;
-    source and target classes have the same order on both axes.
+    `rows` and `columns` are sorted: numbers by value, other values in the order of the sweep, and
+    source and target classes in the same order on both axes. In the published report's layout, all
+    rows are in the order of the sweep.
     """
 
     title: str

@@ -26,7 +26,8 @@ class AfterTraining(Protocol[Evidence, Result, Network_co]):
         """Run the defense. The result says which examples it keeps."""
 
     def retrain(self, result: Result) -> Network_co | None:
-        """Train a network from scratch on the kept examples; None if retraining is off."""
+        """Train a network from scratch on the kept examples, or repair the trained one. Returns
+        None if retraining is off."""
 
 
 class DefendAndRetrain(pl.Callback, Generic[Evidence, Result, Network_co]):
