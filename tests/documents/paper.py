@@ -47,12 +47,13 @@ def _airbench() -> str:
 
 @table("in_short")
 def _airbench_in_short() -> str:
-    """The cells of `report_airbench` with one column for the attack and one decimal."""
+    """The cells of `report_airbench` with one column for the attack and one decimal, in few
+    bytes."""
     text = beside_report(the_twelve("paper/report_airbench", defense="spectral"), digits=1)
     text = re.sub(r"(?m)^\| (\w+) \| (\w+) \| (\S+)", r"| \1 \2 \3", text)
-    return text.replace("| Trigger Target Ratio |", "| Attack |").replace(
-        "| --- | --- | ---", "| ---"
-    )
+    text = text.replace("| Trigger Target Ratio |", "| Attack |")
+    text = text.replace("| --- | --- | ---", "| -").replace("---:", "-:")
+    return re.sub(r" ?\| ?", "|", text)
 
 
 @table("report_resnet18")

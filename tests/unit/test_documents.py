@@ -130,6 +130,8 @@ def _anchor(heading: str) -> str:
 
 
 def _headings(document: Path) -> set[str]:
+    """The anchors of a document, or of the README that GitHub shows below a folder."""
+    document = document / "README.md" if document.is_dir() else document
     prose = re.sub(r"(?ms)^```.*?^```", "", document.read_text())
     return {_anchor(heading) for heading in re.findall(r"(?m)^#+ (.*)$", prose)}
 

@@ -11,6 +11,7 @@ import yaml
 
 from backdoor_lab.preview import PRESETS as ENDINGS
 from backdoor_lab.results.frozen import frozen_lines
+from backdoor_lab.tables import poor
 from tests.helpers.project import CONF, ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -34,7 +35,7 @@ def item(label: str) -> set[str]:
     (found,) = re.findall(
         rf"(?ms)^- (?:\[{label}\]\S+|{label}:)(.*?)(?=^- |\Z)", section(README, "## What is inside")
     )
-    return set(re.findall(r"`(\w+)`", found))
+    return set(re.findall(r"\w+", found))
 
 
 def rows(text: str, heading: str) -> list[list[str]]:
@@ -219,3 +220,14 @@ def test_the_package_guide_lists_every_command() -> None:
     makefile = (ROOT / "Makefile").read_text()
     jobs = set(re.findall(r"(?m)^([a-z-]+):.*##", makefile)) - {"help", "clean", "test-avx2"}
     assert {f"make {job}" for job in jobs} <= set(re.findall(r"make [a-z-]+", commands))
+
+
+def test_the_tables_guide_gives_the_limits_of_poor_networks() -> None:
+    guide = section((ROOT / "backdoor_lab/tables/README.md").read_text(), "## Poor networks")
+    for said, limit in (
+        ("less than {} % of the way from chance", poor.NEAR),
+        ("more than {} percentage points below the accuracy on the training", poor.OVERFITTED),
+        ("Nat2 is more than {} points below Nat1", poor.DAMAGED),
+        ("differs by more than {} points between seeds", poor.SCATTERED),
+    ):
+        assert said.format(f"{100 * limit:.0f}") in guide
