@@ -22,8 +22,8 @@ class TaCT(Trigger):
     pixels of images of 32x32 pixels; on other images both are multiplied by the shorter side / 32
     and rounded. Raises ConfigError if rounding changes the area of the square by more than a
     quarter. `color` is one value in 0..255 or one per channel. Cover images are drawn from the
-    `cover_classes` classes that follow the source class, without the target; with None, from all
-    other classes.
+    `cover_classes` classes that follow the source class, without the target, or fewer if the data
+    set has fewer; with None, from all other classes.
 
     Size and place are those of Qi et al., ICLR 2023, in backdoor-toolbox. Their square and those of
     the paper are image files that are not included; this one has a single color.
@@ -64,12 +64,6 @@ class TaCT(Trigger):
         first = target if source is None else source
         others = [(first + step) % classes for step in range(1, classes)]
         others = [each for each in others if each != target]
-        if len(others) < self.cover_classes:
-            raise ConfigError(
-                f"`trigger.cover_classes`={self.cover_classes} is too many: source and target"
-                f" excluded, {len(others)} of the {classes} classes are left; give a smaller"
-                " number, or null for all of them"
-            )
         return tuple(others[: self.cover_classes])
 
     def _square(self, height: int, width: int) -> PixelTrigger:

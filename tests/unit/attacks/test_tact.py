@@ -82,9 +82,8 @@ def test_covers_come_from_the_classes_after_the_source_without_the_target(
     assert TaCT(cover_classes=wanted).cover_from(target, source, 5) == expected
 
 
-def test_more_cover_classes_than_the_data_set_has_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"`trigger.cover_classes`=2 .* 1 of the 3 classes"):
-        TaCT().cover_from(0, 1, 3)
+def test_tact_takes_covers_from_the_only_other_class_of_three() -> None:
+    assert TaCT().cover_from(0, 1, 3) == (2,)
 
 
 def test_a_cell_with_tact_takes_covers_from_the_next_two_classes(tmp_path: Path) -> None:
