@@ -30,7 +30,7 @@ class AdaptivePatch(Trigger):
     The authors' patches are image files (two logos, the BadNets patch, the trojan square) that are
     not included. The default patches are drawn in the YAML file. Their opacities are those of the
     authors' code for CIFAR-10, and so are their places and numbers of pixels: in training 25, 140,
-    36 and 64 pixels; at test time 50 and 36, of which 68 are different.
+    36 and 64 pixels; at test time 50 and 36, which overlap and cover 68 in total.
 
     `patches` is a list of mappings. Places and drawings are for images of 32x32 pixels; on other
     images they are multiplied by the shorter side / 32 and rounded. Raises ConfigError if rounding
@@ -102,7 +102,7 @@ def _check_keys(number: int, patch: object) -> None:
 
 
 def _used(key: str, patches: Sequence[dict[str, Any]]) -> dict[int, float]:
-    """Returns the opacity of each patch whose opacity is above 0, by the number of the patch."""
+    """Returns the opacity of each patch by its index, without patches of opacity 0."""
     opacities = {
         number: validation.share(f"trigger.patches[{number}].{key}", patch[key])
         for number, patch in enumerate(patches)

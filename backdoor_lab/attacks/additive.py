@@ -55,7 +55,6 @@ def dct_matrix(n: int) -> Tensor:
 
 
 def inverse_dct(spectrum: Tensor) -> Tensor:
-    """Returns the inverse of the two-dimensional DCT-II: float64 (..., H, W) for `spectrum` of this
-    shape."""
+    """Returns the inverse two-dimensional DCT-II of `spectrum`, float64 (..., H, W); same shape."""
     height, width = spectrum.shape[-2:]
     return dct_matrix(height).T @ spectrum @ dct_matrix(width)

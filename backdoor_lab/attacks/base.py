@@ -19,7 +19,7 @@ from backdoor_lab.core.types import LabeledImages
 
 
 def unchanged(images: Tensor, generator: torch.Generator) -> Tensor:
-    """The augmentation of a recipe without augmentation."""
+    """The augmentation of recipes that use none: returns `images`."""
     return images
 
 
@@ -88,7 +88,7 @@ class Trigger(ABC):
         """Returns triggered copies of `images`, uint8 (n, C, H, W) with C 1 or 3; same shape and
         dtype.
 
-        Applies the trigger as to test images. Each result depends only on its own image. Raises
+        Uses the test-time form of the trigger. Each result depends only on its own image. Raises
         TypeError for other shapes or dtypes, ConfigError if the trigger does not fit the images.
         """
         self._look_at(images)
@@ -174,8 +174,8 @@ class Trigger(ABC):
         """Raises ConfigError, naming the rule, if the trigger does not fit images of this size."""
 
     def _implemented(self, name: str) -> str:
-        """Returns the first of `name` and the methods that it calls by default which this class
-        implements itself."""
+        """Returns the name of the method that does the work of `name`: `name` itself if this class
+        overrides it, otherwise the first overridden method that it falls back to."""
         chain = ("apply_cover", "apply_train", "apply_test")
         own = (m for m in chain if getattr(type(self), m) is not getattr(Trigger, m))
         return next(m for m in own if chain.index(m) >= chain.index(name))

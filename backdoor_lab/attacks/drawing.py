@@ -24,14 +24,14 @@ def scale(height: int, width: int) -> float:
 
 
 def check_area(name: str, exact: float, rounded: int, height: int, width: int) -> None:
-    """Raises ConfigError, naming the configuration key `name`, if rounding changes the area of a
-    patch by more than a quarter: from `exact` to `rounded` pixels on images of this size."""
+    """Raises ConfigError, naming the configuration key `name`, if `rounded`, the area of a patch in
+    pixels on images of this size, differs from `exact` by more than a quarter."""
     error = abs(rounded / exact - 1)
     if error > TOLERANCE:
         raise ConfigError(
-            f"`{name}` is given for images of {SIDE}x{SIDE} pixels: scaled to {height}x{width}"
-            f" pixels, the patch covers {exact:.3g} pixels, and rounding makes them {rounded}, an"
-            f" error of {error:.0%} (at most {TOLERANCE:.0%}); use other images or a larger patch"
+            f"`{name}` is given for images of {SIDE}x{SIDE} pixels; on images of {height}x{width}"
+            f" pixels the patch covers {exact:.3g} pixels, rounded to {rounded}: an error of"
+            f" {error:.0%} (at most {TOLERANCE:.0%}); use other images or a larger patch"
         )
 
 
@@ -66,11 +66,11 @@ class Drawing:
         return colors[whole.clamp(min=0)].permute(2, 0, 1), whole.ge(0).float()
 
     def scaled(self, height: int, width: int) -> Tensor:
-        """Returns the drawing for images of this size: the number of each pixel's color, or -1,
-        int64 (rows, columns).
+        """Returns the drawing for images of this size: int64 (rows, columns), the index of each
+        pixel's color, or -1 where the drawing is empty.
 
-        Both sides are multiplied by the images' shorter side / 32 and rounded up or down, such
-        that the area has the smallest error. Raises ConfigError if the error is above a quarter.
+        Both sides are multiplied by the images' shorter side / 32 and rounded up or down, so that
+        the error in area is smallest. Raises ConfigError if the error is above a quarter.
         """
         factor = scale(height, width)
         exact = int(self.letters.ge(0).sum()) * factor**2
@@ -91,13 +91,14 @@ def _rounded(exact: float) -> list[int]:
 
 
 def _nearest(old: int, new: int) -> Tensor:
-    """Returns which of `old` rows each of `new` rows shows."""
+    """Returns the index of the old row that each new row is copied from."""
     return ((torch.arange(new) + 0.5) * old / new).floor().long()
 
 
 def _moved(first: int, old: int, new: int, side: int, factor: float) -> slice:
-    """Returns the rows or columns of a scaled drawing. Its distance from the edge that `first` is
-    counted from is scaled, too."""
+    """Returns the rows or columns that a scaled drawing covers. The distance from the edge is
+    scaled, too: from the upper or left edge if `first` is not negative, else from the other
+    edge."""
     away = round((first if first >= 0 else -first - old) * factor)
     start = max(0, min(away, side - new))
     return slice(start, start + new) if first >= 0 else slice(side - start - new, side - start)
@@ -132,7 +133,7 @@ def _bad_rows(where: str, rows: object, known: list[str]) -> ConfigError:
 
 
 def _several(position: Any) -> Sequence[Any]:
-    """Returns a list of positions, also if `position` is a single one."""
+    """Returns a list of positions, even if `position` is a single one."""
     many = isinstance(position, (list, tuple)) and all(
         isinstance(each, (list, tuple)) for each in position
     )

@@ -50,8 +50,8 @@ def picture(key: str, path: object) -> Picture | None:
 
 
 def pictures(key: str, path: object, most: int) -> list[Picture]:
-    """Returns the picture at `path`, or the pictures of a folder: its first `most` files in the
-    order of their names, without hidden ones. Returns an empty list if `path` is None."""
+    """Returns the pictures at `path`: one for a file, the first `most` by name for a folder (hidden
+    files are skipped), and none if `path` is None."""
     folder = Path(path).expanduser() if isinstance(path, str) and path else None
     if folder is None or not folder.is_dir():
         return [] if path is None else [Picture(key, path)]
@@ -62,8 +62,8 @@ def pictures(key: str, path: object, most: int) -> list[Picture]:
 
 
 def content_of(pictures: list[Picture]) -> str:
-    """Returns a hash of the files of `pictures`: that of the file if there is one, an empty string
-    if there is none."""
+    """Returns a hash of the files of `pictures`: the hash of the file if there is only one, an
+    empty string if there is none."""
     if len(pictures) < 2:
         return pictures[0].content if pictures else ""
     return hashlib.sha256("".join(each.content for each in pictures).encode()).hexdigest()

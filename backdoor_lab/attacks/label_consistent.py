@@ -45,8 +45,7 @@ class LabelConsistent(Trigger):
     Differences: the paper's surrogate is trained adversarially, which takes about eight times as
     long; here it is trained normally, so the perturbations transfer less well to other models. The
     paper's alternative, interpolation in the latent space of a GAN, is not available. The paper
-    tries several bounds; ``trigger=label_consistent_authors`` has those in the configuration of the
-    authors' code.
+    tries several bounds; ``trigger=label_consistent_authors`` uses the bound of the authors' code.
     """
 
     label_mode = "clean"

@@ -121,8 +121,8 @@ class Narcissus(Trigger):
         return network.requires_grad_(False)
 
     def _batches(self, where: Tensor, generator: torch.Generator) -> list[Tensor]:
-        """Splits `where` into batches in random order. Leaves out a last batch of one image, for
-        which batch normalization may be undefined."""
+        """Splits the indices `where` into batches in random order. Drops a last batch of one image,
+        on which batch normalization may be undefined."""
         order = torch.randperm(len(where), generator=generator)
         return [part for part in where[order].split(self.batch_size) if len(part) > 1]
 

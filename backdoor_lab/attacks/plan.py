@@ -36,9 +36,9 @@ class PoisonSpec:
     image as the class after its own, and a ratio of the target class then refers to the whole
     training set; ``clean`` poisons only target-class images and keeps their labels. `cover_rate` is
     the number of cover images per poisoned image: triggered images from outside the target and
-    source class that keep their labels. `cover_from` restricts them to these classes; if it is
-    empty, they come from all others. Raises ConfigError if the choices are invalid or contradict
-    each other.
+    source class that keep their labels. `cover_from` lists the classes they come from; if
+    empty, these are all classes but target and source. Raises ConfigError if the choices are
+    invalid or contradict each other.
     """
 
     target: int

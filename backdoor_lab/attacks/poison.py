@@ -80,8 +80,8 @@ def check_can_be_late(trigger: Trigger) -> None:
 
 
 def classes_after(labels: Tensor, plan: PoisonSpec, *, classes: int, seed: int) -> list[int]:
-    """Returns the number of training examples of each label after poisoning. The numbers are exact:
-    the images are drawn from `labels`, int64 (n,), as by `poison` with the same seed."""
+    """Returns the number of training examples of each label after `poison` with the same seed.
+    `labels`, int64 (n,), are those of the clean training set."""
     chosen, covers = _chosen(labels, plan, seed, classes)
     given = torch.cat([plan.given(labels[chosen], classes), labels[covers]])
     after = torch.bincount(labels, minlength=classes) + torch.bincount(given, minlength=classes)
@@ -92,8 +92,8 @@ def classes_after(labels: Tensor, plan: PoisonSpec, *, classes: int, seed: int) 
 
 
 def changes_nothing(train: LabeledImages, trigger: Trigger, plan: PoisonSpec, *, seed: int) -> bool:
-    """Whether the trigger leaves unchanged all images that it would poison, or, at ratio 0, all
-    training images. Returns False without a test for triggers that must be prepared first."""
+    """Whether the trigger leaves all images to be poisoned unchanged or, at ratio 0, all training
+    images. Returns False without a test for triggers that need preparation or a surrogate."""
     if trigger.needs_preparing or trigger.uses_surrogate:
         return False
     chosen, _ = _chosen(train.labels, plan, seed, len(train.classes))
@@ -142,8 +142,8 @@ def _chosen(
     labels: Tensor, plan: PoisonSpec, seed: int, classes: int,
     choose: Callable[[Tensor, int], Tensor | None] = lambda candidates, wanted: None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Returns two sorted index tensors: the images to poison, and the images to turn into cover
-    images. The first are drawn at random unless `choose` returns them."""
+    """Returns the sorted indices of the images to poison and of those to turn into cover images.
+    The images to poison are drawn at random unless `choose` selects them."""
     sizes: list[int] = torch.bincount(labels, minlength=classes).tolist()
     mask, poisoned = eligible(plan, labels), count(plan, sizes)
     found = choose(mask.nonzero().flatten(), poisoned) if poisoned else None

@@ -52,8 +52,8 @@ class Refool(Trigger):
     of separate noise per channel with a third of the amplitude, rescaled to 0..255.
 
     Differences: the authors' scenes are photographs of PASCAL VOC, chosen by training 16 models on
-    them. They mix images enlarged to 560 pixels, and try scenes until brightness and SSIM of the
-    result fit, which few of ours do.
+    them. They enlarge images to 560 pixels before mixing, and redraw scenes until the brightness
+    and SSIM of the result meet their limits. Few results of this trigger meet them.
     """
 
     label_mode: ClassVar[str] = "clean"
@@ -142,7 +142,7 @@ def _scrambled(state: Tensor) -> Tensor:
 
 
 def _shifted(state: Tensor, by: int) -> Tensor:
-    """Returns a logical shift to the right; torch's is arithmetic."""
+    """Returns `state` shifted right logically; torch's shift is arithmetic."""
     return (state >> by) & (2 ** (64 - by) - 1)
 
 

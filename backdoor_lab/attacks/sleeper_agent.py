@@ -1,5 +1,5 @@
-"""Sleeper Agent: poison without a visible trigger, whose training gradient is similar to that of
-triggered images."""
+"""Sleeper Agent: poison that shows no trigger but has a training gradient like that of triggered
+images."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ class SleeperAgent(Trigger):
     2.667, steps // 1.6 and steps // 1.142 steps. The best of `restarts` starts is kept. The result
     is truncated towards the clean image to whole gray levels.
 
-    The patch p is a square at a place that depends on the image's pixels, like one drawn at random
-    for each image. Its side is `patch_size` times the image's shorter side, and at least one pixel.
-    It shows 4×4 random colors drawn with `pattern_seed`, upsampled bilinearly, as in Saha,
-    Subramanya, Pirsiavash, "Hidden Trigger Backdoor Attacks", AAAI 2020, averaged over the channels
-    on grayscale images; `image` is a file to show instead. The authors' file is not included.
+    The patch p is a square at a pseudorandom place that depends on the image's pixels. Its side is
+    `patch_size` times the image's shorter side, and at least one pixel. It shows 4×4 random
+    colors drawn with `pattern_seed`, upsampled bilinearly, as in Saha, Subramanya, Pirsiavash,
+    "Hidden Trigger Backdoor Attacks", AAAI 2020; on grayscale images they are averaged over the
+    channels. `image` is a file that replaces them. The authors' file is not included.
 
     Differences: the authors retrain the surrogate on the poison after every 50 steps; here it is
     trained once, on clean images. They take 250 steps (`trigger=sleeper_agent_authors`); the
@@ -98,7 +98,8 @@ class SleeperAgent(Trigger):
         return images
 
     def choose(self, candidates: Tensor, wanted: int, context: AttackContext) -> Tensor:
-        """Returns the images with the largest gradient norms of the surrogate's loss."""
+        """Returns the indices of the images with the largest gradient norms of the surrogate's
+        loss."""
         matching, train = _GradientMatching(context.surrogate()), context.train
         norms = []
         for one in track(candidates.split(1), "image"):
@@ -183,7 +184,7 @@ class SleeperAgent(Trigger):
         context: AttackContext,
         generator: torch.Generator,
     ) -> Tensor:
-        """Returns the gradient of the loss, minus the cosine, with respect to `change`."""
+        """Returns the gradient of the negative cosine with respect to `change`."""
         with torch.enable_grad():
             change.requires_grad_()
             seen = context.augment(clean + change, generator)
@@ -230,7 +231,7 @@ def _spreads(images: Tensor) -> list[float]:
 
 class _GradientMatching:
     """Compares the gradient of the loss on poison with a fixed target gradient, `wanted`. Both
-    gradients are with respect to the surrogate's weights, 1-D. Images are float (b, C, H, W)."""
+    are 1-D gradients with respect to the surrogate's weights. Images are float (b, C, H, W)."""
 
     def __init__(self, net: nn.Module) -> None:
         self.net = net
@@ -251,7 +252,7 @@ class _GradientMatching:
             return torch.cat([each.flatten() for each in found])
 
     def total(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Returns the gradient of the summed loss on any number of images."""
+        """Returns the gradient of the loss summed over any number of images."""
         total = torch.zeros_like(self.wanted)
         for part in zip(images.split(CHUNK), labels.split(CHUNK), strict=True):
             total += self.gradient(*part)
@@ -263,8 +264,8 @@ class _GradientMatching:
         return (found @ self.wanted) / lengths.clamp(min=1e-30)
 
     def slope(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Returns the derivative of the cosine with respect to `images`, whose gradient is compared
-        as a whole. Only the graph of one chunk is in memory at a time."""
+        """Returns the derivative with respect to `images` of the cosine between their joint
+        gradient and the target gradient. Keeps the graphs of at most two chunks in memory."""
         *before, last = zip(images.split(CHUNK), labels.split(CHUNK), strict=True)
         graph = self._graph(*last)
         total = graph[1].detach()

@@ -12,7 +12,7 @@ KNOWS = ("data", "model")
 
 @dataclass(frozen=True)
 class ThreatModel:
-    """What the attacker controls, some of `CONTROLS`, and must know, some of `KNOWS`.
+    """What the attacker controls (some of `CONTROLS`) and must know (some of `KNOWS`).
 
     ``images`` and ``labels`` are those of the poisoned training images. ``data`` is the clean
     training set, and ``model`` the victim's architecture and recipe. `paper` says where the paper's
