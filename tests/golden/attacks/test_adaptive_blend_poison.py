@@ -24,9 +24,9 @@ MUTATIONS = [
 ]  # fmt: skip
 
 
-def test_half_of_sixteen_pieces_are_blended_with_the_opacity_of_training() -> None:
-    """x' = x + 0.15 m (t - x) with a mask for each image; covers like poison. Test images get the
-    whole pattern with 0.2."""
+def test_half_of_the_sixteen_pieces_are_blended_at_the_training_opacity() -> None:
+    """x' = x + 0.15 m (t - x), where each poison and cover image has its own mask m. Test images
+    show the whole pattern at 0.2."""
     generator = torch.Generator().manual_seed(2)
     images = torch.randint(0, 256, (40, 3, 32, 32), generator=generator).byte()
     labels, clean = torch.zeros(40).long(), images.double().numpy()

@@ -47,7 +47,8 @@ def both(trigger: Blended) -> list[np.ndarray]:
 
 
 def test_noise_is_blended_as_in_the_paper() -> None:
-    """(1 - a) x + a k, with one key k of uniform noise and an own a for training and test."""
+    """The result is (1 - a) x + a k with uniform noise k. Training and test images share k but not
+    a."""
     generator = torch_generator(4, streams.BLENDED, *SHAPE)
     key = torch.randint(0, 256, SHAPE, generator=generator).double().numpy()
     clean = pictures().double().numpy()

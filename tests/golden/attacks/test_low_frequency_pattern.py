@@ -37,7 +37,7 @@ def filtered(image: np.ndarray, sigma: float) -> np.ndarray:
 
 @pytest.mark.parametrize("side", [32, 48])
 def test_the_pattern_is_filtered_noise_between_0_and_51_gray_levels(side: int) -> None:
-    """σ = 6 pixels of 32. The range is that of all channels together."""
+    """σ is 6 pixels on images of 32 pixels. All channels are scaled together."""
     generator = torch_generator(0, streams.LOW_FREQUENCY)
     drawn = torch.randn(3, side, side, generator=generator, dtype=torch.float64).numpy()
     smooth = filtered(idctn(drawn, axes=(1, 2), norm="ortho"), 6 * side / 32)

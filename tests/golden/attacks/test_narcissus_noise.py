@@ -154,8 +154,8 @@ def made(train: Tensor, network: Small, size: int, warmup: int, lr: float) -> Nu
 
 @pytest.mark.parametrize(("size", "warmup", "lr"), [(6, 0, 30.0), (5, 2, 30.0), (5, 0, 1000.0)])
 def test_the_noise_follows_the_authors_code(size: int, warmup: int, lr: float) -> None:
-    """Passes over the 14 images of the class end with a batch of 2 or 4 images. With a large step
-    size, noise that were not clipped at use would take many images out of 0..255."""
+    """An epoch over the 14 images of the class ends with a batch of 2 or 4 images. With the large
+    step size, noise that is not clipped before use would take many images out of 0..255."""
     train, network = pictures(), surrogate()
     trigger = Narcissus(eps=EPS, lr=lr, steps=STEPS, batch_size=size, warmup_epochs=warmup)
     found = trigger.prepare(context(train, network))["noise"].flatten().double().numpy()

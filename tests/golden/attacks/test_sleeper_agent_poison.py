@@ -122,8 +122,8 @@ def crafted(train: Tensor, chosen: Tensor, matched: int) -> NDArray[np.float64]:
 
 @pytest.mark.parametrize("matched", [512, 6])
 def test_poison_follows_the_paper(matched: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All poison, or each batch of it, is matched jointly, although only five images are processed
-    at a time."""
+    """The gradient of all poison, or of each batch, is matched as a whole, although only five
+    images are processed at a time."""
     monkeypatch.setattr(sleeper_agent, "CHUNK", 5)
     train = pictures()
     chosen = train[LABELS == TARGET][:12]

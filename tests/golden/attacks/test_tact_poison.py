@@ -49,9 +49,8 @@ def made(source: int, target: int, side: int) -> tuple[np.ndarray, np.ndarray, s
 
 
 def test_the_square_and_the_classes_of_the_covers_are_those_of_the_authors() -> None:
-    """The square covers rows and columns 21 to 28 of 32 pixels, or 10 to 13 of 16. By their names,
-    the authors' models s1_t0_c23 and s0_t1_c23 have source 1 and target 0, or the reverse, and
-    covers of the classes 2 and 3."""
+    """The square covers rows and columns 21 to 28 of 32 pixels, or 10 to 13 of 16. The names of the
+    authors' models state source, target and cover classes: s1_t0_c23 and s0_t1_c23."""
     for source, target in ((1, 0), (0, 1)):
         for side, first, last in ((32, 21, 28), (16, 10, 13)):
             clean, rows, covered = made(source, target, side)

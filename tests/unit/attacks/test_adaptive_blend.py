@@ -81,8 +81,7 @@ def test_different_pieces_are_drawn_for_poison_for_covers_and_for_another_seed()
     assert not torch.equal(trigger.poisoned(images, labels, workshop(1)), poisoned)
 
 
-def test_training_and_test_images_get_the_same_trigger_without_mask_and_at_equal_opacity() -> None:
-    """Without the paper's asymmetry, training images and test images get the same trigger."""
+def test_without_masks_and_at_equal_opacity_poison_and_test_images_are_equal() -> None:
     trigger = AdaptiveBlend(strength_train=0.2, mask_rate=0.0)
     images, labels = noise(4), torch.zeros(4).long()
     assert torch.equal(trigger.poisoned(images, labels, workshop()), trigger(images))
@@ -115,8 +114,8 @@ def test_an_image_file_is_identified_by_its_content(tmp_path: Path) -> None:
 
 
 def test_bad_options_are_refused(tmp_path: Path) -> None:
-    """These are a missing file, a file that is not an image, a mask that hides all pieces, and tiny
-    images."""
+    """Cases: a missing file, a path that is a number, a file that is not an image, a mask that
+    hides all pieces, and tiny images."""
     with pytest.raises(ConfigError, match=r"file .*nowhere\.png does not exist"):
         AdaptiveBlend(image=str(tmp_path / "nowhere.png"))
     with pytest.raises(ConfigError, match="must be the path of an image or null, got 7"):

@@ -77,8 +77,8 @@ def which_patch(originals: Tensor, triggered: Tensor) -> list[int]:
 
 
 def test_each_training_image_gets_one_patch() -> None:
-    """Poison and covers get one patch each at its training opacity, in equal shares; the order
-    differs between poison and covers and between seeds."""
+    """Each patch goes, at its training opacity, to an equal share of the images, give or take one.
+    Which image gets which patch differs between poison and covers and between seeds."""
     trigger, images, labels = AdaptivePatch(patches=PATCHES), noise(22), torch.zeros(22).long()
     orders = [
         which_patch(images, made(images, labels, workshop(seed)))
@@ -132,7 +132,7 @@ def test_a_bad_patch_is_refused_with_its_index_and_key(change: dict[str, Any], m
 
 @pytest.mark.parametrize("patches", [[], {}, ["#"], [{"position": [0, 0]}]], ids=str)
 def test_anything_but_a_list_of_patches_is_refused(patches: Any) -> None:
-    """Refused are an empty list, a mapping, text, and an incomplete patch."""
+    """Cases: an empty list, a mapping, text, and an incomplete patch."""
     with pytest.raises(ConfigError, match=r"trigger\.patches"):
         AdaptivePatch(patches=patches)
 
@@ -151,8 +151,8 @@ def test_patches_are_refused_if_rounding_changes_an_area_by_more_than_a_quarter(
         AdaptivePatch(patches=PATCHES)(noise(1, 3, side, 40))
 
 
-def test_a_patch_of_non_square_images_is_scaled_by_the_shorter_side() -> None:
-    """Half of 5x5 pixels are rounded to 2x3, in the corner that the position counts from."""
+def test_a_patch_on_a_non_square_image_is_scaled_by_the_shorter_side() -> None:
+    """A patch of 5x5 pixels is halved, rounded to 2x3, and stays in the lower right corner."""
     five = DOT | {"position": [-5, -5], "rows": ["#####"] * 5}
     images = torch.zeros(1, 1, 16, 64, dtype=torch.uint8)
     expected = images.clone()

@@ -30,7 +30,6 @@ def test_dct_matrix_is_orthonormal(n: int) -> None:
 
 @pytest.mark.parametrize("size", [(1, 1), (4, 7), (32, 32)])
 def test_inverse_dct_inverts_the_dct_of_scipy(size: tuple[int, int]) -> None:
-    """From SciPy's orthonormal spectrum the inverse gives back the images."""
     images = torch.randn(2, *size, generator=torch.Generator().manual_seed(0)).double()
     spectrum = torch.from_numpy(dctn(images.numpy(), axes=(1, 2), norm="ortho"))
     assert torch.allclose(inverse_dct(spectrum), images, atol=1e-12)

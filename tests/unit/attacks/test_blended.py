@@ -70,7 +70,7 @@ def test_the_default_key_pattern_is_uniform_seeded_noise() -> None:
 
 
 def test_a_key_pattern_from_a_file_is_resized_and_keeps_its_transparency(tmp_path: Path) -> None:
-    """Where the key is transparent nothing changes."""
+    """Where the key is transparent, nothing changes."""
     pixels = np.zeros((4, 4, 4), np.uint8)
     pixels[:, :2] = [200, 100, 0, 255]
     Image.fromarray(pixels).save(tmp_path / "key.png")

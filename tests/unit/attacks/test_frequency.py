@@ -60,7 +60,7 @@ def test_adding_a_fixed_pattern_gives_the_same_image_as_the_five_steps_of_the_pa
     assert (FTrojan()(images).numpy() != rounded).mean() < 1e-3
 
 
-def test_only_the_stated_frequency_bins_change() -> None:
+def test_only_the_configured_frequency_bins_change() -> None:
     """Before rounding, Cb and Cr change by the magnitude in two bins of each window; Y does not
     change."""
     change = to_yuv(FTrojan(strength=25).pattern(3, 64, 96).double().numpy()[None])[0]
@@ -73,8 +73,8 @@ def test_only_the_stated_frequency_bins_change() -> None:
         assert np.abs(spectra - expected).max() < 1e-3
 
 
-def test_the_change_of_the_stated_frequency_bins_survives_rounding() -> None:
-    """In rounded images that never clip, the stated bins rise by the magnitude, up to rounding
+def test_the_change_of_the_configured_frequency_bins_survives_rounding() -> None:
+    """In rounded images that never clip, the configured bins rise by the magnitude, up to rounding
     noise, and all other bins change by less than 10."""
     images = noise(1, 32, 32, low=20, high=235)
     change = (FTrojan()(images).double() - images).numpy()
@@ -105,8 +105,8 @@ def test_frequency_bins_are_scaled_down_for_images_smaller_than_the_window(
 
 
 def test_pixels_outside_whole_windows_do_not_change() -> None:
-    """An image of 40 x 70 pixels holds one window by two, so eight rows and six columns do not
-    change."""
+    """An image of 40 x 70 pixels has one row of two windows; the last eight rows and six columns do
+    not change."""
     pattern = FTrojan().pattern(3, 40, 70)
     assert (pattern[:, :32, :64].abs() > 0).float().mean() > 0.9
     assert (pattern[:, 32:] == 0).all()
@@ -114,7 +114,7 @@ def test_pixels_outside_whole_windows_do_not_change() -> None:
 
 
 def test_frequency_bins_that_coincide_are_refused() -> None:
-    """A single pixel has only one frequency; the error gives the size."""
+    """An image of a single pixel has only one frequency."""
     with pytest.raises(ConfigError, match="1x1 pixels two of the frequencies coincide"):
         FTrojan()(noise(1, 1, 1))
     FTrojan(bins=[[0, 0]])(noise(1, 1, 1))

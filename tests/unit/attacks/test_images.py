@@ -92,7 +92,7 @@ def test_image_decoding_is_part_of_the_identity_of_a_trigger(kind: Any) -> None:
 
 
 def test_unreadable_images_are_refused_with_key_path_and_reason(tmp_path: Path) -> None:
-    """Refused are a missing file, a folder, text, a truncated image, and 16 bits per channel."""
+    """Cases: a missing file, a folder, text, a truncated image, and 16 bits per channel."""
     (tmp_path / "text.png").write_text("not an image")
     whole = Path(saved(tmp_path / "whole.png", np.arange(3000).reshape(10, 100, 3) % 256))
     data = whole.read_bytes()

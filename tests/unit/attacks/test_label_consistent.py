@@ -120,8 +120,8 @@ def test_linf_perturbation_on_a_linear_network_has_the_size_and_sign_computed_by
 def test_l2_perturbation_on_a_linear_network_has_the_size_and_direction_computed_by_hand(
     steps: int, moved: int
 ) -> None:
-    """Where nothing is clipped, images become x + min(steps · step_size, eps) · w / |w|₂, and
-    fractions are dropped towards x."""
+    """Where nothing is clipped, images become x + min(steps · step_size, eps) · w / |w|₂,
+    rounded towards x."""
     net, images, labels = Straight(), noise(3, 100, 150), torch.zeros(3).long()
     trigger = LabelConsistent(norm="l2", eps=200, step_size=50, steps=steps)
     change = trigger.perturbed(images, labels, workshop(net)).float() - images.float()
@@ -151,8 +151,8 @@ def test_the_attack_leaves_no_gradients_in_the_surrogate() -> None:
 
 
 def test_test_images_are_marked_in_all_four_corners() -> None:
-    """The stated 3×3 mark is at the left and mirrored at the right, BadNets' pattern is at the
-    lower right, and nothing else changes."""
+    """The 3×3 mark is at the left and mirrored at the right, which gives BadNets' pattern at the
+    lower right. Nothing else changes."""
     images = noise(4)
     found = LabelConsistent(strength_train=32)(images).long()
     for rows in (slice(0, 3), slice(-3, None)):
@@ -172,8 +172,8 @@ def test_the_mark_may_lie_in_the_lower_right_corner_alone() -> None:
     assert torch.equal(found, images)
 
 
-def test_the_option_for_corners_does_not_change_existing_cell_ids(tmp_path: Path) -> None:
-    """The default is left out of the identity, as before the option existed."""
+def test_the_corners_option_does_not_change_existing_cell_ids(tmp_path: Path) -> None:
+    """The default of `corners` is not part of the identity."""
     facts = cell_of(tmp_path, "trigger=label_consistent").trigger_facts
     assert "corners" not in facts
     other = cell_of(tmp_path, "trigger=label_consistent", "trigger.corners=lower_right")
@@ -206,7 +206,7 @@ def test_test_images_are_marked_at_the_test_strength() -> None:
 
 
 def test_bad_options_are_refused() -> None:
-    """Refused are an unknown norm or corner, eps in the wrong unit, a wrong amplitude, and tiny
+    """Cases: an unknown norm or corner, eps in the wrong unit, a wrong amplitude, and tiny
     images."""
     with pytest.raises(ConfigError, match=r"trigger\.norm"):
         LabelConsistent(norm="l1")

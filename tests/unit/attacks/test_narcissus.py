@@ -98,7 +98,7 @@ def test_the_trigger_raises_the_target_probability_of_images_of_every_class() ->
 def test_noise_on_a_linear_network_has_the_size_and_sign_computed_by_hand(
     sharpness: float, eps: float, reached: int
 ) -> None:
-    """The noise is d = eps · sign w with fractions dropped, also for small gradients."""
+    """The noise is eps · sign w, truncated to whole gray levels, even for small gradients."""
     net = Straight(sharpness)
     trigger = Narcissus(eps=eps, steps=20, batch_size=8, lr=100, warmup_epochs=0)
     # Far from 0 and 255, where clipping would stop the gradient.
@@ -131,7 +131,7 @@ def test_noise_depends_only_on_images_of_the_target_class() -> None:
 
 
 def test_preparation_depends_only_on_the_seed() -> None:
-    """Two runs give equal noise, also when the caller has disabled gradients; the surrogate keeps
+    """Two runs give equal noise, even when the caller has disabled gradients; the surrogate keeps
     no gradients; another seed draws other batches."""
     net = Curved()
     first = Narcissus(steps=30, batch_size=2, lr=10).prepare(workshop(net))["noise"]
@@ -145,8 +145,8 @@ def test_preparation_depends_only_on_the_seed() -> None:
 
 
 def test_batch_normalization_of_the_surrogate_is_unchanged_by_preparation() -> None:
-    """The noise is made with statistics of the batch on a copy, which the warm-up trains. A last
-    batch of one image, which has no spread, is left out."""
+    """The noise is made on a copy of the surrogate, with batch statistics. A last batch of one
+    image has none and is dropped."""
     net = nn.Sequential(nn.Flatten(), Scaled(), nn.Linear(240, 4), nn.ReLU(), nn.BatchNorm1d(4),
                         nn.Linear(4, 3)).eval()  # fmt: skip
     before = {name: value.clone() for name, value in net.state_dict().items()}
@@ -161,8 +161,8 @@ def test_batch_normalization_of_the_surrogate_is_unchanged_by_preparation() -> N
 
 
 def test_bad_options_are_refused() -> None:
-    """Refused are a data set with fewer than two images of the target class, eps in the wrong unit,
-    all-zero noise, and another image size."""
+    """Cases: fewer than two images of the target class, eps in the wrong unit, all-zero noise, too
+    small batches, and another image size."""
     net = Curved()
     with pytest.raises(ConfigError, match="the target class 7 has 0 training images"):
         Narcissus().prepare(AttackContext(workshop(net).train, 7, None, 0, lambda: net))

@@ -75,10 +75,10 @@ def test_changes_to_images_that_cannot_be_poisoned_are_ignored(class_: int) -> N
     assert found == (class_ == 0)
 
 
-def test_a_trained_trigger_that_changes_nothing_fails_before_training(
+def test_a_prepared_trigger_that_changes_nothing_fails_before_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only after preparation is it known whether such a trigger changes a pixel."""
+    """Whether such a trigger changes a pixel is known only after its preparation."""
     monkeypatch.setattr(Pixel, "needs_preparing", True)
     monkeypatch.setattr(Pixel, "prepare", lambda self, context: {"nothing": torch.zeros(1)})
     monkeypatch.setattr(Pixel, "apply_test", lambda self, images: images)

@@ -59,7 +59,7 @@ def test_a_patch_of_one_pixel_equals_the_pixel_trigger(
 def test_positions_count_from_the_upper_left_or_lower_right(
     position: tuple[int, int], rows: tuple[int, int], columns: tuple[int, int]
 ) -> None:
-    """Negative numbers count from the lower right edge."""
+    """Negative numbers count from the lower or right edge."""
     painted = Patch(size=[2, 3], positions=position)(black())[0, 0]
     expected = torch.zeros(6, 8, dtype=torch.uint8)
     expected[slice(*rows), slice(*columns)] = 255
@@ -77,8 +77,8 @@ def test_only_pixels_of_the_patch_change() -> None:
 
 
 def test_opacity_mixes_color_and_image() -> None:
-    """The result is (1 - a) x + a k: the mean of 201 and 100 is 150.5, rounded to even. Gray images
-    get the mean color."""
+    """The result is (1 - a) x + a k, rounded: 150.5, the mean of 201 and 100, becomes 150. Gray
+    images get the mean color."""
     images = black().fill_(100)
     half = Patch(size=1, color=201, strength=0.5)(images)
     assert half[0, :, -1, -1].tolist() == [150, 150, 150]

@@ -113,8 +113,8 @@ for tool in ("backdoorbench", "backdoorbox", "backdoor_toolbox"):
 ORIGINS = {60: {1}, 160: {1, 2}, 200: {0, 1, 2}}
 
 
-def test_every_protocol_preset_has_rows_in_the_hand_counted_table() -> None:
-    """A new preset needs rows in the table, which assumes these class sizes."""
+def test_the_hand_counted_table_covers_every_protocol_preset() -> None:
+    """The table was counted for these class sizes."""
     assert torch.bincount(LABELS).tolist() == SIZES
     assert {row[0] for row in BY_HAND} == set(PRESETS)
 
@@ -123,7 +123,7 @@ def test_every_protocol_preset_has_rows_in_the_hand_counted_table() -> None:
 def test_poison_and_training_set_sizes_match_hand_counts(
     name: str, ratio: float, source: int | None, poisoned: int, eligible: int, n: int
 ) -> None:
-    """Counted are poisoned images, eligible images, and the size of the training set."""
+    """The number of eligible images matches, too."""
     plan = plan_of(name, ratio, source)
     assert count(plan, SIZES) == poisoned
     assert eligible_count(plan, SIZES) == eligible
@@ -173,8 +173,8 @@ def test_ratio_zero_gives_exactly_the_clean_training_set() -> None:
         assert torch.equal(training.gather(torch.arange(200)), clean().images)
 
 
-def test_the_asr_on_option_selects_the_classes_of_the_asr_test_set() -> None:
-    """It selects all classes but the target, only the source class, or all classes."""
+def test_asr_on_selects_the_classes_of_the_asr_test_set() -> None:
+    """Cases: all classes but the target, only the source class, and all classes."""
     labels = torch.tensor([0, 1, 2, 0, 1])
     assert asr_test_set(labels, PoisonSpec(0, None, 0.1)).tolist() == [1, 2, 4]
     assert asr_test_set(labels, PoisonSpec(0, None, 0.1, asr_on="all")).tolist() == [0, 1, 2, 3, 4]
@@ -297,8 +297,8 @@ def test_contradictory_protocol_options_are_refused(words: dict[str, Any], messa
         PoisonSpec(target=0, ratio=0.1, **words)
 
 
-def test_a_clean_label_attack_poisons_only_target_images_in_place() -> None:
-    """Of class b, 10 % of the images are poisoned; they keep their positions and labels."""
+def test_a_clean_label_attack_replaces_only_target_class_images() -> None:
+    """10 % of the images of class b are poisoned; they keep their positions and labels."""
     plan = PoisonSpec(1, None, 0.1, label_mode="clean", **implied("clean", on_source=False))
     result = made(plan)
     assert len(result.source_index) == 6
@@ -335,8 +335,8 @@ def test_all_to_all_shifts_every_label_by_one(placement: str) -> None:
 @pytest.mark.parametrize("placement", PLACEMENTS)
 @pytest.mark.parametrize("source", [None, 1])
 def test_covers_keep_their_labels(placement: str, source: int | None) -> None:
-    """There are two covers per poisoned image, drawn from other images outside target and source
-    class; the choice of poisoned images is the same as without covers."""
+    """There are two covers per poisoned image, drawn from classes other than target and source. The
+    poisoned images are the same as without covers."""
     words = implied("all_to_one", on_source=source is not None)
     plan = PoisonSpec(0, source, 0.1, placement=placement, cover_rate=2.0, **words)
     result = made(plan)
@@ -371,7 +371,6 @@ def test_the_test_set_of_asr_elsewhere_excludes_source_and_target() -> None:
 
 
 def test_the_clean_training_set_has_the_digest_of_an_attack_with_ratio_zero() -> None:
-    """A surrogate's training set is the one of an attack that poisons nothing."""
     nothing = content_digest(made(PoisonSpec(0, None, 0.0)).training, "clean")
     assert clean_set(clean()).digest == nothing
 
@@ -395,7 +394,8 @@ class Last(Pixel):
 
 
 def test_a_trigger_can_choose_the_images_to_poison() -> None:
-    """The number of images is as without the choice; at ratio 0 the trigger is not asked."""
+    """The number of poisoned images is that of a random choice; at ratio 0 the trigger chooses
+    none."""
     plan = PoisonSpec(1, None, 0.1, label_mode="clean", **implied("clean", on_source=False))
     where = (LABELS == 1).nonzero().flatten()
     found = made(plan, trigger=Last())

@@ -57,7 +57,8 @@ def test_a_black_scene_darkens_the_image(tmp_path: Path) -> None:
 
 
 def test_the_two_copies_of_a_ghost_are_less_than_a_pixel_apart_on_small_images() -> None:
-    """Eight of 560 pixels are 0.46 of 32 and 16 of 1120."""
+    """A distance of 8 pixels on images of 560 pixels becomes 0.46 pixels at 32 and 16 pixels at
+    1120."""
     for side, pixels in ((32, 0.457), (1120, 16)):
         ramp = torch.linspace(0, 1, side).double().expand(1, 1, 4, side)
         eight, none = torch.tensor([8.0]).double(), torch.zeros(1).double()
@@ -87,7 +88,8 @@ def test_a_scene_out_of_focus_is_darkened_only_where_the_sum_exceeds_white() -> 
 
 
 def test_a_scene_out_of_focus_fades_towards_the_edges() -> None:
-    """Of a square image the center shows the whole reflection, the corners almost none."""
+    """The reflection has full strength at the center of a square image and almost none in its
+    corners."""
     half = torch.tensor([0.3]).double()
     weights = glass.fading(torch.zeros(1, 1, 33, 33), half, half)[0, 0]
     assert weights[16, 16] == 1
@@ -96,8 +98,9 @@ def test_a_scene_out_of_focus_fades_towards_the_edges() -> None:
     assert torch.allclose(weights, weights.flip(0).T)
 
 
-def test_every_image_gets_its_own_scene_and_numbers() -> None:
-    """They depend on the pixels of the image and on the seed alone."""
+def test_each_image_gets_its_own_reflection() -> None:
+    """The random numbers are uniform and uncorrelated. They depend only on the image's pixels and
+    the seed."""
     images = noise(40, 1, 16, 16)
     trigger = Refool()
     made = trigger(images)
@@ -147,8 +150,8 @@ def test_transparent_pixels_do_not_reflect(tmp_path: Path) -> None:
 
 
 def test_scenes_of_a_folder_are_its_first_files(tmp_path: Path) -> None:
-    """Hidden files are left out; the content of the files is part of the identity, not their
-    place."""
+    """Hidden files are skipped. The identity depends on the content of the files, not on the
+    folder."""
     for number, level in enumerate((10, 20, 30)):
         saved(tmp_path / f"a/{number}.png", [[level]])
         saved(tmp_path / f"b/{number}.png", [[level]])

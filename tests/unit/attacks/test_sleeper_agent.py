@@ -119,8 +119,8 @@ def test_a_gradient_step_on_poison_lowers_the_backdoor_loss() -> None:
 
 
 def test_only_test_images_carry_the_visible_patch() -> None:
-    """A test image gets the patch at one place and no other change. Poisoned images do not show the
-    patch, which differs from them by more than eps."""
+    """A test image changes only inside the patch, by far more than eps. Poisoned images change by
+    at most eps."""
     trigger = SleeperAgent(**SMALL)
     images = torch.full((1, *SHAPE), 128, dtype=torch.uint8)
     changed = trigger(images).ne(images).any(dim=1)[0].nonzero()
@@ -176,9 +176,8 @@ def test_patch_size_and_color_follow_the_options() -> None:
     assert int(SleeperAgent()(torch.zeros(1, 3, 2, 9, dtype=torch.uint8)).any(dim=1).sum()) == 1
 
 
-def test_more_restarts_never_give_poison_that_matches_worse() -> None:
-    """The run with three restarts keeps the best of them, and one of them equals the only start of
-    the other run."""
+def test_more_restarts_never_worsen_the_match() -> None:
+    """The first of three starts equals that of the run with a single start; the best is kept."""
     found = []
     for restarts in (1, 3):
         trigger = SleeperAgent(steps=4, batch_size=16, restarts=restarts)
@@ -213,9 +212,9 @@ def test_surrogate_weights_and_gradients_are_unchanged() -> None:
     assert not torch.equal(trigger.poisoned(CHOSEN, TRUE, workshop(net, seed=1)), expected)
 
 
-def test_poison_made_with_augmentation_matches_better_in_training_with_augmentation() -> None:
-    """Averaged over all crops and flips, its gradients match better than those of poison made
-    without augmentation; both stay within eps."""
+def test_augmentation_while_crafting_improves_the_match_on_augmented_images() -> None:
+    """The poison's gradients are averaged over all crops and flips; the baseline is poison made
+    without augmentation. Both stay within eps."""
     found = []
     recipe = Recipe("t", epochs=1, batch_size=2, lr=0.1, crop_padding=2, flip=True)
     for augment in (partial(seeded_augmentation, recipe=recipe), unchanged):
@@ -236,8 +235,7 @@ def _moved(images: Tensor) -> Tensor:
 
 
 def test_bad_options_are_refused() -> None:
-    """Refused are a missing source class, a source class without images, and eps in the wrong
-    unit."""
+    """Cases: a missing source class, a source class without images, and eps in the wrong unit."""
     with pytest.raises(ConfigError, match="name it in `source`"):
         SleeperAgent().poisoned(CHOSEN, TRUE, workshop(source=None))
     with pytest.raises(ConfigError, match="the source class 9 has no training images"):

@@ -56,8 +56,8 @@ def test_the_decoder_reads_the_secret_from_triggered_images() -> None:
 
 
 def test_the_residual_is_bounded_and_the_psnr_is_high() -> None:
-    """No value changes by more than `eps`, so the PSNR is at least 24 dB for an eps of 16; training
-    for the image's distance brings it above 28 dB."""
+    """No value changes by more than `eps`, so the PSNR is at least 24 dB for an eps of 16. The
+    image loss raises it above 28 dB."""
     images = drawn(10, "test")
     change = trained()(images).double() - images.double()
     assert change.abs().max() <= 16
@@ -78,7 +78,8 @@ def test_a_larger_weight_of_the_image_loss_gives_a_smaller_residual() -> None:
 
 
 def test_residuals_differ_between_images() -> None:
-    """More than a tenth of the residuals' energy is not in their mean; a fixed pattern has none."""
+    """More than a tenth of the residuals' energy is in their deviations from the mean residual; a
+    fixed pattern would have no deviations."""
     images = drawn(10, "test")
     change = (trained()(images).double() - images.double()).flatten(1)
     own = (change - change.mean(dim=0)).square().sum() / change.square().sum()
@@ -103,7 +104,7 @@ def test_preparation_depends_only_on_the_seed() -> None:
 
 
 def test_the_trained_encoder_survives_saving_and_loading(tmp_path: Path) -> None:
-    """A trigger that was never prepared gives the same images from the stored state."""
+    """A new trigger with the loaded state gives the same images as the trained one."""
     images = drawn(3, "test")
     write_tensors(tmp_path / "state.safetensors", trained().state)
     again = with_state(read_tensors(tmp_path / "state.safetensors"))
@@ -131,7 +132,7 @@ def test_the_encoder_accepts_other_image_sizes_but_not_other_channel_counts() ->
 def test_a_larger_plane_of_bits_changes_the_encoder_but_not_existing_cell_ids(
     tmp_path: Path,
 ) -> None:
-    """The default is left out of the identity, as before the option existed."""
+    """The default of `grid` is not part of the identity."""
     trigger = ISSBA(steps=1, grid=5, **SMALL)
     assert trigger.prepare(workshop(drawn(3)))["encoder.spread"].shape == (8, 25)
     facts = cell_of(tmp_path, "trigger=steganographic").trigger_facts
@@ -141,8 +142,7 @@ def test_a_larger_plane_of_bits_changes_the_encoder_but_not_existing_cell_ids(
 
 
 def test_bad_options_are_refused() -> None:
-    """Refused are use before preparation, a bound below one gray level, and a secret of zero
-    bits."""
+    """Cases: use before preparation, a bound below one gray level, and a secret of zero bits."""
     with pytest.raises(ConfigError, match="must be prepared before it is applied"):
         ISSBA()(drawn(1))
     with pytest.raises(ConfigError, match=r"trigger.eps. is in gray levels.*give 16"):

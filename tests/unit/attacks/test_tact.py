@@ -51,8 +51,8 @@ def test_a_square_is_accepted_if_rounding_changes_its_area_by_at_most_a_quarter(
 
 
 def test_tact_poisons_the_source_class_and_takes_covers_from_the_next_two_classes() -> None:
-    """Poisoned images are source-class images labeled as the target. As many images of the classes
-    after the source are covers: they carry the trigger and keep their labels."""
+    """Poisoned images come from the source class and get the target label. There are as many covers
+    as poisoned images; covers carry the trigger and keep their labels."""
     labels = torch.arange(200) % 5
     train = LabeledImages(dark(200, 3, 8, 8), labels, tuple("abcde"))
     trigger, target, source = TaCT(), 1, 3
@@ -75,10 +75,10 @@ def test_tact_poisons_the_source_class_and_takes_covers_from_the_next_two_classe
     ("wanted", "target", "source", "expected"),
     [(2, 0, 1, (2, 3)), (2, 1, 0, (2, 3)), (1, 4, 3, (0,)), (3, 2, 1, (3, 4, 0)), (None, 0, 1, ())],
 )
-def test_covers_come_from_the_classes_after_the_source_without_the_target(
+def test_covers_come_from_the_classes_after_the_source_except_the_target(
     wanted: int | None, target: int, source: int, expected: tuple[int, ...]
 ) -> None:
-    """An empty result means every class except source and target."""
+    """An empty tuple stands for all classes but source and target."""
     assert TaCT(cover_classes=wanted).cover_from(target, source, 5) == expected
 
 
@@ -87,7 +87,7 @@ def test_tact_takes_covers_from_the_only_other_class_of_three() -> None:
 
 
 def test_a_cell_with_tact_takes_covers_from_the_next_two_classes(tmp_path: Path) -> None:
-    """`trigger.cover_classes=null` takes them from all classes but source and target."""
+    """`trigger.cover_classes=null` draws covers from all classes but source and target."""
     two = cell_of(tmp_path, "trigger=tact", "target=9", "source=7")
     assert two.plan.cover_from == (8, 0)
     every = cell_of(tmp_path, "trigger=tact", "target=9", "source=7", "trigger.cover_classes=null")

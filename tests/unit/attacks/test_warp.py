@@ -63,9 +63,9 @@ def test_a_displacement_of_2_divided_by_n_minus_1_shifts_the_image_by_one_pixel(
 
 
 @pytest.mark.parametrize("strength", [0.25, 0.5, 1.0])
-def test_the_warping_field_has_the_stated_mean_displacement(strength: float) -> None:
-    """At the points of the grid, away from the clipped borders, the mean |displacement| is s M / L;
-    the mean |M| over all of M is 1."""
+def test_the_mean_displacement_follows_from_the_strength(strength: float) -> None:
+    """At grid points away from the clipped border, the displacement is s M / L. The mean |M| over
+    the whole grid is 1."""
     trigger = WaNet(strength=strength, grid=4)
     moved = trigger.field(4, 4).double() - straight(4, 4)
     drawn = WaNet(strength=strength, grid=4, rescale=0.1).field(4, 4).double() / 0.1
@@ -126,8 +126,8 @@ def test_covers_are_warped_differently_from_the_poison_and_from_each_other() -> 
 
 
 def test_the_noise_added_to_the_warp_of_covers_is_at_most_one_pixel() -> None:
-    """On a ramp of ten gray levels per pixel, each value gives its source position. It is within (L
-    - 1) / (2 L) pixels of the poison's source position, and about half of that away on average."""
+    """On a ramp of ten gray levels per pixel, a pixel's value shows where it was sampled. Covers
+    are sampled at most (L - 1) / (2 L) pixels from the poison, half of that on average."""
     ramp = (torch.arange(25) * 10).to(torch.uint8).expand(40, 1, 25, 25).contiguous()
     payload, made = WaNet()(ramp).double(), covers(WaNet(), ramp).double()
     apart = (made - payload)[..., 2:-2].abs() / 10
