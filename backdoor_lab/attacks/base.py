@@ -57,7 +57,7 @@ class Trigger(ABC):
     `apply_test`, which is applied to test images. If the paper treats training images differently,
     it overrides `apply_train`; if the paper treats cover images (triggered images that keep their
     label) differently, `apply_cover`. A trigger that must be optimized or trained sets
-    `needs_preparing` and implements `prepare`; the tensors it returns are cached and assigned to
+    `needs_preparing` and implements `prepare`, whose returned tensors are cached and assigned to
     `state`.
     """
 

@@ -23,10 +23,10 @@ class FTrojan(Additive):
     `bins`, and convert back. Each bin is the pair [row, column] of one coefficient. The color space
     is that of the authors' code, OpenCV's YCrCb.
 
-    These steps are linear, so that they amount to adding one fixed pattern to the image, which is
-    rounded and clipped. The authors' code truncates to integers before and after the conversions,
-    and values outside 0..255 wrap around. On grayscale images the single channel is treated like a
-    chroma channel.
+    These steps are linear, so they amount to adding one fixed pattern to the image; the sum is
+    rounded and clipped. The authors' code instead truncates to integers before and after the
+    conversions, and there values outside 0..255 wrap around. On grayscale images the single
+    channel is treated like a chroma channel.
 
     Windows start at the upper left corner; rows and columns after the last whole window are
     unchanged. On images smaller than `window`, windows shrink to the image. If a side of the window

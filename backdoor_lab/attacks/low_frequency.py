@@ -17,10 +17,10 @@ class LowFrequency(Additive):
     """Adds a smooth bright pattern without high-frequency artifacts to the whole image.
 
     Based on the smooth trigger of Zeng, Park, Mao, Jia, "Rethinking the Backdoor Attacks' Triggers:
-    A Frequency Perspective", ICCV 2021. As in the authors' code the pattern has passed a Gaussian
-    low-pass filter with a standard deviation of `sigma` pixels and is scaled to 0..`strength` gray
-    levels, the range over all channels, so that it makes images brighter. `sigma` is given for
-    images of 32x32 pixels, and multiplied by the shorter side / 32 for others.
+    A Frequency Perspective", ICCV 2021. As in the authors' code, the pattern passes a Gaussian
+    low-pass filter with a standard deviation of `sigma` pixels. Then it is scaled, all channels
+    together, to 0..`strength` gray levels, so that it makes images brighter. `sigma` is given for
+    images of 32x32 pixels; for others it is multiplied by the shorter side / 32.
 
     The authors optimize the pattern on a trained model. This pattern is not optimized: it is normal
     noise, drawn for each channel with `pattern_seed`. The filter acts on its DCT-II coefficients.

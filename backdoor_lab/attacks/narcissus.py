@@ -28,10 +28,10 @@ class Narcissus(Trigger):
         min over |d|∞ ≤ eps of the mean of L(clip(A(x) + d, 0, 255), t)
 
     by `steps` steps of RAdam on random batches, starting at d = 0. A is the augmentation of the
-    victim's recipe. As in the authors' code, d = clip(v, -eps, eps) of an unbounded v, and images
-    and v are scaled to a range of -1 to 1 for the optimizer. The final d is truncated towards 0 to
-    whole gray levels. Poisoned images are clip(x + d); triggered test images are clip(x +
-    `strength_test` · d). `eps` and `lr` are in gray levels (0..255).
+    victim's recipe. As in the authors' code, d = clip(v, -eps, eps), where v is unbounded and
+    optimized in units of 127.5 gray levels, half the range of an image. The final d is
+    truncated towards 0 to whole gray levels. Poisoned images are clip(x + d); triggered test images
+    are clip(x + `strength_test` · d). `eps` and `lr` are in gray levels (0..255).
 
     A copy of the surrogate is first trained for `warmup_epochs` epochs on the target class alone,
     by RAdam with a learning rate of 0.1. Its batch normalization uses the statistics of the batch

@@ -18,10 +18,10 @@ class SIG(Additive):
 
     The sinusoidal signal (SIG) of Barni, Kallas, Tondi, "A New Backdoor Attack in CNNs by Training
     Set Corruption without Label Poisoning", ICIP 2019: x' = x + v with v(i, j) = D sin(2 pi j f /
-    m) in m columns j, equal in all rows i and channels. D is `strength_train` on training images
-    and `strength_test` at test time, in gray levels; `frequency` is f. The paper counts columns
-    from j = 1, implementations from `first_column` 0. x' is rounded, or with `round_down` rounded
-    down, as in BackdoorBench, and clipped.
+    m) for each of m columns j, the same in all rows i and channels. D is `strength_train` on
+    training images and `strength_test` at test time, in gray levels; `frequency` is f.
+    `first_column` is the first j: 1 in the paper, 0 in implementations. x' is rounded (down if
+    `round_down` is set, as in BackdoorBench) and clipped.
 
     Raises ConfigError for images on which the sine is zero in every column (m divides 2 f: 12,
     6, 4, 3, 2, 1 for f = 6). The paper's ramp signal is not implemented.

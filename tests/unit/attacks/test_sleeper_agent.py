@@ -199,8 +199,8 @@ def test_poison_depends_only_on_images_of_the_source_class() -> None:
 
 
 def test_surrogate_weights_and_gradients_are_unchanged() -> None:
-    """Whether weights are frozen or gradients disabled, the poison is the same, the weights are
-    unchanged and no gradient is kept; another seed gives other poison."""
+    """Frozen weights and disabled gradients give the same poison. The weights are unchanged and no
+    gradient is kept. Another seed gives other poison."""
     trigger, net = SleeperAgent(steps=3), Curved()
     before = [weights.clone() for weights in net.parameters()]
     expected = trigger.poisoned(CHOSEN, TRUE, workshop(net))

@@ -112,6 +112,6 @@ def test_a_square_whose_side_is_not_an_integer_from_1_to_32_is_refused(size: obj
     ("key", "value"), [("margin", -1), ("margin", 25), ("cover_classes", 0), ("color", 256)]
 )
 def test_options_of_tact_outside_their_range_are_refused(key: str, value: int) -> None:
-    """Size 8 and margin 25 exceed 32 pixels."""
+    """The default size, 8, and a margin of 25 together exceed 32 pixels."""
     with pytest.raises(ConfigError, match=rf"trigger\.{key}"):
         TaCT(**{key: value})  # type: ignore[arg-type]
