@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tests.documents.cells import Cell, cells, mean, spread, the
+from tests.documents.cells import Cell, cells, figure, mean, spread, the
 from tests.documents.markers import markdown, table
 
 EMBEDDED = (
@@ -31,6 +31,8 @@ RECIPES = {
     "demo": "nothing", "demo_crop_flip": "crop and flip", "demo_cutout": "cutout",
     "demo_mixup": "mixup", "demo_cutmix": "cutmix", "demo_strong": "all of them",
 }  # fmt: skip
+PUBLISHED = ("`defense=`", "trigger", "ratio", "Nat1", "ASR1")
+VARIED = {"fine_pruning": "max_accuracy_drop", "asset": "epochs"}
 
 
 @table("defenses_embedded")
@@ -79,15 +81,48 @@ def _photographs() -> str:
     return markdown(["`defense=`", *(f"{trigger} {ratio}" for ratio, trigger in places)], rows)
 
 
-@table("defenses_published")
-def _published() -> str:
+@table("defenses_published_filters")
+def _published_filters() -> str:
+    """One row per filter of the sweep, in the order of the sweep."""
+    rows = []
+    for cell in cells("defenses/published"):
+        found = cell["record"]["detection"]
+        if cell["Nat2"] is None:
+            shares = [f"{100 * found[name]:.1f}" for name in ("tpr", "fpr")]
+            rows.append([*_published(cell), f"{cell['AUROC']:.3f}", *shares])
+    return markdown([*PUBLISHED, "AUROC", "TPR", "FPR"], rows)
+
+
+@table("defenses_published_repairs")
+def _published_repairs() -> str:
     """One row per repair of the sweep, in the order of the sweep."""
-    columns = ("Nat1", "ASR1", "Nat2", "ASR2")
     rows = [
-        [f"`{cell['Defense']}`", *(f"{cell[column]:.1f}" for column in columns)]
+        [*_published(cell), *(f"{cell[column]:.1f}" for column in ("Nat2", "ASR2"))]
         for cell in cells("defenses/published")
+        if cell["Nat2"] is not None
     ]
-    return markdown(["`defense=`", *columns], rows)
+    return markdown([*PUBLISHED, "Nat2", "ASR2"], rows)
+
+
+@table("defenses_published_variants")
+def _published_variants() -> str:
+    """One row per cell of the sweep in which one thing is changed at a time."""
+    rows = []
+    for cell in cells("defenses/published_variants"):
+        config = cell["record"]["config"]
+        option = VARIED[cell["Defense"]]
+        name = f"`{cell['Defense']}`, `{option}={config['defense'][option]}`"
+        shares = [figure(cell[column], column, 1) for column in ("Nat1", "ASR1", "Nat2", "ASR2")]
+        rows.append(
+            [name, cell["record"]["choices"]["model"], *shares, figure(cell["AUROC"], "AUROC")]
+        )
+    return markdown(["`defense=`", "model", "Nat1", "ASR1", "Nat2", "ASR2", "AUROC"], rows)
+
+
+def _published(cell: Cell) -> list[str]:
+    """The places of a row before the figures of the defense."""
+    shares = (f"{cell[column]:.1f}" for column in ("Nat1", "ASR1"))
+    return [f"`{cell['Defense']}`", f"`{cell['Trigger']}`", cell["Ratio"], *shares]
 
 
 def _attacked(column: str, places: Sequence[tuple[str, str]]) -> list[str]:
