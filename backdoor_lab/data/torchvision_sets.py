@@ -36,9 +36,8 @@ from backdoor_lab.data.official import (
 
 
 class Published(Source):
-    """Base class of data sets with official files. `root` is the folder that contains the files or
-    receives the download; the path of the unpacked folder or of one of the files is accepted too.
-    Hashes are always verified."""
+    """Base class of data sets with official files, whose hashes are always verified. `root` is the
+    folder with the files or for the download, the unpacked folder, or one of the files."""
 
     files: ClassVar[tuple[Official, ...]]
     default_name: ClassVar[str]
@@ -134,9 +133,7 @@ class Cifar10(Published):
         folder = self.root / self._reader().base_folder
         wrong = [name for name, md5 in self._batches() if not check_integrity(folder / name, md5)]
         if wrong and folder == self.root:
-            raise DataError(
-                f"{self.root / wrong[0]} is missing, or its hash differs from the official one"
-            )
+            raise DataError(f"{self.root / wrong[0]} is missing or has an unexpected MD5 hash")
         return not wrong
 
     def unpack(self) -> None:

@@ -92,8 +92,7 @@ class SampleFilter(Defense):
     """A defense that scores each class separately and removes the examples with the highest scores.
 
     `unused` names the fields of `FilterOptions` that have no effect; configurations that differ
-    only in these are the same cell. The default is `center`; filters that use `center` must
-    override `unused`.
+    only in these are the same cell. Filters that use `center` must override it.
     """
 
     unused: ClassVar[tuple[str, ...]] = ("center",)
@@ -131,7 +130,6 @@ class SampleFilter(Defense):
 
     @property
     def _scored_by(self) -> str:
-        """The name of the method that this filter implements to compute scores."""
         plain = type(self).score_classes is SampleFilter.score_classes
         return "score_class" if plain else "score_classes"
 
