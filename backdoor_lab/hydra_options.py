@@ -116,10 +116,11 @@ def refused_by_hydra(error: BaseException) -> ConfigError | None:
 
 
 def missing_part(key: str, config: DictConfig, error: BaseException) -> str | None:
-    """The unknown key that a message about Hydra's `error` should name.
+    """The key that a message about Hydra's `error` should report as unknown.
 
     This is `key` or, if a dictionary was given for `key`, a key inside it. None if `config` has
-    `key`. For example, Hydra also rejects ``~key`` if the value of `key` is null.
+    `key`, since the error then has another cause: for example, Hydra rejects ``~key`` if the value
+    of `key` is null.
     """
     inside = str(getattr(error.__cause__, "full_key", None))
     if inside.startswith(f"{key}."):

@@ -135,8 +135,8 @@ def _tile(image: Tensor) -> Image:
 
 
 def _triggers(overrides: list[str]) -> tuple[list[str], list[str]]:
-    """Split the overrides into the names of the requested triggers (default: all) and the
-    others."""
+    """Split the overrides into the names of the requested triggers (default: all) and the other
+    overrides."""
     from backdoor_lab.config_loader import conf_dir
 
     rest = [each for each in overrides if not each.startswith("trigger=")]

@@ -137,8 +137,8 @@ def double_statistics(network: nn.Module) -> None:
 
 
 def sensitivity(network: nn.Module, context: DefenseContext) -> Tensor:
-    """Returns the mean squared change float64 (n,) of each training image's features under a random
-    rotation and shift. Raises DivergedError if features are not finite."""
+    """Returns the mean squared change of each training image's features under a random rotation and
+    shift: float64 (n,). Raises DivergedError if features are not finite."""
     n = len(context.labels)
     generator = context.generator(streams.TRANSFORMATION)
 
@@ -159,10 +159,12 @@ def sensitivity(network: nn.Module, context: DefenseContext) -> Tensor:
 
 
 def separated(change: Tensor, clean_ratio: float, poison_ratio: float) -> tuple[Tensor, Tensor]:
-    """Returns the indices int64 of the images taken as clean and as poison, by their `change` (n,).
+    """Returns the int64 indices of the images taken as clean, and of those taken as poison. The
+    choice depends on the `change` (n,) of each image.
 
-    Each threshold is the change of an image, which is included. An image that satisfies both
-    thresholds counts as clean. At least two images satisfy each, since batch statistics need two.
+    Each threshold is the change of one image, and this image is included. An image that satisfies
+    both thresholds counts as clean. At least two images satisfy each threshold, since batch
+    statistics need two.
     """
     n, ordered = len(change), change.sort().values
     low = ordered[max(1, int(clean_ratio * n))]

@@ -40,8 +40,8 @@ class Detector(Principal):
 
     @abstractmethod
     def outlying(self, points: Any, seed: int) -> Any:
-        """Returns an outlier score for each row of the float64 array `points` (n, k): (n,), higher
-        is more abnormal."""
+        """Returns the outlier scores (n,) of the rows of `points` float64 (n, k). Higher is more
+        abnormal."""
 
     def score_class(self, values: Tensor, label: int, known: DefenderKnowledge) -> ClassScores:
         order = row_order(values)

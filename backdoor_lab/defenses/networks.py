@@ -28,8 +28,8 @@ class SampleScores:
     """The result of a filter for m images.
 
     `scores` float64 (m,): higher is more suspicious. `flagged` bool (m,): the images that the
-    method's own rule calls poison, which have the highest scores; None if the method has no such
-    rule. `notes`: for the record.
+    method's own rule calls poison, which have the highest scores of their class; None if the method
+    has no such rule. `notes`: for the record.
     """
 
     scores: Tensor

@@ -30,9 +30,9 @@ class SpectralSignatures(Principal):
     poison, make the tail heavy even if the class varies more along other directions; Peña and
     Prieto, "Multivariate Outlier Detection and Robust Covariance Matrix Estimation", Technometrics
     43(3), 2001, use kurtosis in the same way. The weights are an extension. `rounds` is the number
-    of rounds. The first round uses the whole class. Round k + 1 leaves out the examples with the
-    highest scores of rounds 1 to k; their number is the fraction k / `rounds` of the budget. It
-    recomputes the mean, the directions and the weights without them. Tau is summed over all rounds.
+    of rounds. The first round uses the whole class. Round k + 1 recomputes the mean, the
+    directions and the weights without the examples that have the highest total scores in rounds 1
+    to k. Their number is the fraction k / `rounds` of the budget. Tau is summed over all rounds.
     Rousseeuw and Van Driessen, "A Fast Algorithm for the Minimum Covariance Determinant Estimator",
     Technometrics 41(3), 1999, re-estimate the mean and the scatter in the same way. The sum is an
     extension: poison that an early round finds keeps its high score, although the directions of

@@ -34,7 +34,7 @@ class SPECTRE(Principal):
     ε is the number of poisoned examples if the budget is a multiple of it, otherwise the number of
     examples that the budget removes, divided by 1.5. It is at most a third of the class; with
     ``auto`` it is a third. `layer` is the layer to use in place of `protocol.layer`. Unlike in the
-    code, all directions have equal weight if no eigenvalue of S is above 1.
+    authors' code, all directions have equal weight if no eigenvalue of S is above 1.
     """
 
     def __init__(

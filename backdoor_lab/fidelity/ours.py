@@ -25,9 +25,12 @@ class _MissingError(Exception):
 
 
 def drift(methods: Iterable[Method], root: Path = ROOT, conf: Path | None = None) -> list[str]:
-    """Compare the YAML files with the configuration and the code. Returns one line for each option,
-    constant, default value of a class or quoted text that differs, for each option without a row,
-    and for each trigger or defense in `conf` without an entry."""
+    """Compare the YAML files with the configuration and the code. Returns one line per difference.
+
+    Compares options, constants, default values of classes and quoted texts. Also reports options
+    without a row, triggers and defenses in `conf` without a YAML file, and YAML files without a
+    configuration.
+    """
     conf = conf or conf_dir()
     every = list(methods)
     found = [line for method in every for line in _drift_of(method, root, conf)]

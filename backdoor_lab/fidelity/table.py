@@ -29,7 +29,7 @@ _SOURCE = re.compile(
 
 @dataclass(frozen=True)
 class Source:
-    """A quotation: a line of the authors' code, and a text in this line (`token`)."""
+    """A line of the authors' code, and the text quoted from it (`token`)."""
 
     repo: str
     commit: str
@@ -46,7 +46,7 @@ class Row:
     """One value or step that affects the result of a method.
 
     `ours`, `paper` and `code` are the values of this package, the paper and the authors' code; the
-    last two may be None. `cost` is how many times as much time or memory the authors' value takes.
+    last two may be None. `cost` is the time or memory with the authors' value, relative to ours.
     """
 
     kind: str
@@ -63,7 +63,7 @@ class Row:
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """Those of the sources ``paper`` and ``code`` that state a value."""
+        """The sources that state a value: ``paper``, ``code``, both or neither."""
         return ("paper",) * bool(self.section) + ("code",) * (self.source is not None)
 
     def equals(self, source: str) -> bool:
@@ -183,8 +183,8 @@ def _method(name: str, path: Path, entry: dict[str, Any], known: Mapping[str, Me
 
 
 def _overridden(base: Sequence[Row], own: Sequence[Row]) -> list[Row]:
-    """The rows of `base`, each replaced by the row in `own` with the same key if there is one, then
-    the other rows of `own`."""
+    """The rows of `base`, then those of `own`. A row of `own` replaces the row of `base` that
+    has the same key, at its position."""
     new = {row.key: row for row in own}
     return [new.pop(row.key, row) for row in base] + list(new.values())
 

@@ -37,8 +37,8 @@ def status(method: Method) -> str:
 
 
 def cost(method: Method) -> float:
-    """How many times as much time or memory the method would take with the authors' values: the
-    product of `cost` over the rows that differ."""
+    """The time or memory with the authors' values, relative to ours: the product of `cost` over the
+    rows that differ."""
     product = 1.0
     for row in method.differing():
         product *= row.cost

@@ -39,7 +39,7 @@ def write_figures(folder: Path, store: Path | None = None, most: int = MOST) -> 
     """Draw figures of the sweep in `folder` and of its first `most` completed cells. Returns the
     files written.
 
-    `store` is the folder of stage outputs; None looks it up with `find_store`. Prints a note for
+    `store` is the folder of stage outputs; if None, `find_store` looks for it. Prints a note for
     every figure that has to be skipped. Raises ConfigError if a file would lie outside the sweep,
     OSError if a file cannot be written.
     """

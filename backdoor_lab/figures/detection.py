@@ -25,8 +25,7 @@ def scores(bars: Histogram) -> Figure:
 
 
 def draw_scores(axes: Axes, bars: Histogram) -> None:
-    """Draw the histograms of `scores` into `axes`: two step patches, whose heights are
-    percentages."""
+    """Draw the histograms of `scores` into `axes`: one filled step curve per group, in percent."""
     for counts, color, hatch, name in (
         (bars.clean, CLEAN, "", "clean"),
         (bars.poison, POISON, "////", "poisoned"),
@@ -49,7 +48,7 @@ def draw_scores(axes: Axes, bars: Histogram) -> None:
 
 @styled
 def projections(along: Array, is_poison: Array, keep: Array) -> Figure:
-    """A scatter plot of the target class, projected on its two top singular directions.
+    """A scatter plot of the target class, projected onto its top two singular directions.
 
     `along` float64 (n, 2) are the projections; `is_poison` and `keep` are bool (n,).
     """

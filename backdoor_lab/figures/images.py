@@ -41,8 +41,8 @@ def draw_triggers(
 
 
 def stretched(clean: Array, changed: Array) -> Array:
-    """Returns `changed` - `clean`, both uint8 (C, H, W), stretched to 0..255 as uint8. Zero
-    becomes 128."""
+    """Returns the difference `changed` - `clean` of two images uint8 (C, H, W), stretched to the
+    full range of uint8. Zero becomes 128."""
     difference = changed.astype(np.float64) - clean
     largest = np.abs(difference).max() or 1.0
     return np.rint(127.5 + 127.5 * difference / largest).astype(np.uint8)

@@ -46,7 +46,7 @@ class SweepData:
 
 
 def projected(reader: ArtifactReader, record: Record, found: CellArtifacts) -> Array | None:
-    """Project the target class on its two top singular directions: float64 (b, 2). None if the
+    """Project the target class onto its top two singular directions: float64 (b, 2). None if the
     features are not stored or not finite."""
     where = in_target(found)
     values = reader.features(record, where, len(found.training.index))
@@ -129,8 +129,8 @@ def _seconds(cell: CellRecord, stage: str) -> float:
 
 
 def attacked(whole: SweepData) -> Iterator[tuple[str, Record, Training]]:
-    """For each trigger, yield its name, and the record and the training set of one completed cell.
-    Of the cells whose poisoned images are stored, this is the one with the highest ratio."""
+    """For each trigger, yield its name with the record and the training set of one completed cell:
+    the one with the highest ratio among the cells whose poisoned images are stored."""
     by_trigger: dict[str, list[Record]] = {}
     for cell, record in sorted(whole.done(), key=lambda each: -float(each[0].choices["ratio"])):
         if float(cell.choices["ratio"]) > 0 and not is_triggered_late(record):

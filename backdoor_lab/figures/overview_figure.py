@@ -31,7 +31,7 @@ def sheet(whole: SweepData) -> Figure | None:
 
     On the left: triggers, and ASR against the ratio. On the right: scores, projections, removal
     curve and losses of the first completed cell that has poison and stored scores and is not a
-    control. None if there is no such cell, or if any other data than its losses is missing.
+    control. None if there is no such cell, or if data for any part except the losses is missing.
     """
     for cell, record in whole.done():
         if cell.choices["defense"] in CONTROLS:

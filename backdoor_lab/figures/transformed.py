@@ -49,8 +49,8 @@ class Curve:
 @dataclass(frozen=True)
 class Panel:
     """The curves of one kind of transformation (a key of KINDS). `accuracy` is the accuracy on
-    equally transformed images without the trigger, averaged over triggers; None if it was not
-    recorded."""
+    images with the same transformation but without the trigger, averaged over triggers; None if
+    `_mean` returns None."""
 
     kind: str
     curves: list[Curve]
@@ -82,8 +82,8 @@ def against_strength(cells: Sequence[CellRecord]) -> Iterator[tuple[str, Figure]
 
 
 def panels(table: PivotTable, figure: str) -> list[Panel]:
-    """One panel for each kind of transformation in the table, in the order of KINDS. The rows of
-    the table are triggers; a panel has one curve of the measure `figure` for each of them."""
+    """One panel for each kind of transformation in the table, in the order of KINDS. A panel has
+    one curve of the measure `figure` for each trigger (row of the table)."""
     names = [name for name in table.spec.values if name.startswith(under_name(figure, ""))]
     found: dict[str, list[tuple[float, str]]] = {kind: [] for kind in KINDS}
     for name in names:

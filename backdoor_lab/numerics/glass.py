@@ -17,8 +17,9 @@ RADIUS = 3
 
 
 def ghost(scene: Tensor, down: Tensor, right: Tensor, first: Tensor) -> Tensor:
-    """Returns a linear scene that thick glass reflects twice, `down` and `right` pixels apart, with
-    the weights `first` and 1 - `first`. Both are enlarged to the part that they share."""
+    """Returns the reflection of a linear scene in thick glass: two copies, displaced by `down` and
+    `right` pixels, with the weights `first` and 1 - `first`. The area where the copies
+    overlap is enlarged to the size of the scene."""
     height, width = scene.shape[2:]
     rows, columns = (
         offset * max(height, width) / (SIDE * side)
@@ -29,9 +30,9 @@ def ghost(scene: Tensor, down: Tensor, right: Tensor, first: Tensor) -> Tensor:
 
 
 def _part(scene: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Returns the scene without the shares `rows` and `columns` of its height and width, enlarged
-    to its size. Positive shares are cut off at the top and left, negative ones at the bottom and
-    right."""
+    """Crops the scene by the fraction `rows` of its height and the fraction `columns` of its width,
+    then enlarges the rest to the original size. Positive fractions are cut off at the top and left,
+    negative ones at the bottom and right."""
     zero = torch.zeros_like(rows)
     across = torch.stack([1 - columns.abs(), zero, columns], dim=1)
     along = torch.stack([zero, 1 - rows.abs(), rows], dim=1)
@@ -40,7 +41,7 @@ def _part(scene: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def blurred(scene: Tensor, sigma: Tensor) -> Tensor:
-    """Returns a linear scene out of focus: blurred by a Gaussian of standard deviation `sigma`."""
+    """Blurs a linear scene by a Gaussian of standard deviation `sigma`, as if out of focus."""
     height, width = scene.shape[2:]
     pixels = sigma * max(height, width) / SIDE
     return _gaussian(height, pixels) @ scene @ _gaussian(width, pixels).transpose(2, 3)
@@ -55,8 +56,11 @@ def _gaussian(n: int, sigma: Tensor) -> Tensor:
 
 
 def darkened(scene: Tensor, image: Tensor, factor: Tensor) -> Tensor:
-    """Returns a linear scene reduced in each channel, so that its sum with a linear image exceeds 1
-    less: by `factor` times the mean excess over 1 of the pixels above 1. Clips to 0..1."""
+    """Darkens a linear scene if its sum with a linear image is above 1 at some pixels.
+
+    From each channel, subtracts `factor` times the mean amount by which the sum exceeds 1 at such
+    pixels. The result is clipped to 0..1.
+    """
     total = scene + image
     over = (total > 1).double()
     mean = (total * over).sum(dim=(2, 3)) / (over.sum(dim=(2, 3)) + 1e-6)
@@ -65,9 +69,13 @@ def darkened(scene: Tensor, image: Tensor, factor: Tensor) -> Tensor:
 
 
 def fading(scene: Tensor, top: Tensor, left: Tensor) -> Tensor:
-    """Returns the weights of blurred reflections like `scene`, (n, 1, height, width), 1 in the
-    center of a square of `SIDE` pixels. Images that do not fill it lie at the shares `top` and
-    `left` of the free rows and columns."""
+    """Returns the weights that fade blurred reflections of the size of `scene` towards the edges:
+    (n, 1, height, width).
+
+    The weight is 1 in the center of a square of `SIDE` pixels. An image that is not square lies
+    inside this square: the fraction `top` of the free rows is above it, and the fraction `left` of
+    the free columns is to its left.
+    """
     sides = []
     for n, share in zip(scene.shape[2:], (top, left), strict=True):
         part = n / max(scene.shape[2:])

@@ -17,8 +17,9 @@ TEMPORARIES = 6
 
 
 def gram_entries(maps: Tensor, p: int) -> Tensor:
-    """Returns the upper triangles (n, C (C + 1) / 2) of the Gram matrices of order `p` of `maps`
-    (n, C, HW). Entry (i, j) is the signed p-th root of the sum over positions of v_i^p v_j^p."""
+    """Returns the upper triangles of the Gram matrices of order `p` of `maps` (n, C, HW):
+    (n, C (C + 1) / 2). Entry (i, j) is the signed p-th root of the sum over positions of
+    v_i^p v_j^p."""
     upper = torch.triu_indices(maps.shape[1], maps.shape[1])
     power = maps**p
     gram = (power @ power.transpose(1, 2))[:, upper[0], upper[1]]
@@ -58,8 +59,9 @@ class Ranges:
         """Returns the deviation of each row of `maps` float64 (n, C, HW) from the ranges: float64
         (n,).
 
-        Each entry's distance to the nearer bound of its range is divided by |bound + 1e-6|. The sum
-        over entries and orders is divided by the number of orders and by C^2 / 2.
+        An entry outside its range deviates by its distance to the nearer bound, divided by |bound +
+        1e-6|. An entry inside does not deviate. The sum over entries and orders is divided by the
+        number of orders and by C^2 / 2.
         """
         parts = maps.split(rows_at_once(maps.shape[1]))
         return torch.cat([self._deviations(rows) for rows in parts])

@@ -20,7 +20,7 @@ STEPS = 120
 KRYLOV = 1e-5
 """Residual, relative to the eigenvalue, at which the Lanczos method stops: the limit of float32."""
 GAP = 1e-4
-"""Relative gap between the two top eigenvalues below which float32 cannot distinguish them."""
+"""Relative gap between the top two eigenvalues below which float32 cannot distinguish them."""
 CORRECTIONS = 4
 ACCURACY = 1e-9
 """Maximum angle between the computed direction and the exact one, in radians."""
@@ -45,7 +45,7 @@ def top_direction(values: Tensor) -> TopDirection:
     """Computes the top singular direction of the centered rows of floating-point `values` (n, d).
 
     The Gram matrix, the expensive part, is computed in float32, and so is its top eigenvector, by
-    the Lanczos method. Their errors are about 1e-6 divided by the relative gap of the two top
+    the Lanczos method. Their errors are about 1e-6 divided by the relative gap of the top two
     eigenvalues. The residual is then computed in float64, and reduced by Olsen's correction until
     the angle to the exact vector is at most 1e-9 (Golub and Van Loan, Matrix Computations, 4th ed.,
     2013, sections 8.1 and 10.1 to 10.3; Olsen, Joergensen, Simons, Chem. Phys. Lett. 169, 1990). A
@@ -70,7 +70,7 @@ def top_directions(centered: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
     `centered` is float64 or float32 (n, d); r = min(k, n, d), largest first. A vector is zero if
     its singular value is zero up to rounding. Uses a full symmetric eigendecomposition of the
-    smaller Gram matrix, which is accurate even if the two top singular values nearly coincide,
+    smaller Gram matrix, which is accurate even if the top two singular values nearly coincide,
     unlike power iteration and randomized methods. Memory O(n d + min(n, d)^2).
     """
     n, d = centered.shape
@@ -211,11 +211,11 @@ def _correction(factor: Tensor, residual: Tensor, vector: Tensor) -> Tensor:
 
 
 def _lanczos(gram: Tensor) -> tuple[float, float, Tensor] | None:
-    """Returns the two top eigenvalues and the top eigenvector of the symmetric float32 matrix
+    """Returns the top two eigenvalues and the top eigenvector of the symmetric float32 matrix
     `gram`.
 
     Each new Lanczos vector is orthogonalized twice against all earlier ones. Returns None if no
-    vector reaches a residual of at most KRYLOV.
+    vector reaches a residual of at most KRYLOV times the top eigenvalue.
     """
     side = len(gram)
     steps = min(STEPS, side)

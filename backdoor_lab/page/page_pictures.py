@@ -141,8 +141,8 @@ def _scatter(along: Array, poison: Array, keep: Array, points: int) -> Shown:
 def _add_images(
     reader: ArtifactReader, records: list[Shown], made: list[Shown], budget: int
 ) -> None:
-    """Add ``images`` to the entries of `made` that have ``scores``, within `budget` bytes in total.
-    The limit on the number of images is the same for all cells."""
+    """Add the key ``images`` to each entry of `made` with the key ``scores``, within `budget` bytes
+    in total. The limit on the number of images is the same for all cells."""
     wanted = [n for n, each in enumerate(made) if "scores" in each]
     limit = None
     for number in wanted:
@@ -207,8 +207,8 @@ def png_strip(images: Array) -> tuple[str, list[int]]:
     """Put `images` uint8 (n, C, H, W) in a row. Returns a PNG data URI and the size [width,
     height] of each image in it.
 
-    Images larger than LARGEST_TILE pixels are shrunk. Of more than three channels, only the first
-    three are shown; of two channels, only the first.
+    An image whose longer side exceeds LARGEST_TILE pixels is shrunk. An image with more than three
+    channels is reduced to the first three, an image with two channels to the first.
     """
     from PIL import Image
 

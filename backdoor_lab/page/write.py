@@ -87,9 +87,10 @@ def _kind(table: PivotTable) -> str:
 
 
 def write_as_named(out: Path, texts: Mapping[str, str]) -> None:
-    """Write to `out` the text whose key in `texts` is the suffix of `out`, without the dot.
+    """Write a text to `out`. The keys of `texts` are suffixes without the dot; the suffix of `out`
+    selects the text.
 
-    Raises ConfigError if no text has this suffix, or if the folder of `out` does not exist.
+    Raises ConfigError if `texts` lacks this suffix, or if the folder of `out` does not exist.
     """
     text = texts[check_name(out, texts)]
     write_atomic(out, text.encode("utf-8", errors="backslashreplace"))

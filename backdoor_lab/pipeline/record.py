@@ -163,8 +163,8 @@ def detection(filter_result: FilterResult, is_poison: torch.Tensor) -> dict[str,
 
     `auroc`, `average_precision`, and the true positive rates `tpr_at_1` and `tpr_at_5`, at false
     positive rates of 1 % and 5 %, are computed over the scored examples; they are None if these are
-    all poison or all clean. `tpr` and `fpr` are the shares of all poison and of all clean examples
-    that were removed. `curve` lists how much poison is `left` once the `removed` examples with the
+    all poison or all clean. `tpr` is the removed share of all poison, `fpr` the removed share of
+    all clean examples. `curve` lists how much poison is `left` once the `removed` examples with the
     highest scores are removed. Returns None if there is no poison.
     """
     removed = ~filter_result.keep
@@ -232,8 +232,8 @@ def commit_of(checkout: Path) -> str | None:
 
 
 def _stage_facts(entry: Artifact) -> dict[str, Any]:
-    """A stage's id and whether this run computed it; if known, also the machine and the library
-    versions that it was computed with."""
+    """A stage's id, and whether this run computed it. If known, also the machine and the library
+    versions used."""
     facts = {"id": entry.id, "made": entry.made}
     return facts | {key: entry.meta[key] for key in KEPT if key in entry.meta}
 

@@ -105,10 +105,11 @@ class StoredFilterResult:
 
 
 def raw_records(folder: Path, *, whole: bool = False) -> dict[str, dict[str, Any]]:
-    """Returns the records of a sweep that have a valid seal, by cell id, without further
-    validation. Poison indices are included only if `whole`.
+    """Returns the records of a sweep by cell id. Only their seals are checked. Poison indices are
+    included only if `whole`.
 
-    If a cell has several folders, the one named after the cell's id is used, as in `read_sweep`.
+    Skips cell folders with a damaged record. Raises DataError if a frozen sweep is damaged. If a
+    cell has several folders, the one named after the cell's id is used, as in `read_sweep`.
     """
     decode = small_files.decode if whole else decode_without_indices
     lines = (mapping("the record", decode(line)) for line in frozen_lines(folder))

@@ -37,8 +37,8 @@ def transformed_stage(
     without the trigger: a low `asr` with a high `nat` means that the transformation destroys only
     the trigger.
 
-    Noise and the directions of shifts are drawn with the cell's seed, the same for all networks and
-    strengths.
+    Noise and the directions of shifts are drawn with the cell's seed. They are the same for all
+    networks and strengths.
     """
     rest, plan = without_held_out(cell, data), cell.plan
     labels = rest.test.labels
