@@ -73,9 +73,8 @@ def images(owner: object, method: str, value: object, given: Tensor) -> Tensor:
 
 
 def chosen(owner: object, value: object, candidates: Tensor, wanted: int) -> Tensor | None:
-    """Returns `value`, the images that a trigger chose to poison, if it is None or consists of
-    `wanted` of the indices `candidates`, sorted and without repetition. Raises ConfigError
-    otherwise."""
+    """Returns `value` if it is None or a valid choice of images to poison: `wanted` distinct
+    indices from `candidates`, sorted. Raises ConfigError otherwise."""
     if value is None:
         return None
     if (

@@ -109,8 +109,9 @@ class CellFields:
     def determined(
         self, names: Sequence[str], by: Sequence[str], among: Iterable[int] | None = None
     ) -> list[str]:
-        """Returns those of `names` that are determined by `by`: among these cells, equal values of
-        `by` imply equal values of the name."""
+        """Returns those of `names` whose values are determined by the values of `by`: cells with
+        equal values of `by` have equal values of the name. `among`: the indices of the cells to
+        consider, by default all."""
         numbers = range(len(self.of)) if among is None else among
         numbers = [number for number in numbers if self.of[number]]
         keys = [self.key(number, by) for number in numbers]
@@ -220,8 +221,8 @@ def _comparable(config: dict[str, Any]) -> dict[str, str]:
 
 
 def adopt(cells: Sequence[CellRecord], what: str) -> list[Any]:
-    """Returns the protocol (or config) of each cell. For a cell without one, returns the one
-    that its most closely related cells share; None if they share none."""
+    """Returns the protocol (or config) of each cell. A cell without one gets the one that its
+    most closely related cells share, or None if they share none."""
     own = [getattr(cell, what) for cell in cells]
     if None not in own:
         return own

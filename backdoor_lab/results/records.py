@@ -53,12 +53,12 @@ _DISTINCT = 4096
 class CellRecord:
     """The values of a record that tables need.
 
-    `numbers` has the counts, and the other measures as fractions 0..1; all are finite. `choices` is
-    empty if unknown. `protocol` and `config` (JSON text without the seed) are None if not recorded.
-    `error` is the message of a failed cell. `hashes` has the hashes of the data, the poison and the
-    weights. `notes` has the notes of the defense. `top_class` has the most often predicted classes,
-    under the names in TOP_CLASSES. `applied` has the filter options that the defense uses; it is
-    None if they are not recorded. `run` omits the code hashes and the hardware of each stage.
+    `numbers`: the counts, and the other measures as fractions 0..1; all are finite. `choices`:
+    empty if unknown. `protocol` and `config` (JSON text without the seed): None if not recorded.
+    `error`: the message of a failed cell. `hashes`: the hashes of the data, the poison and the
+    weights. `notes`: the notes of the defense. `top_class`: the most frequently predicted classes,
+    under the names in TOP_CLASSES. `applied`: the filter options that the defense uses; None if not
+    recorded. `run`: omits the code hashes and the hardware of each stage.
 
     Records share objects with equal values: do not modify the values of a record.
     """
@@ -115,7 +115,7 @@ def parse_sealed(data: bytes) -> CellRecord:
 
 def decode(data: bytes, *, sealed: bool = False) -> Any:
     """Decodes the JSON of a record without its list of poison indices, which is large and not
-    needed here. With `sealed`, duplicate keys are not checked."""
+    needed here. With `sealed`, does not check for duplicate keys."""
     return small_files.decode(_without_indices(data), sealed=sealed)
 
 
@@ -224,8 +224,8 @@ def _canonical(config: Any, seed: int) -> str | None:
 
 
 def _numbers(record: Mapping[str, Any]) -> dict[str, float]:
-    """Returns the finite numbers of a record, without null and NaN. Raises DataError for other
-    values."""
+    """Returns the finite numbers of a record. Omits null, NaN and infinities, and raises DataError
+    for other values."""
     parts: tuple[tuple[str, Any, Iterable[str], float], ...] = (
         ("counts.", record.get("counts"), COUNTS, _LARGEST),
         ("", record, (*FIGURES, *WORTH), 1),

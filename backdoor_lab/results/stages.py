@@ -17,8 +17,8 @@ store and whose time is not measured."""
 
 
 def is_at_or_before(stage: str, other: str) -> bool:
-    """Whether `stage` is `other` or an earlier stage. Both are names in the store, where, for
-    example, ``measure`` stands for ``measure1`` and ``measure2``. Here it means ``measure1``."""
+    """Whether `stage` is `other` or an earlier stage. Both are names in the store; one without its
+    number, such as ``measure``, means the first stage, ``measure1``."""
     return _first(stage) <= _first(other)
 
 

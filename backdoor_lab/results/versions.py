@@ -35,8 +35,8 @@ def version_of(cell: CellRecord, name: str) -> str | None:
 
 def labels(cells: Sequence[CellRecord], name: str) -> list[str]:
     """Returns the trigger or defense of each cell as text. The version is appended if it is not 1,
-    or if these cells have several versions of the method. For a cell of unknown version, such as a
-    missing cell, this is the version of the method's other cells, if there is only one."""
+    or if these cells have several versions of the method. A cell of unknown version, such as a
+    missing cell, gets the version of the method's other cells if they all have the same one."""
     given = [words(cell.choices.get(name)) for cell in cells]
     found = [version_of(cell, name) for cell in cells]
     known: dict[str, set[str]] = defaultdict(set)
@@ -66,8 +66,8 @@ def unrecorded(cell: CellRecord) -> set[str]:
 
 
 def same_code(code: Any) -> list[str]:
-    """Returns the name and version of each component in ``config.code`` whose code was modified,
-    sorted. Such a version contains a hash of the code."""
+    """Returns the sorted names and versions of the modified components in ``config.code``. The
+    version of a modified component contains a hash of its code."""
     sections = code.values() if isinstance(code, dict) else []
     return sorted(
         f"{name} {mark}"

@@ -44,8 +44,8 @@ BUSY = 0.15
 
 @dataclass(frozen=True)
 class Rate:
-    """Seconds per image in each process: `now`, under the machine's current load, and `idle`, on an
-    otherwise idle machine."""
+    """Seconds (per image, per cell or in total) under the machine's current load (`now`) and on an
+    otherwise idle machine (`idle`)."""
 
     now: float
     idle: float
@@ -89,8 +89,9 @@ class Sample:
     processor: float
 
     def rate(self, slowest: float) -> Rate:
-        """The measured seconds per image, and an estimate for an idle machine: the CPU time divided
-        by `slowest`, the number of cores that a process can use, but at most the measured time."""
+        """The measured seconds per image, and an estimate for an idle machine: the CPU seconds
+        divided by `slowest`, the number of cores that each process can use. The estimate never
+        exceeds the measured time."""
         now = self.seconds / self.images
         return Rate(now, min(now, self.processor / self.images / slowest))
 

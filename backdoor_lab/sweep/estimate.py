@@ -100,9 +100,11 @@ class _Look(Store):
 
 
 def missing_from(cell: Cell, store_root: Path | str, machine: ComputeDevice) -> list[str]:
-    """The stages of a cell that are not in the store, in order. The list ends with the first one
-    that other stages depend on: without its output, it is unknown whether those stages are stored.
-    It is empty if only the record is missing."""
+    """The stages of a cell that are not in the store, in order.
+
+    Empty if only the record is missing. If later stages depend on a missing stage, the list ends
+    with this stage: without its output, it is unknown whether the later stages are stored.
+    """
     look = _Look(store_root)
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(_MissingError):
         chain = CellPipeline(cell, look, machine, Progress(Path(folder), "", "none"))

@@ -67,9 +67,10 @@ def describe(work: Work, tried: Calibration, *, at_once: int, before: float = 0.
 
 
 def _times(takes: Rate, alone: Rate | None) -> list[tuple[float, str]]:
-    """Estimates of a sweep's time while other processes use the machine: the seconds, and the
-    condition as text. `alone` is the time with one thread per cell, None if not measured. It is
-    measured for cells with several threads, whose time on an idle machine cannot be inferred."""
+    """Returns estimates of a sweep's seconds on a machine that other processes also use, each with
+    the condition under which it holds. `alone`: the seconds with one thread per cell, None if not
+    measured. If given, it replaces `takes.idle`, which is unreliable for cells with several
+    threads."""
     if alone is None:
         return [(takes.idle, ", on an idle machine"), (takes.now, ", with this load")]
     return [
@@ -110,7 +111,7 @@ def _how(tried: Calibration) -> str:
 
 
 def _unforeseen(work: Work) -> list[str]:
-    """At most one line, which names the methods whose computations the estimate omits."""
+    """At most one line, which lists the methods whose computations the estimate omits."""
     left = [cell for cell, state in work.cells if state not in ("done", "record only")]
     names = [c.choices["trigger"] for c in left if c.trigger.needs_preparing]
     names += [c.choices["trigger"] for c in left if c.trigger.uses_surrogate]

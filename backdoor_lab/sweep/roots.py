@@ -27,8 +27,8 @@ def with_patterns(overrides: Sequence[Override]) -> list[str]:
 
 
 def labels_of(cells: Sequence[Cell]) -> dict[str, str]:
-    """Labels for data sets that have the same name, keyed by cell id: the part of each path that
-    differs from the others. Cells whose data set has a unique name are omitted."""
+    """Maps cell ids to labels that distinguish data sets of the same name: the part of each path
+    that differs from the other paths. Omits cells whose data set has a unique name."""
     by_name: dict[str, dict[str, list[Cell]]] = {}
     for cell in cells:
         settings = cell.config["dataset"]

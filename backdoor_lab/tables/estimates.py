@@ -1,4 +1,4 @@
-"""Estimates of measures over seeds, and their text."""
+"""Estimates measures over seeds, and formats the estimates as text."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def figure(name: str, value: Estimate | None, seeds: int) -> str:
 
 
 def estimate(name: str, mean: float, std: float, n: int, images: float) -> Estimate:
-    """Returns the estimate of measure `name`. `std` is the sample standard deviation, NaN for one
-    seed; `images` is the number of images of which the measure is a share, NaN if unknown."""
+    """Returns the estimate of measure `name`. `std`: the sample standard deviation, NaN for one
+    seed. `images`: the number of images that the measure is a fraction of, NaN if unknown."""
     half, scale = half_width(std, n), MEASURE[name].scale
     found = None
     if n == 1 and images > 0:

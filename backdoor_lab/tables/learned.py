@@ -61,12 +61,12 @@ class CleanNetworks:
 
 
 def not_converged(cells: Iterable[CellRecord], clean: CleanNetworks) -> dict[str, list[str]]:
-    """Maps cell ids to ``nat1``, ``nat2`` or both: the networks whose training accuracy is clearly
-    too low.
+    """Maps cell ids to ``nat1``, ``nat2`` or both: the measures of networks whose training accuracy
+    is clearly too low.
 
-    The standard is the training accuracy of clean networks with the same recipe, model and data
-    set. Without clean networks, it is the highest training accuracy among `cells` with the same
-    recipe, model, data set and ratio.
+    The training accuracy is compared with that of clean networks with the same recipe, model and
+    data set. Without such networks, it is compared with the highest training accuracy among `cells`
+    with the same recipe, model, data set and ratio.
     """
     known = [cell for cell in cells if _is_known(cell)]
     found: dict[str, list[str]] = {}
@@ -114,7 +114,8 @@ def shows_attack(cells: Iterable[CellRecord], clean: CleanNetworks) -> bool:
 def signs_of(
     cells: Sequence[CellRecord], marked: Mapping[str, Sequence[str]], attacked: bool
 ) -> dict[str, str]:
-    """Maps measures to footnote signs for the table position of `cells`.
+    """Returns the footnote signs at one table position, by measure. `cells` are the cells at this
+    position.
 
     † (not converged) for the measures that `marked` lists for any of the cells; ‡ (no attack) for
     ASR1 and ASR2 if the cells are poisoned but `attacked` is False.

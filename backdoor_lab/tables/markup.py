@@ -1,6 +1,6 @@
-"""Writes a table of plain text for a terminal, as Markdown, LaTeX and HTML.
+"""Formats a table as plain text for a terminal, and as Markdown, LaTeX and HTML.
 
-Names come from records, so every format escapes them, except for the terminal. Control and other
+Names come from records, so they are escaped in every format except plain text. Control and other
 unprintable characters are shown as `?`.
 """
 
@@ -50,7 +50,7 @@ def short(text: str) -> str:
 
 
 def in_terminal(grid: TextTable) -> str:
-    """Returns the table as aligned plain text in the form of Markdown, with nothing escaped."""
+    """Returns the table as aligned text for a terminal: Markdown without escapes."""
     return _aligned(grid, plain, lambda text: plain(text).strip())
 
 
@@ -96,8 +96,8 @@ def _markdown_text(text: str) -> str:
 
 
 def _markdown_line(text: str) -> str:
-    """Escape a whole line: what `_markdown_text` escapes, and what would start a list, a heading or
-    a rule, or close a heading."""
+    """Escape a whole line: what `_markdown_text` escapes, and characters that would start a list, a
+    heading or a rule, or end a heading."""
     begins = r"^(\d*)(?=(?:#+|[-+.)])(?:\s|$)|-[- ]*$)"
     return re.sub(rf"{begins}|(?=#+$)", r"\1\\", _markdown_text(text.strip()))
 
@@ -130,8 +130,8 @@ def in_latex(grid: TextTable) -> str:
 
 
 def _latex_size(grid: TextTable) -> list[str]:
-    """Returns commands that select a smaller font for wide tables; still wider tables overflow
-    equally on both sides."""
+    """Returns commands that select a smaller font for wide tables. Tables that are still too wide
+    overflow equally on both sides."""
     lines = [grid.head, *grid.rows]
     width = sum(2 + max(len(line[c]) for line in lines) for c in range(len(grid.head)))
     return [said for most, said in _SIZES if width > most][-1:]

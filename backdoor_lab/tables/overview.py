@@ -1,4 +1,4 @@
-"""The tables in which a sweep is shown by default."""
+"""The tables that show a sweep by default."""
 
 from __future__ import annotations
 
@@ -49,9 +49,8 @@ def shown(facts: CellFields, tables: Sequence[PivotTable]) -> list[PivotTable]:
 
 
 def kept(shown: Sequence[PivotTable], tables: Sequence[PivotTable]) -> list[PivotTable]:
-    """Returns those of `tables` that are written to files: the tables in `shown` and, for
-    comparison, tables with retrained cells that the published report also contains. `tables` are in
-    the report's layout."""
+    """Returns the tables to write to files, out of `tables` in the published report's layout: those
+    in `shown`, and those with retrained cells that can be compared with the report."""
     return [
         table for table in tables
         if any(table is each for each in shown)
@@ -117,7 +116,7 @@ def _axes(facts: CellFields) -> list[str]:
 
 def _before(cells: Sequence[CellRecord], attack: tuple[str, ...]) -> Iterator[PivotTable]:
     """Yields the tables of the measures before the defense, which contain one cell per attack and
-    seed. Completed cells are chosen first, then cells with the most frequent defense."""
+    seed. Prefers completed cells and, among these, cells with the most frequent defense."""
     done = [cell for cell in cells if cell.done and cell.choices]
     often = Counter(cell.choices[DEFENSE] for cell in done)
     facts = CellFields([cell for cell in cells if cell.choices])

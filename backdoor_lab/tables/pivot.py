@@ -27,8 +27,8 @@ Places = dict[tuple[Key, Key], list[int]]
 
 @dataclass(frozen=True)
 class PivotCell:
-    """One position of a table: the estimates over its seeds, the numbers of cells that are `done`
-    and that were requested (`asked`), and their `status`.
+    """One position of a table: the estimates over its seeds, the number of completed cells (`done`)
+    and of requested cells (`asked`), and the `status` of the cells.
 
     `attacked`: whether ASR1 shows an attack (True if unknown). `signs` maps measures to a footnote
     sign, † for a network that did not learn, ‡ for an attack without effect. `reference`: the

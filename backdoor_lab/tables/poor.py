@@ -1,4 +1,4 @@
-"""Notes on networks that classify clean images so poorly that their other figures mean little."""
+"""Notes on networks that classify clean images so poorly that their other values mean little."""
 
 from __future__ import annotations
 

@@ -175,8 +175,8 @@ def _report_sheet(table: PivotTable) -> tuple[list[str], list[list[object]]]:
     """Returns the heading and the lines of a spreadsheet with fixed columns: the values that all
     rows share, the row's target, ratio and defense, seeds (the number of completed cells), status,
     the values of each measure as in `value_of`, then the published report's values (``ref_*``) and
-    the differences from them (``diff_*``). Values are in percent or images, not rounded; a missing
-    value is an empty cell."""
+    the differences from them (``diff_*``). Values are percentages or numbers of images, not
+    rounded; a missing value is an empty cell."""
     heads = [*table.traits, *ROW, "seeds", "status", *_figure_heads(table)]
     heads += [kind + name for kind in ("ref_", "diff_") for name in COLUMNS]
     lines = []

@@ -44,7 +44,7 @@ def cautions(
 ) -> list[str]:  # fmt: skip
     """Returns the warnings below a table of `cells` with the measures `values`. `clean`: the clean
     networks to compare with, by default those among `cells`. `signs`: the footnote signs in the
-    table. A warning about figures with a sign starts with this sign."""
+    table. A warning starts with the footnote sign of the values it is about, if they have one."""
     done = [cell for cell in cells if cell.done and cell.choices]
     after = bool({"nat2", "asr2"} & set(values))
     clean = CleanNetworks.among(done) if clean is None else clean
@@ -122,7 +122,8 @@ def _one_class(cells: Sequence[CellRecord], after: bool) -> list[str]:
 
 
 def _sign(sign: str, name: str, cells: Iterable[CellRecord], signs: Signs) -> str:
-    """Returns `sign` and a space if it marks the measure `name` of any of `cells`, else nothing."""
+    """Returns `sign` and a space if the measure `name` of any of `cells` has this sign, else an
+    empty string."""
     return f"{sign} " * any(signs.get(cell.id, {}).get(name) == sign for cell in cells)
 
 

@@ -24,7 +24,7 @@ class Document:
 
 
 def terminal(document: Document) -> str:
-    """Returns aligned text for printing, in the form of Markdown but with nothing escaped."""
+    """Returns aligned text for a terminal: Markdown without escapes."""
     return "\n".join(map(in_terminal, document.grids))
 
 

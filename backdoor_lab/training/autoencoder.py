@@ -43,12 +43,13 @@ class Autoencoder(nn.Module):
             self.last = nn.Conv2d(WIDTH, channels, 3, padding=1)
 
     def encode(self, images: Tensor) -> Tensor:
-        """Compute the bottleneck, float (n, DIMS), of `images` uint8 (n, C, H, W)."""
+        """Compute the bottleneck of `images`, uint8 (n, C, H, W). Returns float (n, DIMS)."""
         codes: Tensor = self.down(arranged(images.float() / 255, CONTIGUOUS))
         return codes
 
     def forward(self, images: Tensor) -> Tensor:
-        """Reconstruct `images` uint8 (n, C, H, W): float (n, C, H, W), approximately in [0, 1]."""
+        """Reconstruct `images`, uint8 (n, C, H, W). Returns float of the same shape, approximately
+        in [0, 1]."""
         x = F.relu(self.widen(self.encode(images))).unflatten(1, (-1, *self.small))
         half = [(side + 1) // 2 for side in self.size]
         x = F.relu(self.first(F.interpolate(x, size=half)))

@@ -47,13 +47,13 @@ class Classifier(pl.LightningModule):
         self.seconds_before = 0.0
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute the logits, float (b, classes), of `images` uint8 (b, C, H, W)."""
+        """Compute the logits of `images`, uint8 (b, C, H, W). Returns float (b, classes)."""
         logits: Tensor = self.net(self.normalised(images))
         return logits
 
     def normalised(self, images: Tensor) -> Tensor:
-        """Normalize `images` uint8 (b, C, H, W): float, same shape, in the network's memory
-        format."""
+        """Normalize `images`, uint8 (b, C, H, W). Returns float of the same shape, in the network's
+        memory format."""
         _, channels, _, width = images.shape
         if not has_channels_last(images):
             return arranged((images.float() - self.mean) / self.std, self.memory_format)

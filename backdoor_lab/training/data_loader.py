@@ -93,10 +93,11 @@ def on_device(training: TrainingSet, device: torch.device) -> TrainingSet:
 def augmented(
     images: Tensor, recipe: Recipe, generator: torch.Generator, flipped: Tensor | None = None
 ) -> Tensor:
-    """Randomly crop and flip `images` uint8 (b, C, H, W), and apply Cutout; same shape and dtype.
+    """Randomly crop and flip `images`, uint8 (b, C, H, W), and apply Cutout. Returns images of the
+    same shape and dtype.
 
     Images are padded with `recipe.crop_padding` black pixels before the crop (He et al. 2016,
-    section 4.2). `flipped` bool (b,) selects the images to mirror; None mirrors each one with
+    section 4.2). `flipped`, bool (b,), selects the images to mirror; None mirrors each one with
     probability 1/2.
     """
     if recipe.crop_padding or recipe.flip:

@@ -20,11 +20,10 @@ CHUNK = 512
 
 
 def channel_stats(images: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean and standard deviation of each channel, float32 (C,) in 0..255, of `images` uint8
-    (n, C, H, W).
+    """The mean and standard deviation of each channel of `images`, uint8 (n, C, H, W).
 
-    The sums are exact integers, so the result is the same on every machine and for any number of
-    threads.
+    Both are float32 (C,) in units of 0..255; the standard deviation is at least 1. The sums
+    are exact integers, so the result is the same on every machine and for any number of threads.
     """
     channels = images.shape[1]
     counts = torch.stack(
@@ -39,14 +38,14 @@ def channel_stats(images: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.inference_mode()
 def predictions(module: Classifier, images: Tensor, machine: ComputeDevice) -> Tensor:
-    """Predict the classes, int64 (n,), of `images` uint8 (n, C, H, W)."""
+    """Predict the classes of `images`, uint8 (n, C, H, W). Returns int64 (n,)."""
     return _over(module, len(images), machine, lambda a, b: images[a:b], lambda x: x.argmax(dim=1))
 
 
 def extract(
     module: Classifier, training: TrainingSet, layer: str, machine: ComputeDevice
 ) -> Features:
-    """Compute the features of every training example at `layer`, float32, without augmentation.
+    """Compute the float32 features of every training example at `layer`, without augmentation.
 
     TF32 and bfloat16 are off even if training uses them, since scores are small differences from a
     mean. Raises DivergedError if a feature is not finite.
@@ -90,7 +89,7 @@ def _no_tf32() -> Iterator[None]:
 
 
 def accuracy(predicted: Tensor, labels: Tensor) -> float:
-    """The share of elements where `predicted` int64 (n,) equals `labels` int64 (n,)."""
+    """The share of the elements of `predicted` that equal `labels`; both are int64 (n,)."""
     return float((predicted == labels).double().mean())
 
 

@@ -46,8 +46,8 @@ def logger_of(config: dict[str, Any], stage: str, folder: Path) -> Any:
 
 
 def _watch(logger: Any, folder: Path) -> None:
-    """Patch a logger so that its error on a full disk names its folder. Otherwise the error would
-    be attributed to the stage that is running."""
+    """Patch a logger so that its error on a full disk contains the logger's folder. Without the
+    patch, the error would be attributed to the running stage."""
     for name in ("log_metrics", "log_hyperparams", "save", "finalize"):
         setattr(logger, name, _watched(getattr(logger, name), folder))
 

@@ -17,10 +17,10 @@ class MixupCutmix:
     Mixup (Zhang, Cissé, Dauphin, Lopez-Paz, "mixup: Beyond Empirical Risk Minimization", ICLR 2018,
     equation 1): λ x_i + (1 - λ) x_j, with λ drawn from Beta(`recipe.mixup`, `recipe.mixup`) once
     per batch. CutMix (Yun, Han, Oh, Chun, Choe, Yoo, "CutMix", ICCV 2019, equation 1): a box of x_j
-    replaces the same box of x_i. The box has the share 1 - λ of the image's area, with λ drawn from
-    Beta(`recipe.cutmix`, `recipe.cutmix`). The box may be centered anywhere in the image; if the
-    border clips it, λ is corrected. If both are on, each batch uses one of the two, each with
-    probability 1/2. All draws depend only on `seed` and `epoch`.
+    replaces the same box of x_i. The area of the box is 1 - λ times that of the image, with λ drawn
+    from Beta(`recipe.cutmix`, `recipe.cutmix`). The box may be centered anywhere in the image; if
+    the border clips it, λ is corrected. If both are on, each batch uses one of the two, each
+    with probability 1/2. All draws depend only on `seed` and `epoch`.
     """
 
     def __init__(self, recipe: Recipe, classes: int, seed: int, epoch: int) -> None:
@@ -33,8 +33,8 @@ class MixupCutmix:
         ]
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Mix `images` (b, C, H, W) with labels int64 (b,). Returns the mixed images and soft
-        labels, float (b, classes)."""
+        """Mix `images` (b, C, H, W) and their `labels`, int64 (b,). Returns the mixed images, and
+        soft labels float (b, classes)."""
         if not self.ways:
             return images, labels
         way, alpha = self.ways[int(self.draw.integers(len(self.ways)))]

@@ -23,9 +23,10 @@ class Recipe:
     and `cutmix` are the α of a Beta distribution. For these four, 0 means off. `flip` mirrors each
     image with probability 1/2 or, if ``alternating``, in every other epoch.
 
-    The schedule ``triangle`` rises linearly from `lr_start` to 1 and falls to `lr_end`, as shares
-    of `lr`. The shifts of batch normalization have `bias_lr` times the learning rate, and the same
-    weight decay as other parameters (Jordan 2024, arXiv 2404.00498, section 3.4).
+    The schedule ``triangle`` rises linearly from `lr_start` to 1 and then falls linearly to
+    `lr_end`, in units of `lr`. The shifts of batch normalization have `bias_lr` times the learning
+    rate, and the same weight decay as other parameters (Jordan 2024, arXiv 2404.00498, section
+    3.4).
     """
 
     name: str
@@ -176,7 +177,7 @@ def _schedule(
 
 
 def _triangle(recipe: Recipe, total_steps: int, step: int) -> float:
-    """The learning rate at `step` (counted from 0), as a share of `recipe.lr`."""
+    """The learning rate at `step` (counted from 0), in units of `recipe.lr`."""
     peak = int(recipe.warmup * total_steps)
     if step < peak:
         return recipe.lr_start + (1 - recipe.lr_start) * step / peak

@@ -125,7 +125,7 @@ def fit(
 def trainer_for(
     machine: ComputeDevice, *, epochs: int, callbacks: Sequence[pl.Callback], logger: Any = False
 ) -> pl.Trainer:
-    """Create a Lightning Trainer for one device that prints nothing."""
+    """Create a Lightning Trainer that uses one device and prints nothing."""
     _quiet()
     trainer = pl.Trainer(
         accelerator="gpu" if machine.device.type == "cuda" else "cpu",

@@ -86,8 +86,9 @@ def parse(name: object) -> tuple[str, float]:
 
 
 def canonical_names(given: object) -> tuple[str, ...]:
-    """Normalize a list of transformations, so that equivalent lists become equal: names contain
-    their strength, and are sorted as in KINDS. Raises ConfigError if the list is not valid."""
+    """Normalize a list of transformations, so that equivalent lists become equal: each name
+    contains its strength, and the names are sorted as in KINDS, then by strength. Raises
+    ConfigError if the list is not valid."""
     if not isinstance(given, (list, tuple)):
         raise ConfigError(
             f"`measure.asr_under` must be a list such as [jpeg75, blur1], got {given!r}. Known:"

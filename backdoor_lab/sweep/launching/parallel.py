@@ -25,8 +25,8 @@ class Parallelism:
     """How a sweep runs cells in parallel.
 
     `cells`: how many run at the same time. `threads`: the threads of each cell; if None, the cores
-    are divided among the cells. `why`: for the user, why these numbers were chosen; empty if the
-    launcher is configured with them. `here`: whether the cells run on this machine.
+    are divided among the cells. `why`: the reason for these numbers, shown to the user; empty if
+    the launcher's settings determine them. `here`: whether the cells run on this machine.
     """
 
     cells: int
@@ -40,8 +40,8 @@ class Parallelism:
         return {} if self.threads is None else {"threads": self.threads}
 
     def overrides(self, config: DictConfig) -> list[str]:
-        """The overrides that tell every cell these numbers of cells and threads. Otherwise, the
-        process of a cell might compute different numbers."""
+        """The overrides that pass the numbers of parallel cells and of threads to every cell.
+        Without them, the process of a cell might compute different numbers."""
         found = [f"trainer.{key}={value}" for key, value in self.trainer.items()]
         if "n_jobs" in config.hydra.launcher:
             found.append(f"hydra.launcher.n_jobs={self.cells}")
@@ -108,7 +108,7 @@ def parallelism(config: DictConfig, cells: int) -> Parallelism:
 
 def parallel(launcher: Any) -> int:
     """The number of cells that run in parallel on this machine according to the launcher's
-    settings; 1 if the settings do not state it."""
+    settings, or 1 if they do not state a number."""
     ray = launcher.get("ray")
     if ray is not None:
         return max(1, int(_machine()[0] // (ray.remote.get("num_cpus") or 1)))

@@ -27,8 +27,8 @@ log = logging.getLogger(__name__)
 def run_in_sweep(config: dict[str, Any], folder: Path, parallel_cells: int, journal: Path) -> Any:
     """Run a cell of a sweep in a watched process. Returns its status, or a LostProcess.
 
-    If this process is a worker, the driver watches it, and the cell runs in it. Otherwise, the cell
-    runs in a child process. If the cell's process crashes, its Python stack is appended to the log
+    A worker, which the driver watches, runs the cell itself. Any other process runs the cell in a
+    child process. If the cell's process crashes, its Python stack is appended to the log
     file `journal`.
     """
     if halted(folder.parent):
