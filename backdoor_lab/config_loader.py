@@ -157,8 +157,8 @@ def check_composed(config: DictConfig, allowed: tuple[str, ...]) -> None:
     or has a renamed key. `allowed` are the packages that the user trusts.
 
     In the `hydra` section, an interpolation is resolved first if it may yield a dictionary or the
-    name of a class or function. In other sections, only such names are resolved: other values are
-    checked when used.
+    name of a class or function. In other sections, an interpolation is resolved only where such a
+    name is expected; other values are checked when used.
     """
     asked = package_names(_plain(config.get("allow_plugins"), "allow_plugins") or [])
     if not set(asked) <= set(allowed):

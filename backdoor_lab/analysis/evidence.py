@@ -21,9 +21,9 @@ _WIDE, _LOWEST = 100.0, 0.005
 @dataclass(frozen=True)
 class Histogram:
     """Counts of clean and poisoned examples by score. `edges` float64 (b + 1,) are the edges of b
-    bins, `clean` and `poison` int (b,) the counts. If `log`, the bins are spaced logarithmically
-    from the 0.5 % quantile of the positive scores, and the first bin also counts all lower scores.
-    `cut`: see `cut_of`."""
+    bins; `clean` and `poison` int (b,) are the counts. If `log`, the bins are spaced
+    logarithmically from the 0.5 % quantile of the positive scores, and the first bin also counts
+    all lower scores. `cut`: see `cut_of`."""
 
     edges: Array
     clean: Array
@@ -35,8 +35,8 @@ class Histogram:
 @dataclass(frozen=True)
 class Curve:
     """A removal curve: after the `removed` int (m,) examples with the highest scores are removed,
-    `left` float64 (m,) poisoned images remain. The first point removes nothing. Of the `total`
-    poisoned images, `scored` have a score."""
+    `left` float64 (m,) poisoned images remain. At the first point, nothing is removed. Of the
+    `total` poisoned images, `scored` have a score."""
 
     removed: Array
     left: Array
@@ -46,17 +46,17 @@ class Curve:
     @property
     def by_chance(self) -> tuple[Array, Array]:
         """The curve expected for removal in random order: a straight line, given by the `removed`
-        and `left` of its two ends."""
+        and `left` values of its two end points."""
         ends = self.removed[[0, -1]]
         return ends, np.array([self.total, self.total - self.scored], np.float64)
 
 
 def histogram(scores: Array, is_poison: Array, keep: Array, bins: int = BINS) -> Histogram | None:
-    """Returns the histogram of the scores, float64 (n,), of one class, separately for clean and
-    poisoned examples.
+    """Returns the histogram of one class's scores, with separate counts of clean and poisoned
+    examples.
 
-    `is_poison` and `keep` are bool (n,). Scores that are not finite are ignored. Returns None if no
-    score is finite.
+    `scores` float64 (n,); `is_poison` and `keep` bool (n,). Scores that are not finite are ignored.
+    Returns None if no score is finite.
     """
     seen = np.isfinite(scores)
     if not seen.any():
@@ -107,7 +107,7 @@ def projections(values: Array) -> Array:
 
 
 def removal_curve(scores: Array, is_poison: Array) -> Curve | None:
-    """Returns the removal curve if the examples with the highest scores are removed first.
+    """Returns the curve for removal in order of decreasing score.
 
     `scores` float64 (n,), `is_poison` bool (n,). Among tied scores, `left` is the expectation over
     a random order. Examples without a score are never removed. Returns None if there are no scores
@@ -162,8 +162,8 @@ def thinned(curve: Curve, points: int, keep: int = 0) -> Curve:
 
 @dataclass(frozen=True)
 class Picks:
-    """Examples to show, as positions int (b,), most suspicious first: `removed` poison, clean
-    examples removed by mistake (`mistaken`), and `missed` poison."""
+    """Positions, int (b,), of examples to show, most suspicious first: removed poison (`removed`),
+    clean examples removed by mistake (`mistaken`), and poison that was kept (`missed`)."""
 
     removed: Array
     mistaken: Array

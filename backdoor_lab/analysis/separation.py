@@ -65,8 +65,8 @@ class Separation:
 
 
 def separation(values: Array, is_poison: Array) -> Separation:
-    """Measures how well clean and poisoned examples separate: `values` float64 (n, d), `is_poison`
-    bool (n,).
+    """Measures how well clean and poisoned examples separate. `values` are the features of one
+    class, float64 (n, d); `is_poison` is bool (n,).
 
     Tran, Li, Madry, "Spectral Signatures in Backdoor Attacks", NeurIPS 2018, section 3: poison is
     detectable if its mean is far from the mean of the clean examples, relative to the covariance.

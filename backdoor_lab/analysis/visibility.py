@@ -29,10 +29,15 @@ NOTES = (
 @dataclass(frozen=True)
 class Visibility:
     """The changes that the attack made to a cell's poisoned images, as l2 norms in gray levels.
-    `poisoned`: number of images; `left`: number kept by the defense. `change_left` and
-    `change_found`: median change of the kept and of the removed images; `largest_left` and
-    `smallest_found`: largest change of a kept and smallest change of a removed image. `auroc`:
-    probability that a kept image was changed less than a removed one. NaN if undefined."""
+
+    - `poisoned`: number of images. `left`: number of images that the defense kept.
+    - `change_left`: median change of kept images. `change_found`: median change of removed images.
+    - `largest_left`: largest change of a kept image.
+    - `smallest_found`: smallest change of a removed image.
+    - `auroc`: probability that a kept image was changed less than a removed one.
+
+    NaN if undefined.
+    """
 
     poisoned: int
     left: int

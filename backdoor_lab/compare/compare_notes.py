@@ -64,7 +64,7 @@ def notes_of(
     facts: CellFields, sides: Sequence[PairedGroup], lines: Sequence[ComparisonRow],
     shown: Sequence[str], values: Sequence[str],
 ) -> list[str]:  # fmt: skip
-    """All notes below a comparison. `shown` are the names whose values identify its lines."""
+    """All notes below a comparison. `shown` are the names of the fields that identify a line."""
     pairs = [pair for side in sides for pair in side.pairs]
     used = list(dict.fromkeys(n for pair in pairs for n in (pair.ours, pair.base) if n is not None))
     cells = [facts.cells[number] for number in used]
@@ -117,8 +117,8 @@ def _shared(facts: CellFields, used: Sequence[int], shown: Sequence[str]) -> lis
 def _differing(facts: CellFields, pairs: Sequence[MatchedCells], shown: Sequence[str]) -> list[str]:
     """A note on the differences within pairs: choices, protocol and configuration.
 
-    Omits the names in `shown` and the options of these choices. The last name in `shown` is the
-    choice being compared (empty if none is): its code version is omitted as well.
+    Omits the fields in `shown` and, if they are choices, their options. The last entry of `shown`
+    is the choice being compared, or empty; the code version of this choice is omitted too.
     """
     names = ("protocol", *shown, *(f"code.{section}" for section in SECTIONS.values()))
     skipped = tuple(f"{CONFIG}{name}." for name in names)

@@ -21,8 +21,8 @@ ALL = "all"
 class Comparison:
     """A comparison of cells. All differences are `ours` minus `base`.
 
-    `side` is the choice whose values are compared within one sweep; otherwise it is empty. `labels`
-    are the choices that identify a line.
+    `side` is the choice whose values are compared, or empty if the comparison is not within one
+    sweep. `labels` are the choices that identify a line.
     """
 
     title: str

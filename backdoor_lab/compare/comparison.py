@@ -38,8 +38,8 @@ def comparison_of(
     sweeps: list[Sweep], *, report: bool = False, by: str = "", base: str = "",
     values: str | None = None,
 ) -> Comparison:  # fmt: skip
-    """Compare two sweeps, a sweep with the published report or, within one sweep, every other value
-    of the choice `by` with its value `base`.
+    """Compare two sweeps, a sweep with the published report or, within one sweep, every value of
+    the choice `by` with the value `base`.
 
     Raises ConfigError for any other combination of arguments, for unknown names, and if there is no
     pair of cells to compare.

@@ -62,11 +62,11 @@ class ComparisonRow:
 
 
 def two_sweeps(facts: CellFields, first: int) -> tuple[PairedGroup, list[str]]:
-    """Pair the cells of two sweeps. Returns the pairs, and the names whose values are equal within
-    a pair.
+    """Pair the cells of two sweeps. Returns the pairs, and the names of the fields that are equal
+    within a pair.
 
-    The cells of the second sweep start at number `first`. A name other than the seed is not used
-    for pairing if each sweep has a single value of it and the two values differ.
+    The cells of the second sweep start at number `first`. If each sweep has a single value of a
+    field and the two values differ, the field is ignored in pairing. The seed is never ignored.
     """
     ours, base = range(first), range(first, len(facts.cells))
     extra = dict.fromkeys([*_extra(facts, ours), *_extra(facts, base)])
@@ -88,7 +88,7 @@ def two_sweeps(facts: CellFields, first: int) -> tuple[PairedGroup, list[str]]:
 def one_sweep(facts: CellFields, by: str, base: str) -> tuple[list[PairedGroup], list[str]]:
     """Pair the cells of a sweep that differ only in the choice `by`. The second cell of each pair
     has the value `base`. Returns the pairs, grouped by the value of the first cell, and the names
-    whose values are equal within a pair."""
+    of the fields that are equal within a pair."""
     values: dict[str, list[int]] = {name: [] for name in facts.values(by)}
     for number, each in enumerate(facts.of):
         if each:
@@ -113,8 +113,8 @@ def one_sweep(facts: CellFields, by: str, base: str) -> tuple[list[PairedGroup],
 
 
 def _base(by: str, base: str, values: Mapping[str, Sequence[int]]) -> str:
-    """The value of the choice `by` that `base` names; `base` may omit the version. Raises
-    ConfigError if no value matches, or if several versions do."""
+    """Returns the value of the choice `by` that matches `base`, which may omit the version. Raises
+    ConfigError if no value matches, or if several match and none is equal to `base`."""
     same = [name for name in values if by in SECTIONS and unversioned(name) == base]
     if base in values or len(same) == 1:
         return base if base in values else same[0]
@@ -124,8 +124,8 @@ def _base(by: str, base: str, values: Mapping[str, Sequence[int]]) -> str:
 
 
 def with_report(facts: CellFields) -> tuple[PairedGroup, list[str]]:
-    """Pair each completed cell that the published report contains with the report's values. Returns
-    the pairs, and the names (including the seed) whose values identify the cells."""
+    """Pair each completed cell with its values in the published report; omit cells that the report
+    lacks. Returns the pairs, and the names of the fields that identify a cell, such as the seed."""
     known = [
         number
         for number, each in enumerate(facts.of)
@@ -227,7 +227,7 @@ def _line(
 def _summaries(
     side: str, lines: Sequence[ComparisonRow], values: Sequence[str]
 ) -> list[ComparisonRow]:
-    """Summary lines: for each measure, the mean over `lines`, each with equal weight."""
+    """Returns summary lines: for each measure, the unweighted mean over `lines`."""
     found = []
     for name in values:
         mine = [line for line in lines if line.measure == name]
@@ -243,8 +243,8 @@ def _match(
     facts: CellFields, side: str, ours: Sequence[int], base: Sequence[int], names: Sequence[str],
     *, versions: bool = True,
 ) -> PairedGroup:  # fmt: skip
-    """Pair each completed cell of `ours` with the completed cell of `base` that has the same values
-    of `names`. If `versions` is False, versions of triggers and defenses may differ."""
+    """Pair each completed cell of `ours` with a completed cell of `base` that is equal in all
+    fields in `names`. If `versions` is False, versions of triggers and defenses may differ."""
 
     def key_of(number: int) -> Key:
         said = zip(names, facts.key(number, names), strict=True)
@@ -267,8 +267,8 @@ def _match(
 
 
 def _extra(facts: CellFields, among: Sequence[int]) -> list[str]:
-    """Names of protocol and configuration values that differ between cells with the same
-    choices."""
+    """Returns the names of the protocol and configuration fields that differ between cells with
+    the same choices."""
     resolved = [name for name in facts.names if name.startswith((PROTOCOL, CONFIG))]
     decided = set(facts.determined(resolved, CHOICES, among))
     return [name for name in resolved if name not in decided]

@@ -46,7 +46,7 @@ def sha256_of(path: Path) -> str:
 def write_atomic(path: Path, data: bytes) -> None:
     """Write to a unique temporary file in the same folder, then replace `path`.
 
-    Raises StoreFullError when the disk is full; the temporary file is then removed.
+    Raises StoreFullError when the disk is full. If writing fails, the temporary file is removed.
     """
     part = path.with_name(f".{path.name[:40]}.{uuid.uuid4().hex[:12]}.part")
     with room(path, len(data)):

@@ -99,8 +99,8 @@ def with_shared(given: Mapping[str, Any], shared: Mapping[str, Any]) -> dict[str
 
 
 def takes(where: str, target: object, key: str) -> bool:
-    """Whether the class `target` has a parameter `key`. True if the class is unknown: `build` then
-    reports the error."""
+    """Whether the class `target` has a parameter `key`. True for an unknown class: `build` reports
+    the error."""
     try:
         return key in _parameters(_find(where, target, object))[0]
     except ConfigError:

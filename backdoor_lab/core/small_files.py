@@ -42,7 +42,7 @@ def problem(path: Path | str) -> str | None:
     """Returns a description, such as "a broken link", of a path that is not a regular file; None
     for a regular file or a missing one.
 
-    Links are followed: a link to a regular file counts as one.
+    Links are followed: a link to a regular file counts as a regular file.
     """
     try:
         mode = os.stat(path).st_mode
@@ -95,7 +95,7 @@ def decode(data: bytes, *, max_depth: int = MAX_DEPTH, sealed: bool = False) -> 
     sequence (``\\ud800``) in keys and values.
 
     Raises DamagedFileError for invalid JSON, duplicate keys, and nesting deeper than `max_depth`.
-    If `sealed`, this package wrote the text, and duplicate keys are not checked for.
+    With `sealed`, which is for text written by this package, duplicate keys are not detected.
     """
     try:
         value = _fast_json()(data) if sealed else json.loads(data, object_pairs_hook=_unique)

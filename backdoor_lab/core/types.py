@@ -117,8 +117,8 @@ class PoisonResult:
 
     `is_poison` bool (n,) marks the poisoned training images; `source_index` int64 (P,) are the
     indices of the clean images from which they were made. `is_cover` bool (n,) and `cover_index`
-    int64 (Q,) are the same for cover images: triggered images with their true label, which do not
-    count as poison.
+    int64 (Q,) are the corresponding mask and indices for cover images: triggered images with their
+    true label, which do not count as poison.
     """
 
     training: TrainingSet

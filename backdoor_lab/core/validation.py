@@ -111,16 +111,16 @@ def non_negative(value: Any, *, high: float = math.inf) -> float | None:
 
 
 def number(name: str, value: Any, *, low: float = -math.inf, below: float = math.inf) -> float:
-    """Returns `value` as a float with ``low <= value < below``. Raises ConfigError for other
-    values, text and NaN."""
+    """Returns `value` as a float with ``low <= value < below``. Raises ConfigError for anything
+    else, including text, bool and NaN."""
     if not is_number(value) or not low <= value < below:
         raise ConfigError(f"`{name}` must {_span(name, low, below)}, got {value!r}")
     return float(value)
 
 
 def share(name: str, value: Any) -> float:
-    """Returns `value` as a float with ``0 <= value <= 1``. Raises ConfigError for other values,
-    text, bool and NaN."""
+    """Returns `value` as a float with ``0 <= value <= 1``. Raises ConfigError for anything else,
+    including text, bool and NaN."""
     if not is_number(value) or not 0 <= value <= 1:
         raise ConfigError(f"`{name}` must satisfy 0 <= {name} <= 1, got {value!r}")
     return float(value)
@@ -185,8 +185,8 @@ def new_name(section: str, key: str) -> str | None:
 
 
 def new_value(key: str, value: object) -> str | None:
-    """Returns the new name of `value`, a value of the configuration key `key`, if version 0.2
-    renamed it; otherwise None.
+    """Returns the new name of `value`, one of the values of the configuration key `key`. None if
+    version 0.2 did not rename the value.
 
     >>> new_value("protocol.apply_trigger", "before")
     'before_augmentation'

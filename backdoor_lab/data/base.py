@@ -62,7 +62,7 @@ class Source(ABC):
 
     def known_classes(self) -> tuple[str, ...] | None:
         """Returns the class names if they are known without reading the images, else None. Raises
-        DataError if they cannot be read."""
+        DataError if reading the names fails."""
         return None
 
     def is_absent(self) -> bool:

@@ -3,8 +3,8 @@
 1,797 gray images of 8 x 8 pixels in 17 levels: the test part of UCI's "Optical Recognition of
 Handwritten Digits" (Alpaydin and Kaynak 1998), by 13 writers. scikit-learn does not include the
 training part, by 30 other writers. This module therefore splits the images: a third of every class
-are test images, drawn once with seed 0, independent of a cell's seed. The data do not name the
-writers, so images of one writer may be in both splits.
+are test images, drawn once with seed 0, independent of a cell's seed. The data do not identify
+the writers, so images of one writer may be in both splits.
 """
 
 from __future__ import annotations

@@ -57,8 +57,9 @@ class Official:
         return plain or _sound(path, self.content_md5, packed=True)
 
     def place(self, root: Path, without: str = "") -> Path:
-        """Returns the path below `root` where torchvision expects the file, after removing the
-        suffix `without`. If the file is directly in `root` instead, returns its path there."""
+        """Returns where torchvision expects the file below `root`; the suffix `without` is removed
+        from the name. If the file is missing there but exists directly in `root`, returns its path
+        in `root`."""
         path = root / self.path.removesuffix(without)
         return root / path.name if not path.exists() and (root / path.name).is_file() else path
 
@@ -150,8 +151,8 @@ def _fetch(file: Official, root: Path, download: bool) -> None:
 
 @contextmanager
 def _locked(root: Path, name: str) -> Iterator[None]:
-    """Locks one data set in the folder `root`, which is created if it does not exist. On exit,
-    removes the lock file, and every folder that was created here and is still empty."""
+    """Locks one data set in the folder `root`; creates missing folders. On exit, removes the lock
+    file and those of the created folders that are still empty."""
     made = [each for each in (root, *root.parents) if not each.exists()]
     root.mkdir(parents=True, exist_ok=True)
     path = root / f".{name}.lock"

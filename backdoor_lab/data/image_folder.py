@@ -69,8 +69,8 @@ class ImageFolder(Source):
         self.held_out = HeldOut(test_share, split_seed)
 
     def identity(self) -> dict[str, Any]:
-        """Returns the hash of an archive; for a folder, the names, sizes and modification times of
-        its images and the class names. Also returns `size`, `channels` and, only if set,
+        """Returns the hash of an archive. For a folder, returns the class names, and the path, size
+        and modification time of each image. Also returns `size`, `channels` and, only if set,
         `skip_broken` and `test_share`."""
         how = {"size": self.size, "channels": self.channels, **self.held_out.identity()}
         how |= {"skip_broken": True} if self.skip_broken else {}

@@ -131,8 +131,8 @@ def _composed(name: str) -> str:
 
 
 def _wrapper(images: set[str]) -> str:
-    """Returns the single folder that contains everything, with a trailing '/', or an empty
-    string."""
+    """Returns the single folder that contains all splits or all classes, with a trailing '/'; an
+    empty string if there is none."""
     tops = {path.split("/")[0] for path in images if "/" in path}
     return f"{tops.pop()}/" if len(tops) == 1 and not tops & {*TRAIN, *TEST} else ""
 

@@ -16,7 +16,7 @@ from backdoor_lab.data.limits import MAX_HEADER, check_memory
 
 
 def names_in(path: Path) -> list[str]:
-    """Returns the names of the arrays in an .npz file. Raises DataError if the file is not one."""
+    """Returns the names of the arrays in an .npz file. Raises DataError for other files."""
     try:
         with zipfile.ZipFile(path) as archive:
             return [name.removesuffix(".npy") for name in archive.namelist()]

@@ -1,7 +1,7 @@
 """Constants of public data sets: official files with their MD5, and class names.
 
-Hashes of archives are those of torchvision 0.29; a test compares them. Hashes of decompressed IDX
-files were computed from several independent copies or agree with such copies.
+Hashes of archives are those of torchvision 0.29; a test compares them. Several independent copies
+of the decompressed IDX files have the hashes given here.
 """
 
 from __future__ import annotations

@@ -47,8 +47,8 @@ class HeldOut:
         return chosen
 
     def check(self, has_test: bool, where: object) -> None:
-        """Raises DataError unless either the data set has test images or `share` is set, but not
-        both."""
+        """Raises DataError unless exactly one of these is true: the data set has test images;
+        `share` is set."""
         if has_test and self.share is not None:
             raise DataError(
                 f"{where}: dataset.test_share={self.share:g} is for data sets without test images,"

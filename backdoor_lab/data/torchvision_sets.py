@@ -152,8 +152,8 @@ class Cifar10(Published):
         return Arrays(train, test, tuple(sets[0].classes))
 
     def _reader(self) -> Any:
-        """Returns torchvision's class. If `root` is itself the folder of the unpacked batches, the
-        class reads them there, since its `base_folder` is empty."""
+        """Returns torchvision's class for this data set. If `root` is itself the folder of the
+        unpacked batches, returns a subclass with an empty `base_folder`, which reads them there."""
         from torchvision import datasets
 
         reader = getattr(datasets, self.torchvision_class)

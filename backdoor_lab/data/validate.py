@@ -32,11 +32,11 @@ def checked(arrays: Arrays, where: str) -> Arrays:
 
 
 def byte_images(images: NDArray[Any], where: str) -> NDArray[np.uint8]:
-    """Returns images whose values are integers in 0..255 as uint8.
+    """Returns images as uint8; uint8 images are returned unchanged.
 
-    uint8 images are returned unchanged. Other integers and floats are converted if all values are
-    whole numbers in 0..255. Raises DataError otherwise, and for floats that never exceed 1, which
-    are most likely images scaled to 0..1.
+    Raises DataError unless all values are whole numbers in 0..255, stored as integers or floats.
+    Also raises DataError for float images in which no value exceeds 1, since these are most likely
+    scaled to 0..1.
     """
     if images.dtype == np.uint8:
         return images

@@ -75,8 +75,8 @@ class ASSET(ModelBasedFilter):
 
     def batches(self, context: DefenseContext) -> Iterator[Part]:
         """Yields each training image once per epoch, in random order and without augmentation. Each
-        batch comes with `batch_size` clean images, drawn without replacement; if there are fewer
-        clean images, with all of them."""
+        batch comes with `batch_size` clean images, drawn without replacement, or with all clean
+        images if there are fewer."""
         clean, number = clean_of(context), 0
         order = context.generator(streams.OFFSET, streams.ORDER)
         generator = context.generator(streams.OFFSET)
@@ -164,8 +164,10 @@ def outlyingness(x: Tensor) -> Tensor:
 
 
 def medcouple(x: Tensor) -> float:
-    """Returns the medcouple, a robust measure of skewness in -1..1, of `x` float64 (n,) (Brys,
-    Hubert, Struyf, Journal of Computational and Graphical Statistics, 2004). Memory O(n^2)."""
+    """Returns the medcouple of `x` float64 (n,), a robust measure of skewness between -1 and 1.
+
+    Brys, Hubert, Struyf, Journal of Computational and Graphical Statistics, 2004. Memory O(n^2).
+    """
     z = x.sort().values
     z = z - z.quantile(0.5)
     lower, upper = z[z <= 0], z[z >= 0]

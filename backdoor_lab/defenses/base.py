@@ -49,11 +49,11 @@ class Defense(ABC):
 
     def check_network(self, network: nn.Module, features: int) -> None:
         """Raises ConfigError, before any training, if the defense does not support the architecture
-        of `network` or `features` features per image. Ignores the weights of `network`."""
+        of `network` or `features`, the number of features per image. Ignores the weights."""
 
     def requires(self) -> list[str]:
         """Returns what the defense requires: any of "target", "epsilon", "clean", "context" and
-        "clean images", which are part of the context."""
+        "clean images". The clean images are part of the context."""
         return []
 
     def applied(self) -> dict[str, object]:
@@ -91,8 +91,8 @@ class ClassScores:
 class SampleFilter(Defense):
     """A defense that scores each class separately and removes the examples with the highest scores.
 
-    `unused` names the fields of `FilterOptions` that have no effect; configurations that differ
-    only in these are the same cell. Filters that use `center` must override it.
+    `unused` lists the fields of `FilterOptions` that have no effect. Configurations that differ
+    only in these fields are the same cell. Filters that use `center` must override `unused`.
     """
 
     unused: ClassVar[tuple[str, ...]] = ("center",)
@@ -153,7 +153,8 @@ class SampleFilter(Defense):
         raise NotImplementedError
 
     def refine_scores(self, values: Tensor, scores: Tensor, removed: int, seed: int) -> Tensor:
-        """Returns the scores by which `removed` examples are chosen; by default `scores`."""
+        """Returns the final scores of a class; the `removed` examples with the highest final scores
+        are removed. By default, returns `scores`."""
         return scores
 
     def requires(self) -> list[str]:
@@ -225,7 +226,7 @@ class SampleFilter(Defense):
 
 
 def top_scoring(scores: Tensor, removed: int, *, seed: int) -> Tensor:
-    """Returns the indices, int64 (removed,), of the highest of `scores` float64 (n,).
+    """Returns the indices of the `removed` highest values in `scores` float64 (n,).
 
     Ties are broken at random with `seed`: breaking them by position would spare appended poison,
     which comes last. Raises DivergedError if a score is not finite.

@@ -48,8 +48,9 @@ class Beatrix(ModelBasedFilter):
     but at most half of a class. The threshold is the `percentile`-th percentile of the scores of
     the clean images. To score these, each fifth of them is compared with the ranges of the other
     four fifths. A class is suspicious if its anomaly index exceeds `class_threshold`. The index is
-    computed from a kernel two-sample statistic, which compares the images of the class that are
-    above the removal threshold with the others. It uses features averaged over positions.
+    computed from a kernel two-sample statistic of two groups of the class's images: those with
+    scores above the removal threshold, and the others. The statistic uses features averaged over
+    positions.
 
     Features are computed and compared in groups of images, so that memory does not grow with the
     number of images: see `gram_ranges.rows_at_once`. As in the authors' code, the clean images of a

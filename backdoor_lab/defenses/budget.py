@@ -29,13 +29,14 @@ class RemovalBudget:
 
     - ``1.5eps``: 1.5 times the number of poisoned images (Tran, Li, Madry 2018, Algorithm 1).
     - ``15%``: this share of the class, rounded.
-    - ``p85``: the examples above the 85th percentile of the class's scores, interpolated as by
-      `numpy.percentile` (as in the code of Tran, Li and Madry): n - 1 - ⌊0.85 (n - 1)⌋ of n
-      examples.
+    - ``p85``: the examples above the 85th percentile of the class's scores, as computed by
+      `numpy.percentile`. These are n - 1 - ⌊0.85 (n - 1)⌋ of n examples, as in the code of Tran,
+      Li and Madry.
     - ``100``: this number of examples.
     - ``auto``: decided from the scores (see `otsu_count`).
 
-    `cap` is an upper bound in the same forms, except that a share of the class is rounded down.
+    `cap` is an upper bound in one of these forms other than ``auto``. In a cap, a share of the
+    class is rounded down.
 
     >>> RemovalBudget("1.5eps", cap="50%").size(40, epsilon=20)
     20
@@ -61,7 +62,7 @@ class RemovalBudget:
 
     def size(self, class_size: int, epsilon: int | None) -> int | None:
         """Returns how many examples to remove from a class of `class_size` examples; None for
-        ``auto``, since the number then depends on the scores."""
+        ``auto``, which depends on the scores."""
         if str(self.text) == "auto":
             return None
         return self.capped(_size(str(self.text), class_size, epsilon), class_size, epsilon)

@@ -74,7 +74,7 @@ class ConfusionTraining(ModelBasedFilter):
 
     The first round starts from a new model or, if it has no pretraining, from a copy of the
     attacked model. By default, the first round has no pretraining, and there are fewer steps
-    and epochs than in the authors' code. `defense=confusion_authors` has the authors' numbers and
+    and epochs than in the authors' code. `defense=confusion_authors` uses the authors' values and
     needs a GPU.
     """
 
@@ -198,8 +198,8 @@ def _predicted(context: DefenseContext) -> Tensor:
 
 def parts(n: int, batch: int, generator: torch.Generator) -> Iterator[Tensor]:
     """Yields the indices 0..n-1 in random order, in int64 batches of size `batch`; the last one may
-    be smaller. A single last index is repeated, since batch normalization may reject a batch of one
-    image."""
+    be smaller. If it has a single index, the index is repeated, since batch normalization may
+    reject a batch of one image."""
     for part in torch.randperm(n, generator=generator).split(batch):
         yield part.repeat(2) if len(part) == 1 else part
 
@@ -247,9 +247,11 @@ def class_weights(context: DefenseContext, among: Tensor) -> Tensor:
 
 
 def distilled(losses: Tensor, labels: Tensor, share: float, floor: int) -> Tensor:
-    """Returns the indices of the images to keep, in ascending order. These are the images with the
-    lowest `losses` (n,): the fraction `share` of all images, but at least one, and the fraction 1 /
-    `floor` of each class."""
+    """Returns the indices of the images to keep, in ascending order.
+
+    An image is kept if its loss is in the lowest fraction `share` of all `losses` (n,), or in the
+    lowest fraction 1 / `floor` of its class. At least one image is kept.
+    """
     order = losses.sort(stable=True).indices
     kept = torch.zeros(len(losses), dtype=torch.bool)
     kept[order[: max(1, int(share * len(losses)))]] = True

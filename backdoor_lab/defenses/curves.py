@@ -34,7 +34,7 @@ def curves(scores: Tensor, is_poison: Tensor) -> dict[str, object] | None:
 def auroc(scores: Tensor, positive: Tensor) -> float:
     """Returns the probability that a positive example scores above a negative one; ties count half.
 
-    `scores` (n,) without NaN; `positive` bool (n,) with both values.
+    `scores` (n,) must not contain NaN; `positive` bool (n,) must contain both values.
 
     >>> auroc(torch.tensor([0.1, 0.4, 0.3, 0.9]), torch.tensor([False, True, False, True]))
     1.0
@@ -55,7 +55,7 @@ def average_precision(scores: Tensor, positive: Tensor) -> float:
 
 
 def tpr_at_fpr(scores: Tensor, positive: Tensor, limit: float) -> float | None:
-    """Returns the largest true positive rate of all thresholds whose false positive rate is at most
+    """Returns the largest true positive rate at any threshold whose false positive rate is at most
     `limit`. Tied examples share a threshold. None unless there are positive and negative
     examples."""
     true, false = _steps(scores, positive)
