@@ -102,8 +102,8 @@ def _is_above(cell: CellRecord, clean: CleanNetworks) -> bool | None:
 
 
 def shows_attack(cells: Iterable[CellRecord], clean: CleanNetworks) -> bool:
-    """Whether any of `cells`, which share one attack, has an ASR1 higher than without an attack.
-    False if the cells are not poisoned. True if their records lack the values."""
+    """Whether ASR1 is higher than without an attack in any of `cells`, which have the same attack.
+    False if no cell is poisoned. True if no record has the values to decide this."""
     known = [cell for cell in cells if _is_known(cell)]
     if known and not any(map(_is_poisoned, known)):
         return False

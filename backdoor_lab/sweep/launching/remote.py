@@ -82,8 +82,8 @@ def _loss(result: Any) -> LostProcess | None:
 
 
 def _value(result: Any) -> Any:
-    """The value that the task of a job returned. If Hydra itself raised an error, the status of a
-    failed cell; if the launcher returned an error, None."""
+    """Returns what the task of a job returned, the status of a failed cell if Hydra itself raised
+    an error, or None if the launcher returned an error."""
     if isinstance(result, Exception):
         return None
     if result.status is JobStatus.COMPLETED:
