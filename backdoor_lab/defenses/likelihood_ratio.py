@@ -33,7 +33,7 @@ def log_likelihood_ratio(values: Tensor, fitted: Tensor) -> float:
 
     `values` float64 (n, d) are projected onto their top two principal directions. The arbitrary
     sign of each direction is chosen so that the mean projection is not negative. The result is 0 if
-    fewer than two images are fitted or fewer than two are not.
+    fewer than two images are fitted, or if fewer than two are not fitted.
     """
     own = fitted.numpy()
     if not 2 <= own.sum() <= len(own) - 2:

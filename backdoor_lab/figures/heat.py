@@ -113,7 +113,7 @@ def _map(table: PivotTable, name: str) -> Map | None:
 
 
 def _title(table: PivotTable) -> str:
-    """The part of the title that distinguishes the table from others: ``pixel, seed 0``."""
+    """The part of the title that distinguishes the table from others, such as ``pixel, seed 0``."""
     return table.title.partition(": ")[2]
 
 

@@ -20,8 +20,8 @@ _WIDE, _HIGH, _GAP = 1.0, 0.6, 0.24
 
 @styled
 def pipeline(steps: Sequence[tuple[str, Sequence[str]]]) -> Figure:
-    """Draw the stages of a cell from left to right. Each of `steps` is the name of a stage and
-    lines of text about its result."""
+    """Draw the stages of a cell from left to right. Each of `steps` consists of the name of
+    a stage and lines of text about its result."""
     figure = new(1.45 * len(steps), 1.25)
     draw_pipeline(figure.add_subplot(), steps)
     return figure
@@ -49,7 +49,7 @@ def draw_pipeline(axes: Axes, steps: Sequence[tuple[str, Sequence[str]]]) -> Non
 @styled
 def training(losses: Mapping[str, Array]) -> Figure:
     """Draw the mean training loss against the epoch. `losses` maps the name of each training to
-    float64 (epochs,)."""
+    its losses, float64 (epochs,)."""
     figure = new(4.2, 3.0)
     draw_training(figure.add_subplot(), losses)
     return figure

@@ -16,7 +16,7 @@ _UNSAID = frozenset(("ctx", "kind", "type_comment", "type_ignores"))
 
 
 def canonical(nodes: Iterable[ast.AST]) -> str:
-    """Returns the text of `nodes` from which code hashes are computed."""
+    """Returns `nodes` as canonical text. Code hashes are hashes of such texts."""
     out: list[str] = []
     for node in nodes:
         _write(node, out)
