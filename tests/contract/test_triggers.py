@@ -139,8 +139,8 @@ def test_triggered_images_keep_their_shape_and_dtype(
 
 
 def test_the_threat_model_agrees_with_what_the_trigger_uses(trigger: Trigger) -> None:
-    """Labels stay true if and only if the attacker does not control them. A surrogate has the
-    victim's model and is trained on the data; preparation sees the data."""
+    """Labels stay correct if and only if the attacker does not control them. A surrogate requires
+    knowledge of the model and the data. Preparation requires knowledge of the data."""
     threat = trigger.threat_model
     assert "images" in threat.controls
     assert set(threat.controls) <= set(CONTROLS)

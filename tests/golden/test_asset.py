@@ -206,7 +206,7 @@ def test_the_network_that_separates_clean_from_inspected_images_follows_the_note
 @pytest.mark.parametrize("n", [40, 41, 64])
 @pytest.mark.parametrize("power", [1.0, 6.0, 0.1, -0.2])
 def test_adjusted_outlyingness_follows_its_definition(n: int, power: float) -> None:
-    """The values include samples with positive and negative skewness and ties at the median."""
+    """The samples have positive or negative skewness, and some have ties at the median."""
     x = np.random.default_rng(n).uniform(0.1, 1, n) ** power
     tied = np.concatenate([x[:15], np.repeat(np.median(x), 7)])
     for values in (x, tied, np.sort(-x)):

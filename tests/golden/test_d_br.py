@@ -112,8 +112,8 @@ def first_model(first_epochs: int, tuning_epochs: int) -> list[Array]:
     return sgd.weights
 
 
-def test_the_first_model_is_trained_with_cross_entropy_and_a_cosine_rate() -> None:
-    """The weights are compared after one epoch and after two epochs, of two batches each."""
+def test_the_first_model_is_trained_with_cross_entropy_and_a_cosine_learning_rate() -> None:
+    """The weights are compared after one epoch and after two epochs, each of two batches."""
     for epochs in (1, 2):
         network = DBR(first_epochs=epochs, tuning_epochs=0).distinguishing(given())
         agree(weights_of(network), first_model(epochs, 0))

@@ -119,5 +119,5 @@ def test_fine_tuning_trains_the_network_without_the_pruned_channels() -> None:
     assert last.weight[:, gone].abs().max() == 0
 
 
-def test_the_default_accuracy_limit_is_that_of_the_paper() -> None:
+def test_the_default_limit_on_the_accuracy_drop_is_that_of_the_paper() -> None:
     assert FinePruning().max_accuracy_drop == 0.04

@@ -222,8 +222,8 @@ def test_the_search_stops_after_25_steps_without_a_smaller_mask(
     assert network.passes == passes
 
 
-def test_the_outlier_index_is_that_of_the_paper() -> None:
-    """Section IV.B: |size - median| / (1.4826 MAD), for small masks only."""
+def test_the_anomaly_index_follows_the_paper() -> None:
+    """Section IV.B: |size - median| / (1.4826 MAD). Only classes with small masks are flagged."""
     rng = np.random.default_rng(3)
     for n in (5, 10, 43):
         sizes = rng.gamma(4, 10, n)

@@ -199,7 +199,7 @@ def planted(share: float, sign: int, *, n: int = 2000, d: int = 32) -> tuple[Ten
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_centered_scores_find_poison_on_either_side_of_the_mean(sign: int) -> None:
-    """Poison is shifted along the class mean or in the opposite direction."""
+    """Poison is shifted in the direction of the class mean or in the opposite direction."""
     assert separation(0.1, sign) >= 0.95
 
 

@@ -215,8 +215,8 @@ def test_the_csv_of_every_table_still_has_its_columns_and_values(
 
 
 def test_a_changed_table_is_detected() -> None:
-    """The changes are a different figure or heading, a missing or moved note, and a different
-    number or missing column in a CSV file."""
+    """In a table, a value, the headings, the title or a note is changed. In a CSV file, a measure
+    is changed, a column is repeated or renamed, or a line is removed."""
     known = KNOWN["demo/controls"]
     (one,) = next(iter(known.values()))["grids"]
     changes = {

@@ -52,7 +52,7 @@ def test_every_table_equals_the_records_and_the_code(document: Path) -> None:
     assert text == filled(text, TABLES)
 
 
-def test_a_manually_edited_figure_is_found_and_corrected() -> None:
+def test_a_manually_edited_number_is_found_and_corrected() -> None:
     text = (SWEEPS / "demo" / "README.md").read_text()
     edited = text.replace(
         "| pixel | bird | 5% | 50 | 100.00 |", "| pixel | bird | 5% | 50 | 99.00 |"

@@ -73,7 +73,7 @@ def loaded(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
 
 
 @pytest.mark.parametrize("which", [1, 2])
-def test_the_readme_example_reproduces_the_figures_in_the_record(
+def test_the_readme_example_reproduces_the_values_in_the_record(
     lab: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: int
 ) -> None:
     folder, record = lab

@@ -222,7 +222,7 @@ def test_the_package_guide_lists_every_command() -> None:
     assert {f"make {job}" for job in jobs} <= set(re.findall(r"make [a-z-]+", commands))
 
 
-def test_the_tables_guide_gives_the_limits_of_poor_networks() -> None:
+def test_the_tables_guide_states_the_thresholds_for_poor_networks() -> None:
     guide = section((ROOT / "backdoor_lab/tables/README.md").read_text(), "## Poor networks")
     for said, limit in (
         ("less than {} % of the way from chance", poor.NEAR),

@@ -68,7 +68,7 @@ def test_a_class_variance_larger_than_the_poison_shift_hides_the_poison() -> Non
 
 
 @pytest.mark.parametrize("shape", [(60, 7), (20, 50)])
-def test_separation_figures_agree_with_a_full_svd(shape: tuple[int, int]) -> None:
+def test_separation_values_agree_with_a_full_svd(shape: tuple[int, int]) -> None:
     draw = np.random.default_rng(1)
     values, poison = draw.gamma(1.0, size=shape), np.arange(shape[0]) % 4 == 0
     values[poison] += draw.normal(size=shape[1])
@@ -83,7 +83,7 @@ def test_separation_figures_agree_with_a_full_svd(shape: tuple[int, int]) -> Non
     assert found.auroc_shift == pytest.approx(roc_auc_score(poison, (centered @ delta) ** 2))
 
 
-def test_undefined_separation_figures_are_nan_and_missing_poison_is_refused() -> None:
+def test_undefined_separation_values_are_nan_and_missing_poison_is_refused() -> None:
     same = separation(np.ones((6, 2)), np.arange(6) < 2)
     assert (same.shift, same.own) == (0, 0)
     assert np.isnan(
@@ -97,7 +97,7 @@ def test_the_separation_command_prints_one_line_per_network(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Two networks with different seeds give two lines, although two defenses use one of them. The
-    figures are those of the stored features of the target class."""
+    values are computed from the stored features of the target class."""
     store = tmp_path / ".store"
     made = [Made(0), Made(1)]
     records = [cell(store, each, f"cell{n}", seed=n) for n, each in enumerate(made)]

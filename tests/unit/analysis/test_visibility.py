@@ -43,7 +43,7 @@ def test_auroc_of_the_changes_agrees_with_sklearn() -> None:
 
 
 @pytest.mark.parametrize("kept", [False, True])
-def test_visibility_figures_are_nan_if_all_or_none_of_the_poison_is_left(kept: bool) -> None:
+def test_some_visibility_values_are_nan_if_all_or_none_of_the_poison_is_left(kept: bool) -> None:
     images = np.zeros((3, 1, 2, 2), np.uint8)
     found = visibility(images, images + 1, np.full(3, kept))
     there, missing = [found.smallest_found, found.change_found], [
@@ -60,7 +60,7 @@ def test_the_visibility_command_prints_one_line_per_filter_result(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], replace: bool
 ) -> None:
     """Two filter results with different seeds give two lines, although one of them has two records.
-    The figures are those of the synthetic images."""
+    The values are computed from the synthetic images."""
     store = tmp_path / ".store"
     made = [Made(seed, covers=3, replace=replace) for seed in (0, 1)]
     records = [cell(store, each, f"cell{n}", seed=n) for n, each in enumerate(made)]
@@ -86,7 +86,7 @@ def test_the_visibility_command_prints_one_line_per_filter_result(
         assert "AUROC change" in out.with_suffix(f".{suffix}").read_text()
 
 
-def test_printed_lines_of_the_same_defense_name_the_fields_in_which_they_differ(
+def test_a_field_that_differs_between_lines_of_one_defense_has_a_column(
     tmp_path: Path,
 ) -> None:
     store, layers = tmp_path / ".store", ["penultimate", "layer4.0"]

@@ -243,7 +243,7 @@ def test_cells_that_belong_to_no_pair_are_named(tmp_path: Path) -> None:
     assert line(found, "asr2", side="spectral").result.n == 2
 
 
-def test_a_pair_in_which_a_figure_is_missing_is_omitted(tmp_path: Path) -> None:
+def test_a_pair_with_a_missing_value_is_omitted(tmp_path: Path) -> None:
     made = [record(defense=d, seed=s) for d in ("spectral", "none") for s in SEEDS]
     made[0]["asr2"] = None
     for one in made:
@@ -254,7 +254,7 @@ def test_a_pair_in_which_a_figure_is_missing_is_omitted(tmp_path: Path) -> None:
     assert "No pair has values of Nat2 in both of its cells." in found.notes
 
 
-def test_figures_that_need_no_retraining_are_compared_even_for_cells_without_retraining(
+def test_measures_that_need_no_retraining_are_compared_even_for_cells_without_retraining(
     tmp_path: Path,
 ) -> None:
     made = [record(defense=d, seed=s, nat2=None, asr2=None) for d in ("spectral", "random")

@@ -45,7 +45,7 @@ LOWER = "a module name has only lower-case letters, digits and underscores, so r
          f"{ELSEWHERE.format('data')} name it backdoor_lab.data.folder.ImageFolder"),
     ],
 )  # fmt: skip
-def test_a_refused_class_name_says_the_rule_and_what_to_do(
+def test_the_error_for_a_refused_class_name_states_the_rule_and_what_to_do(
     section: str, name: str, said: str
 ) -> None:
     with pytest.raises(ConfigError, match=re.escape(f"{name!r}") + f".*: {re.escape(said)}$"):

@@ -93,7 +93,7 @@ def test_a_hostile_target_class_in_a_configuration_is_refused_before_any_import(
         ("backdoor_lab.attacks.pixle.Pixel", r"no module .*\.pixle\. Did you mean .*\.pixel\?"),
     ],
 )
-def test_a_class_that_is_no_usable_trigger_is_refused(target: str, message: str) -> None:
+def test_a_class_that_is_not_a_usable_trigger_is_refused(target: str, message: str) -> None:
     """Abstract classes, other classes of the package, and misspelled names are refused."""
     with pytest.raises(ConfigError, match=message):
         build("trigger", {"_target_": target}, Trigger)

@@ -97,7 +97,7 @@ def test_names_are_transcribed_in_figures_if_no_font_has_the_letters(
     assert title.get_text() == f"target {expected}"
 
 
-def test_an_installed_font_with_the_letters_is_used(
+def test_an_installed_font_that_has_the_missing_letter_is_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert ord(LETTER) not in FT2Font(findfont(fonts.USUAL)).get_charmap()

@@ -19,7 +19,7 @@ from backdoor_lab.core.small_files import DamagedFileError
         '{"a": NaN}', "1e999", '"\\ud800"', '{"a": 1, "a": 2}', "[1,]", '"\x01"', "[" * 2000,
     ],
 )  # fmt: skip
-def test_sealed_text_is_decoded_alike_with_and_without_orjson(
+def test_sealed_text_is_decoded_identically_with_and_without_orjson(
     text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("orjson")

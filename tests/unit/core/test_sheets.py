@@ -93,6 +93,6 @@ def test_surrogate_pairs_are_decoded_to_characters() -> None:
     assert decode(b'{"\\uD800a": ["\\udc00"]}') == {"\\ud800a": ["\\udc00"]}
 
 
-def test_the_sign_of_zero_is_kept_among_repeated_numbers() -> None:
+def test_negative_zero_keeps_its_sign_in_a_column_of_repeated_numbers() -> None:
     frame = pd.DataFrame({"f": [0.0, -0.0, float("nan"), 1.5, 1.5, float("nan"), 1e-20]})
     assert csv_of_frame(frame) == "f\n0.0\n-0.0\n\n1.5\n1.5\n\n1e-20\n"

@@ -45,7 +45,7 @@ PINNED = {
 
 
 def test_labels_of_random_streams_keep_their_text() -> None:
-    """A label is an input of a generator: renaming it would change results."""
+    """The text of a label seeds a random stream, so changing it would change results."""
     found = {name: text for name, text in vars(streams).items() if name.isupper()}
     assert found == PINNED
     assert len(set(found.values())) == len(found)
@@ -58,7 +58,7 @@ def test_the_seed_of_a_random_stream_is_a_hash_of_its_labels() -> None:
 
 
 def test_renaming_stages_and_classes_does_not_change_their_random_streams() -> None:
-    """Labels are separate strings, even if they equal the name of a stage or class."""
+    """A label is a fixed string, even if it equals the name of a stage or class."""
     assert TRAININGS == {"train": "train", "retrain": "retrain", "surrogate": "surrogate"}
     kinds = (EllipticEnvelope, IsolationForest, KNN, LocalOutlierFactor, OneClassSVM)
     assert [kind.stream for kind in kinds] == ["Envelope", "Forest", "Knn", "LocalOutlier", "Svm"]

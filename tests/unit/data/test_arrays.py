@@ -59,7 +59,7 @@ def test_the_axis_order_of_an_array_is_detected(
         ((2, 5), "auto", "3 or 4 axes"),
     ],
 )
-def test_an_array_of_ambiguous_or_impossible_axis_order_is_refused(
+def test_an_array_with_an_ambiguous_or_impossible_axis_order_is_refused(
     shape: tuple[int, ...], layout: str, message: str
 ) -> None:
     with pytest.raises(DataError, match=message):
@@ -72,7 +72,7 @@ def test_class_names_come_from_the_file_or_the_configuration(tmp_path: Path) -> 
     assert ArrayFile(root=path, classes=["x", "y", "z"]).read().classes == ("x", "y", "z")
 
 
-def test_array_names_of_keras_are_accepted(tmp_path: Path) -> None:
+def test_the_array_names_that_keras_uses_are_accepted(tmp_path: Path) -> None:
     other = dict(zip(("x_train", "y_train", "x_test", "y_test"), parts().values(), strict=True))
     np.savez(tmp_path / "k.npz", **other)
     assert len(ArrayFile(root=str(tmp_path / "k.npz")).read().train.labels) == 6

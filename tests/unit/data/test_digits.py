@@ -39,7 +39,7 @@ def test_a_fixed_third_of_the_images_of_each_digit_is_the_test_set() -> None:
     assert int(arrays.test.images.sum()) == 3007946
 
 
-def test_digits_can_be_enlarged_but_not_reduced(tmp_path: Path) -> None:
+def test_digit_images_can_be_enlarged_but_not_reduced(tmp_path: Path) -> None:
     small, large = Digits(), Digits(size=28)
     images = large.read().train.images
     assert images.shape == (1198, 1, 28, 28)
@@ -53,7 +53,7 @@ def test_digits_can_be_enlarged_but_not_reduced(tmp_path: Path) -> None:
     assert overlap(dataset) == 0
 
 
-def test_changed_digits_in_scikit_learn_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_modified_digits_data_in_scikit_learn_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     found = sklearn.datasets.load_digits()
     found.target[0] = 1 - found.target[0]
     monkeypatch.setattr(sklearn.datasets, "load_digits", lambda: found)
@@ -61,7 +61,7 @@ def test_changed_digits_in_scikit_learn_are_refused(monkeypatch: pytest.MonkeyPa
         Digits().read()
 
 
-def test_missing_digits_in_scikit_learn_raise_a_clear_error(
+def test_missing_digits_data_in_scikit_learn_raises_a_clear_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def missing() -> Any:

@@ -127,7 +127,7 @@ def test_white_stays_white_in_every_image_mode(
     assert (pixels == 255).all()
 
 
-def test_transparency_is_composed_on_black() -> None:
+def test_transparent_images_are_composited_on_black() -> None:
     half = encoded(Image.new("RGBA", (2, 2), (200, 100, 0, 128)))
     assert decode(half, "x", 3, None)[:, 0, 0].tolist() == [100, 50, 0]
     palette = Image.new("P", (2, 2), 0)
@@ -287,7 +287,7 @@ def zipped(folder: Path) -> Path:
     ids=["one class", "one class, enclosed", "not in test", "not in train", "spelled differently",
          "many"],
 )  # fmt: skip
-def test_a_single_class_or_differing_classes_in_train_and_test_are_refused_before_decoding(
+def test_a_single_class_or_a_class_missing_in_train_or_test_is_refused_before_decoding(
     tmp_path: Path, paths: list[str], said: str, archive: bool
 ) -> None:
     for path in paths:

@@ -117,8 +117,8 @@ def test_suspicious_scope_selects_the_class_with_poison() -> None:
 
 
 def test_the_layer_is_the_input_of_the_last_convolution_or_a_named_layer() -> None:
-    """In this network both layers have equal values. A layer that does not exist is refused before
-    any work."""
+    """In this network, each named layer has the same values as the default layer. A layer that does
+    not exist is refused before any work."""
     images = planted(pictures(60, 1), slice(0, 5))
     labels = torch.zeros(60).long()
     whole = judged(Beatrix(), images, labels).scores

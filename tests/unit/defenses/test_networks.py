@@ -78,7 +78,9 @@ def found(defense: ModelBasedFilter, given: DefenseContext) -> float:
     ],
     ids=lambda each: type(each).__name__,
 )
-def test_planted_poison_scores_above_its_class(defense: ModelBasedFilter, signal: int) -> None:
+def test_planted_poison_scores_higher_than_the_rest_of_its_class(
+    defense: ModelBasedFilter, signal: int
+) -> None:
     given = planted(signal=signal)
     assert found(defense, given) > 0.95
     # The attacked network is not modified, and scores depend only on the seed.
@@ -248,8 +250,8 @@ class Column(nn.Module):
 
 
 def test_sensitivity_matches_a_computation_by_hand() -> None:
-    """It is the mean of (f(x) - f(t(x)))², where f returns the pixels. A black image does not
-    change."""
+    """Sensitivity is the mean of (f(x) - f(t(x)))², where f returns the pixels. A black image does
+    not change."""
     images = torch.tensor([[0, 0, 0, 0], [5, 0, 0, 0]], dtype=torch.uint8).view(2, 1, 2, 2)
     given = context(images, torch.tensor([0, 1]))
     draw = given.generator("transformation")

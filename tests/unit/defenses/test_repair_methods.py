@@ -130,7 +130,7 @@ def test_anomaly_index_follows_the_paper() -> None:
     assert np.isfinite(anomaly([7.0, 7.0, 7.0, 1.0])).all()
 
 
-def test_reversed_trigger_blends_mask_and_pattern() -> None:
+def test_the_reverse_engineered_trigger_blends_images_and_pattern_by_the_mask() -> None:
     """A triggered image is (1 - mask) · x + mask · pattern."""
     trigger = Reversed(torch.tensor([[[0.25, 1.0]]]), torch.tensor([[[200.0, 7.0]]]))
     images = torch.tensor([[[[100, 100]]]], dtype=torch.uint8)

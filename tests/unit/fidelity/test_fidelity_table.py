@@ -73,7 +73,7 @@ def test_every_mutation_can_be_applied(path: Path) -> None:
     assert [p for each in mutations_of(path) if (p := each.problem())] == []
 
 
-def test_golden_tests_that_name_mutations_are_found() -> None:
+def test_golden_test_modules_that_list_mutations_are_found() -> None:
     assert GOLDEN / "test_spectral.py" in golden_modules()
     said = [path for path in GOLDEN.rglob("test_*.py") if "\nMUTATIONS" in path.read_text()]
     assert sorted(said) == golden_modules()

@@ -41,7 +41,7 @@ def of_cell(folder: Path) -> dict[str, Any]:
     return dict(catalogue.of_cell(whole, next(whole.done())[1]))
 
 
-def test_histogram_bars_show_percentages_of_the_scores(tmp_path: Path) -> None:
+def test_histogram_bars_show_the_percentage_of_scores_in_each_bin(tmp_path: Path) -> None:
     folder, (made, _) = sweep(tmp_path)
     (axes,) = of_cell(folder)["scores"].axes
     mine = made.labels == TARGET
@@ -289,13 +289,13 @@ def test_the_cost_figure_includes_every_stage(tmp_path: Path, stage: str) -> Non
     assert seconds.sum() == 7.0
 
 
-def test_a_missing_retrained_network_is_not_used_as_clean_network(tmp_path: Path) -> None:
+def test_an_oracle_without_retraining_gives_no_clean_network(tmp_path: Path) -> None:
     made = [record(defense="oracle", nat2=None, asr2=None)]
     made[0]["counts"]["pois_left"] = 0
     assert inputs.trained_clean(whole_of(write_sweep(tmp_path / "s", made)), made[0]) is None
 
 
-def test_several_defenses_of_one_seed_count_once_in_figures_before_the_defense(
+def test_values_before_the_defense_count_each_seed_once_even_with_several_defenses(
     tmp_path: Path,
 ) -> None:
     made = [record(defense=d, seed=s) for s in range(2) for d in ("spectral", "none", "random")]
@@ -413,7 +413,7 @@ def test_the_filters_figure_uses_a_network_trained_without_poison_as_clean_netwo
         assert inputs.trained_clean(whole_of(tmp_path / "s"), apart) is None
 
 
-def test_a_run_without_poison_is_preferred_as_clean_network(tmp_path: Path) -> None:
+def test_a_network_trained_at_ratio_zero_is_preferred_as_the_clean_network(tmp_path: Path) -> None:
     made = [record(defense="oracle"), record(ratio=0.0, defense="none")]
     for one in made:
         one["counts"]["pois_left"] = 0
@@ -440,7 +440,7 @@ def test_the_colors_of_clean_poisoned_and_removed_images_differ_in_grayscale() -
     assert style.contrast(style.POISON, style.EDGE) >= 3
 
 
-def test_similar_colors_also_differ_in_marker_line_or_hatch() -> None:
+def test_similar_colors_are_also_told_apart_by_marker_line_style_or_hatch() -> None:
     marks = [style.mark(n) for n in range(35)]
     assert len({(each.color, each.line) for each in marks}) == 35
     for one, other in itertools.combinations(marks[:7], 2):

@@ -32,7 +32,7 @@ def test_auroc_is_the_fraction_of_correctly_ordered_pairs() -> None:
 
 @pytest.mark.parametrize("positive", [np.zeros(6, bool), np.ones(6, bool)],
                          ids=["no positive", "no negative"])  # fmt: skip
-def test_auroc_of_one_class_is_nan(positive: np.ndarray) -> None:
+def test_auroc_is_nan_if_a_class_is_empty_or_a_score_is_infinite(positive: np.ndarray) -> None:
     assert np.isnan(auroc(SCORES, positive))
     assert np.isnan(auroc(np.append(SCORES[1:], np.inf), POSITIVE))
 
@@ -45,7 +45,7 @@ def test_the_number_of_positives_left_is_averaged_over_all_orders_of_ties() -> N
     np.testing.assert_allclose(found, np.mean(left, axis=0), atol=1e-12)
 
 
-def test_records_and_figures_have_the_same_removal_curve() -> None:
+def test_the_removal_curve_drawn_in_figures_equals_the_recorded_curve() -> None:
     draw = np.random.default_rng(0)
     scores, positive = draw.normal(size=500).round(1), draw.random(500) < 0.2
     scores[:50] = np.nan
@@ -57,7 +57,7 @@ def test_records_and_figures_have_the_same_removal_curve() -> None:
         assert left == round(float(picture.left[removed]), 6)
 
 
-def test_records_and_analyses_have_the_same_auroc() -> None:
+def test_the_auroc_in_analyses_equals_the_auroc_in_records() -> None:
     draw = np.random.default_rng(0)
     scores, positive = draw.normal(size=500).round(1), draw.random(500) < 0.2
     recorded = curves.auroc(torch.from_numpy(scores), torch.from_numpy(positive))

@@ -198,10 +198,10 @@ def test_wide_tables_and_the_collapsed_comparison_fit_the_page(
     assert "Significant" in table.locator("th").all_text_contents()
 
 
-def test_the_details_of_a_cell_show_the_same_figures_as_the_table(
+def test_the_details_of_a_cell_show_the_same_values_as_the_table(
     opened: Open, tmp_path: Path
 ) -> None:
-    """The figures include an eighth of a percent, which JavaScript and Python round differently."""
+    """JavaScript and Python round values such as 0.125 % differently."""
     made = [record(nat1=0.99125, asr1=0.00125, asr2=None), failed(record(seed=1))]
     page = opened(write_page(write_sweep(tmp_path / "s", made)))
     shown = [column(page, head)[0] for head in ("Nat1", "ASR1", "#Pois")]
@@ -287,7 +287,7 @@ def luminance(color: str) -> float:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_and_marks_have_enough_contrast_in_light_and_dark_mode(
+def test_text_and_chart_marks_have_enough_contrast_in_light_and_dark_mode(
     opened: Open, path: Path, scheme: str
 ) -> None:
     page = opened(path, color_scheme=scheme)

@@ -120,7 +120,7 @@ def test_the_details_of_a_cell_have_the_same_texts_as_the_table(tmp_path: Path) 
     assert "0.12" in (write_tables(folder) and (folder / "tables/table_pixel.md").read_text())
 
 
-def test_the_page_shows_ratios_as_image_counts_and_the_column_asr1_elsewhere(
+def test_the_page_has_ratios_as_image_counts_and_a_column_named_asr1_elsewhere(
     tmp_path: Path,
 ) -> None:
     counted = {**PROTOCOL, "ratio_of": "count"}
@@ -134,7 +134,7 @@ def test_the_page_shows_ratios_as_image_counts_and_the_column_asr1_elsewhere(
     assert "ASR1 elsewhere" not in written(write_sweep(tmp_path / "t", [record()]))
 
 
-def test_the_table_of_the_page_has_every_cell_and_its_figures(tmp_path: Path) -> None:
+def test_the_table_of_the_page_has_every_cell_with_its_values(tmp_path: Path) -> None:
     made = [record(*each) for each in GRID]
     made[3] = failed(made[3])
     folder = write_sweep(tmp_path / "s", made, [*made, record(seed=5)])
@@ -177,7 +177,7 @@ def test_values_common_to_all_cells_are_shown_once_and_no_value_of_a_record_is_l
     assert shown["common"]["protocol.ratio_of"] == "target"
 
 
-def test_a_missing_cell_does_not_change_which_values_are_common() -> None:
+def test_a_missing_cell_is_ignored_when_common_values_are_found() -> None:
     found = facts([{"a": 1, "b": 2}, {}, {"a": 1, "b": 3}])
     assert (found.common, found.names) == ({"a": "1"}, ["b"])
     assert found.own == [["2"], [None], ["3"]]
@@ -327,7 +327,7 @@ def mutilated(value: Any, draw: random.Random) -> Any:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_a_malformed_record_does_not_break_the_page(tmp_path: Path, seed: int) -> None:
-    """The page is still written, and other cells keep their figures."""
+    """The page is still written, and the intact cell keeps its charts."""
     draw = random.Random(seed)
     made = [cell(tmp_path / ".store", Made(n), f"cell{n}", seed=n) for n in range(2)]
     for _ in range(1 + seed % 3):

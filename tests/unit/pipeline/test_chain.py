@@ -150,7 +150,7 @@ def test_surrogate_and_noise_are_computed_once_per_attack(
 def test_setting_retrain_to_false_gives_the_same_detection_without_a_second_training(
     lab: Path, counted: Counter[str]
 ) -> None:
-    """The cell has another id but the same detection figures."""
+    """The cell has another id but the same detection metrics."""
     first = record_of(lab / "cell")
     record = run_here(lab / "store", lab / "figures", "retrain=false")
     assert record["status"] == "done"

@@ -180,7 +180,7 @@ def test_a_rerun_cell_takes_precedence_over_its_frozen_record(kept: Path) -> Non
     assert found[again["id"]] == 0.123
 
 
-def test_a_frozen_sweep_with_an_edited_figure_is_refused_by_every_command(
+def test_a_frozen_sweep_with_an_edited_line_is_refused_by_every_command(
     kept: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     nat = json.dumps(SWEEP[3]["nat1"])

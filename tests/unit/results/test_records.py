@@ -94,7 +94,7 @@ def test_malformed_bytes_are_refused_with_a_data_error(data: bytes) -> None:
         records.parse(data)
 
 
-def test_a_record_with_non_finite_figures_is_read_without_these_figures() -> None:
+def test_non_finite_values_in_a_record_are_ignored() -> None:
     cell = parsed(record(nat1=float("nan"), asr1=float("inf"), nat2=None))
     assert not {"nat1", "asr1", "nat2"} & set(cell.numbers)
     assert "asr2" in cell.numbers
@@ -153,7 +153,9 @@ def test_requested_cells_come_first_in_the_requested_order_then_other_cells_in_s
 
 
 @pytest.mark.parametrize("listed", [True, False])
-def test_a_damaged_record_is_a_failed_cell_with_a_warning(tmp_path: Path, listed: bool) -> None:
+def test_a_damaged_record_is_read_as_a_failed_cell_with_a_warning(
+    tmp_path: Path, listed: bool
+) -> None:
     made = record()
     folder = write_sweep(tmp_path / "s", [made], None if listed else [])
     (folder / made["id"] / "record.json").write_text('{"schema": 1, "id"')

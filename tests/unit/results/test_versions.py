@@ -54,7 +54,8 @@ def test_a_version_is_shown_if_it_is_not_1_or_if_a_sweep_has_several() -> None:
     assert labels(others, "defense") == ["spectral@2", "strip"]
 
 
-def test_unversioned_records_count_as_version_1_and_missing_cells_as_the_only_version() -> None:
+def test_missing_cells_are_labeled_with_the_version_that_all_other_cells_share() -> None:
+    """Records without a version count as version 1."""
     old, new = cells(record(), made(3, seed=1))
     missing = CellRecord("m", "missing", old.choices)
     assert version_of(old, "defense") == "1"
@@ -193,7 +194,9 @@ def test_cells_of_the_same_version_are_paired_before_cells_of_different_versions
     assert (line.ours, line.base) == (90.0, 80.0)
 
 
-def test_a_comparison_within_a_sweep_has_one_side_per_version(tmp_path: Path) -> None:
+def test_a_comparison_within_a_sweep_has_a_line_for_each_version_of_a_defense(
+    tmp_path: Path,
+) -> None:
     random = [made(1, defense="random", seed=seed) for seed in (0, 1)]
     whole = sweep(tmp_path, made(1), made(2, seed=1), *random)
     found = comparison_of([whole], by="defense", base="random", values="nat2")

@@ -222,7 +222,7 @@ def test_the_wait_for_the_calibration_is_announced(
     ]
 
 
-def test_the_estimate_names_work_that_it_does_not_count(tmp_path: Path) -> None:
+def test_the_estimate_lists_the_work_that_it_does_not_count(tmp_path: Path) -> None:
     cell = cell_of(tmp_path, "defense=abl", "trigger=narcissus")
     said = describe(work_of(Amount(1), cell=cell), IDLE, at_once=1)
     assert said.splitlines()[-1] == "not included: the computations of narcissus and abl"

@@ -104,7 +104,7 @@ GOLDEN = """\
 """
 
 
-def test_figures_of_the_published_report_are_shown_next_to_those_of_the_sweep(
+def test_values_of_the_published_report_are_shown_next_to_those_of_the_sweep(
     tmp_path: Path,
 ) -> None:
     one = record(nat1=0.9331, asr1=0.7912, nat2=0.9, asr2=0.01)
@@ -126,7 +126,7 @@ def test_figures_of_the_published_report_are_shown_next_to_those_of_the_sweep(
     assert "not a reproduction" not in grids(table)[1].notes[0]
 
 
-def test_the_reference_figures_cover_the_twelve_cells_of_the_published_report() -> None:
+def test_the_reference_values_cover_the_twelve_cells_of_the_published_report() -> None:
     assert all(reference.lookup(*cell) for cell in GRID)
     assert reference.lookup("pattern", "bird", 0.05) == {
         "nat1": 92.24, "asr1": 79.64, "pois_left": 38, "nat2": 92.42, "asr2": 2.05
@@ -160,7 +160,7 @@ def test_failed_and_missing_seeds_are_counted_in_the_status(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("status", ["failed: oom", "diverged: loss is NaN", "missing"])
-def test_a_cell_without_figures_is_a_row_of_dashes(tmp_path: Path, status: str) -> None:
+def test_a_cell_without_values_is_shown_as_a_row_of_dashes(tmp_path: Path, status: str) -> None:
     asked = [record(), record(target="dog")]
     made = asked[1:] + ([] if status == "missing" else [failed(asked[0], status)])
     (table,) = tables(tmp_path, made, asked)
@@ -168,7 +168,7 @@ def test_a_cell_without_figures_is_a_row_of_dashes(tmp_path: Path, status: str) 
     assert grids(table)[0].rows[1][-1] == "done"
 
 
-def test_figures_of_an_unfinished_cell_are_not_part_of_the_mean(tmp_path: Path) -> None:
+def test_values_of_an_unfinished_cell_are_not_part_of_the_mean(tmp_path: Path) -> None:
     made = [record(nat1=0.9), record(seed=1, nat1=0.1, status="failed: oom in retrain")]
     (table,) = tables(tmp_path, made)
     (cell,) = table.cells.values()
@@ -176,7 +176,7 @@ def test_figures_of_an_unfinished_cell_are_not_part_of_the_mean(tmp_path: Path) 
     assert cell.estimates["nat1"].n == cell.done == 1
 
 
-def test_a_figure_available_for_only_one_of_several_seeds_is_marked_n_equal_to_1(
+def test_a_value_that_only_one_of_several_seeds_has_is_shown_with_n_equal_to_1(
     tmp_path: Path,
 ) -> None:
     made = [record(seed=seed, asr2=None) for seed in range(3)]

@@ -175,7 +175,7 @@ def test_tables_of_many_defenses_have_defenses_in_rows_and_triggers_in_columns(
         assert any("paired t test" in note and "3 seeds" in note for note in grid.notes)
 
 
-def test_figures_before_the_defense_are_shown_once(tmp_path: Path) -> None:
+def test_values_before_the_defense_are_not_repeated_for_each_defense(tmp_path: Path) -> None:
     made = [found("pixel", "bird", r, d, 0) for r in (0.05, 0.1) for d in DEFENSES]
     made[0] = failed(made[0])
     before = shown(tmp_path / "s", made)[0]
@@ -189,7 +189,7 @@ def test_figures_before_the_defense_are_shown_once(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_figures_before_the_defense_are_shown_for_every_attack(tmp_path: Path) -> None:
+def test_values_before_the_defense_are_shown_for_every_attack(tmp_path: Path) -> None:
     """The five attacks have different defenses. One attack also has a failed cell."""
     made = [found(t, "bird", 0.1, d, 0) for t, d in zip(TRIGGERS, DEFENSES[:5], strict=False)]
     # Budget and layer belong to the defense and do not make another attack.
@@ -592,7 +592,7 @@ def test_hostile_names_in_wide_tables_are_escaped(tmp_path: Path) -> None:
     assert inside == {folder / "tables"}
 
 
-def test_written_tables_show_the_published_figures_of_the_report_next_to_those_of_the_sweep(
+def test_written_tables_show_the_published_values_next_to_those_of_the_sweep(
     tmp_path: Path,
 ) -> None:
     made = [record(*each, defense=d) for each in GRID for d in DEFENSES]

@@ -99,7 +99,7 @@ def test_networks_that_differ_between_seeds_are_noted(
     ] * noted  # fmt: skip
 
 
-def test_a_poor_retrained_network_is_not_noted_below_a_table_without_its_figures(
+def test_a_poor_retrained_network_has_no_note_below_a_table_without_its_values(
     tmp_path: Path,
 ) -> None:
     sweep = read_sweep(write_sweep(tmp_path / "s", [record(nat1=0.9, nat2=0.2)]))

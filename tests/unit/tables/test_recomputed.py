@@ -118,7 +118,7 @@ def test_numbers_and_bold_marks_in_the_report_layout_equal_those_recomputed_from
 
 
 @pytest.mark.parametrize("case", ["made"], indirect=True)
-def test_differences_from_published_figures_equal_those_recomputed_from_the_records(
+def test_differences_from_published_values_equal_those_recomputed_from_the_records(
     folder: Path,
 ) -> None:
     seen = 0

@@ -156,7 +156,7 @@ def test_values_of_different_attacks_or_data_sets_are_not_compared_to_find_the_b
     assert any("no two values compete" in note for note in grid(table).notes)
 
 
-def test_figures_before_the_defense_are_not_compared_between_defenses(tmp_path: Path) -> None:
+def test_values_before_the_defense_are_not_compared_between_defenses(tmp_path: Path) -> None:
     made = [each for steps, (d, v) in enumerate((("spectral", 0.9), ("none", 0.95)))
             for each in repeated(steps, defense=d, nat1=v)]  # fmt: skip
     (table,) = wide(tmp_path, made, PivotSpec(("target",), ("defense",), ("nat1",)))

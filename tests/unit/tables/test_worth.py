@@ -70,7 +70,7 @@ def counted(**counts: int) -> dict[str, Any]:
          "one class predicted after the defense", "ASR1 equal to the clean rate",
          "nothing removed"],
 )  # fmt: skip
-def test_meaningless_figures_are_noted_below_default_and_requested_tables(
+def test_meaningless_values_are_noted_below_default_and_requested_tables(
     tmp_path: Path, made: dict[str, Any], said: str
 ) -> None:
     assert [said in text for text in notes(tmp_path / "s", [made])] == [True, True]
@@ -156,7 +156,7 @@ def test_an_asr_that_is_no_higher_than_that_of_a_clean_network_is_marked_in_ever
     [((0.1, 0.1), True, False), ((0.9, 0.1), False, True), ((0.9, 0.9), None, None)],
     ids=["no seed shows an attack", "one seed shows an attack", "every seed shows an attack"],
 )
-def test_the_note_on_a_missing_attack_starts_with_a_sign_only_if_a_row_has_the_sign(
+def test_the_note_on_ineffective_attacks_has_a_footnote_sign_only_if_a_row_has_the_sign(
     tmp_path: Path, report: bool, asr1: tuple[float, ...], marked: bool | None,
     unmarked: bool | None,
 ) -> None:  # fmt: skip
@@ -170,7 +170,7 @@ def test_the_note_on_a_missing_attack_starts_with_a_sign_only_if_a_row_has_the_s
     )
 
 
-def test_a_note_starts_with_its_sign_only_below_a_table_that_shows_the_marked_measure(
+def test_a_note_starts_with_a_footnote_sign_only_below_a_table_that_shows_the_marked_measure(
     tmp_path: Path,
 ) -> None:
     made = [*fitted("1", 0.90, 0.85, clean=0.95), record(target="cat", asr1=0.1, clean_rate1=0.1)]
@@ -201,7 +201,7 @@ def test_a_clean_network_in_another_table_is_used_for_comparison(tmp_path: Path)
         assert {text[-1] for text in grid.rows[0]} & {"†", "‡"} == signs, name
 
 
-def test_marks_of_meaningless_figures_are_commands_in_latex(tmp_path: Path) -> None:
+def test_footnote_signs_of_values_are_commands_in_latex(tmp_path: Path) -> None:
     made = [record(asr1=0.01, train_accuracy1=0.9), clean_network(asr1=0.3, train_accuracy1=0.95)]
     (table,) = SweepReport(read_sweep(write_sweep(tmp_path / "s", made))).tables
     text = latex(document(table))
@@ -218,7 +218,7 @@ def test_a_cell_without_poison_has_no_warning_mark(tmp_path: Path) -> None:
     assert not any("‡" in text for text in texts)
 
 
-def test_the_convergence_remark_of_the_report_is_shown_only_next_to_published_figures(
+def test_the_convergence_remark_of_the_report_is_shown_only_next_to_published_values(
     tmp_path: Path,
 ) -> None:
     sweep = read_sweep(write_sweep(tmp_path / "s", [record()]))
@@ -256,7 +256,7 @@ def whole(folder: Path, made: list[dict[str, Any]]) -> list[TextTable]:
          "older record", "failed cell", "one image removed", "retrained with the same seed",
          "not retrained", "repaired"],
 )  # fmt: skip
-def test_meaningful_figures_and_older_records_have_no_warning_note(
+def test_meaningful_values_and_older_records_have_no_warning_note(
     tmp_path: Path, made: dict[str, Any]
 ) -> None:
     words = ("Fewer than 30", "predicts one class", "no higher than", "uses another seed")
@@ -276,7 +276,7 @@ def test_a_note_names_at_most_three_cells_or_states_that_it_applies_to_every_cel
     )
 
 
-def test_a_note_names_an_attack_with_several_defenses_once(tmp_path: Path) -> None:
+def test_an_attack_with_several_defenses_is_named_only_once_in_a_note(tmp_path: Path) -> None:
     made = [record(defense=d, top_share1=0.99, top_class1="cat") for d in ("spectral", "none")]
     text = notes(tmp_path / "s", [*made, record(target="dog")])[0]
     assert "(pixel bird 5% seed 0):" in text
@@ -329,7 +329,7 @@ def two(first: Sequence[float], second: Sequence[float]) -> list[dict[str, Any]]
 
 @pytest.mark.parametrize("shift", [0.0, 0.01, 0.03])
 @pytest.mark.parametrize("seeds", [2, 3, 5])
-def test_a_value_is_bold_exactly_if_the_paired_t_test_of_scipy_finds_it_significantly_better(
+def test_a_value_is_bold_if_and_only_if_the_paired_t_test_of_scipy_is_significant(
     tmp_path: Path, seeds: int, shift: float
 ) -> None:
     draw = np.random.default_rng(seeds)
@@ -386,7 +386,7 @@ def test_a_failed_seed_enters_neither_the_paired_test_nor_the_mean(tmp_path: Pat
     ],
     ids=["two defenses with one seed", "two defenses with two seeds", "one defense"],
 )
-def test_a_note_of_every_table_names_the_significance_test_and_the_number_of_seeds(
+def test_a_note_below_every_table_states_the_significance_test_and_the_number_of_seeds(
     tmp_path: Path, made: list[dict[str, Any]], said: str
 ) -> None:
     found = shown(tmp_path / "s", made)

@@ -90,7 +90,7 @@ def test_no_printed_table_contains_an_escape_of_a_file_format(
     assert not re.search(r"&\w+;|\\[^\w]", said)
 
 
-def test_the_csv_table_has_published_figures_and_the_differences_from_them(tmp_path: Path) -> None:
+def test_the_csv_table_has_published_values_and_the_differences_from_them(tmp_path: Path) -> None:
     folder = write_sweep(tmp_path / "s", [record(nat1=0.93), record(target="cat")])
     (table,) = SweepReport(read_sweep(folder)).tables
     first, second = csv.DictReader(io.StringIO(sheet(document(table))))

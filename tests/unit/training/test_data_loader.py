@@ -69,7 +69,7 @@ def slow(images: Tensor, asked: Recipe, generator: torch.Generator) -> np.ndarra
      {"crop_padding": 1, "flip": True, "cutout": 3}],
 )  # fmt: skip
 @pytest.mark.parametrize("channels", [1, 3])
-def test_augmentation_gives_the_same_images_as_a_slow_loop(
+def test_augmentation_gives_the_same_images_as_a_simple_loop(
     changes: dict[str, Any], channels: int
 ) -> None:
     images, asked = noise(40, channels), recipe(**changes)

@@ -122,7 +122,7 @@ def names_a_format(node: ast.AST) -> bool:
     return False
 
 
-def test_only_one_module_names_a_memory_format() -> None:
+def test_only_one_module_mentions_a_memory_format() -> None:
     found = [
         f"{path.relative_to(PACKAGE)}:{getattr(node, 'lineno', '')}"
         for path in sorted(PACKAGE.rglob("*.py"))
@@ -164,7 +164,8 @@ def test_channels_last_images_reach_no_narrow_convolution(
     shape: tuple[int, ...], channels_last: bool, kind: torch.dtype
 ) -> None:
     """With one channel or one pixel, the strides match both formats, so `contiguous` does not
-    change them. Uncorrected, they would make every convolution use the channels-last format."""
+    change them. Without a correction, such images would make every convolution use the
+    channels-last format."""
     images = lying(shape, channels_last=channels_last)
     training = training_set(images, torch.zeros(len(images), dtype=torch.int64))
     asked = replace(job(), training=training, mean=torch.ones(shape[1]), std=torch.ones(shape[1]))

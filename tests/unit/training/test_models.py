@@ -36,7 +36,7 @@ def weights(net: nn.Module) -> Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in net.parameters()])
 
 
-def test_the_resnet_of_width_64_is_that_of_torchvision() -> None:
+def test_the_resnet_of_width_64_has_the_weight_shapes_of_torchvision() -> None:
     ours = build(stem="imagenet", classes=1000)
     assert shapes(ours) == shapes(models.resnet18(weights=None))
 

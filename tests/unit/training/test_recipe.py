@@ -169,7 +169,7 @@ def test_newer_keys_at_their_default_do_not_change_the_identity() -> None:
     assert recipe(bias_lr=2).decides() == recipe().decides() | {"bias_lr": 2.0}
 
 
-def test_equal_numbers_give_the_same_identity() -> None:
+def test_integers_and_floats_of_equal_value_give_the_same_identity() -> None:
     # The command line may give 1 or 1.0, 2 or 2.0.
     first, second = recipe(lr=1, epochs=2, batch_size=8), recipe(lr=1.0, epochs=2.0, batch_size=8.0)
     assert str(first.decides()) == str(second.decides())
