@@ -88,8 +88,8 @@ def wilcoxon(differences: Sequence[float]) -> float | None:
 
 
 def _double_ranks(sizes: Sequence[float]) -> list[int]:
-    """Returns the mean rank of each number in `sizes`, doubled so that it is an integer even for
-    ties."""
+    """Returns twice the mean rank of each number in `sizes`, which is an integer for ties
+    too."""
     ordered = sorted(sizes)
     first = {size: n for n, size in reversed(list(enumerate(ordered, 1)))}
     last = {size: n for n, size in enumerate(ordered, 1)}

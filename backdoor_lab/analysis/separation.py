@@ -138,8 +138,8 @@ def predicted_auroc(share: float, distance: float, variance: float) -> float:
 
 
 def _top(centered: Array) -> tuple[Array, float]:
-    """Returns the top right singular direction, float64 (d,), of centered rows (n, d), and the
-    variance along it. If the rows have no variance: NaN and 0."""
+    """Returns the first right singular direction of centered rows (n, d), and the variance along
+    it: float64 (d,) and a number. If the rows have no variance: NaN and 0."""
     values, directions = top_directions(centered, 1)
     if not values[0] > 0:
         return np.full(centered.shape[1], np.nan), 0.0

@@ -49,9 +49,12 @@ class Visibility:
 
 
 def visibility(before: Array, after: Array, kept: Array) -> Visibility:
-    """Compares how much an attack changed the poisoned images that a defense kept and those that it
-    removed. `kept` bool (n,) is true for kept images. `before` and `after` are the images without
-    and with the trigger, both uint8 (n, C, H, W)."""
+    """Compares how much an attack changed two groups of poisoned images: those that a defense kept
+    and those that it removed.
+
+    `kept` bool (n,) is true for kept images. `before` and `after` are the images without and with
+    the trigger, both uint8 (n, C, H, W).
+    """
     moved = after.astype(np.float64) - before.astype(np.float64)
     change = np.sqrt(np.square(moved).sum(axis=(1, 2, 3)))
     return Visibility(

@@ -215,10 +215,10 @@ def confuse(
     """Trains `network` in place by SGD on batches of `clean` with wrong labels and, in every second
     step, also on batches of `inspected`.
 
-    `clean` has predicted classes as labels. They are shifted by 1 in the first step, by 2 in the
-    second, and so on, never by a multiple of `classes`. A step with both kinds of images minimizes
-    (L_inspected + (weight - 1) · L_clean) / weight, where L_inspected is a mean weighted by the
-    `weights` (classes,) of the labels; the other steps minimize L_clean.
+    `clean` has predicted classes as labels. The labels are shifted by 1 in the first step, by 2 in
+    the second, and so on, never by a multiple of `classes`. A step with both kinds of images
+    minimizes (L_inspected + (weight - 1) · L_clean) / weight, where L_inspected is a mean weighted
+    by the `weights` (classes,) of the labels; the other steps minimize L_clean.
     """
     sgd = torch.optim.SGD(network.parameters(), lr=round_.lr, momentum=MOMENTUM, weight_decay=DECAY)
     network.train()
