@@ -38,8 +38,8 @@ class Refool(Trigger):
       displaced by whole numbers of pixels from the range `shift`, with weights b and 1 - b, where b
       is drawn from 0.15..0.5 or 0.5..0.85;
     - otherwise the reflection of a scene out of focus, (1 - a / 2) g B: r^2.2 blurred by a Gaussian
-      with a standard deviation from the range `sigma`, darkened where the sum would exceed 1, and
-      faded towards the edges by g.
+      with a standard deviation from the range `sigma`, darkened in channels whose sum exceeds 1 at
+      some pixels, and faded towards the edges by g.
 
     Lengths are in pixels of images whose longer side has 560 pixels; on images of 32x32 pixels the
     displacement is less than one pixel. Draws depend on the pixels of the image and on
