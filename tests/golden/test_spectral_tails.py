@@ -64,8 +64,8 @@ def test_tail_weights_match_a_second_implementation(rank: int, power: float, cen
 def test_scores_over_several_rounds_match_a_second_implementation(
     rank: int, power: float, center: bool
 ) -> None:
-    """The scores of all rounds are added. Each round finds its directions from the rows that the
-    earlier rounds left."""
+    """The scores of all rounds are added. Each round computes its directions from the rows that
+    the earlier rounds kept."""
     values = heavy(7, n=60)
     total = by_numpy(values, values, rank, power, center=center)
     for gone in (3, 7):

@@ -64,7 +64,7 @@ WRONG = {
 }
 
 
-def test_flags_and_overrides_mix_in_any_order(tmp_path: Path) -> None:
+def test_flags_and_overrides_may_be_mixed_in_any_order(tmp_path: Path) -> None:
     wanted = ["-m", "--cfg", "job", "trigger=pixel", "seed=0,1"]
     for words in (["trigger=pixel", "-m", "seed=0,1", "--cfg", "job"],
                   ["trigger=pixel", "seed=0,1", "-m", "--cfg", "job"], wanted):  # fmt: skip

@@ -138,8 +138,8 @@ def test_the_readme_shows_how_to_write_a_trigger_and_a_defense() -> None:
 
 
 def test_the_readme_components_run_and_follow_the_protocol(copy: Path, tmp_path: Path) -> None:
-    """The YAML files of the components contain only `_target_` and `name`. The record holds the
-    applied options."""
+    """The YAML files of the components contain only `_target_` and `name`. The record contains
+    the options that each filter applied."""
     done = run(
         copy, tmp_path, "-m", "experiment=smoke", "trigger=stripe",
         "defense=distance,plain,bright,nothing", "protocol.filter_scope=all",

@@ -230,7 +230,7 @@ def test_unknown_requirements_are_refused(made: Any) -> None:
 
 
 @pytest.mark.parametrize("made", [None, [N], {"a": 1}, {1: N}])
-def test_a_prepared_trigger_must_return_tensors_by_name(made: Any) -> None:
+def test_the_method_prepare_of_a_trigger_must_return_a_dict_of_named_tensors(made: Any) -> None:
     with pytest.raises(ConfigError, match="prepare` must return a dict that maps names to tensors"):
         returned.tensors(OWNER, "prepare", made)
 

@@ -228,7 +228,7 @@ def test_a_difference_that_is_equal_in_every_pair_is_marked_as_constant(tmp_path
     assert any(note.startswith("constant") for note in found.notes)
 
 
-def test_cells_that_belong_to_no_pair_are_named(tmp_path: Path) -> None:
+def test_cells_that_belong_to_no_pair_are_listed_in_a_note(tmp_path: Path) -> None:
     made = [record(defense=d, seed=s) for d in ("spectral", "none") for s in SEEDS]
     asked = [*made, record(seed=9)]
     made[0] = failed(made[0])

@@ -34,7 +34,7 @@ def aside(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("what", FILES)
-def test_the_error_for_anything_but_a_regular_file_says_what_it_is(
+def test_the_error_for_anything_but_a_regular_file_states_the_kind_of_file(
     what: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "x.json"

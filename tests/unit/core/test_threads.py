@@ -9,7 +9,7 @@ import pytest
 from backdoor_lab.core.resources import WAITING, wait_briefly
 
 
-def test_waiting_policies_of_threads_set_by_the_user_are_kept(
+def test_thread_waiting_policies_set_by_the_user_are_kept(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     first, *others = WAITING

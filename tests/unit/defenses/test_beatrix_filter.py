@@ -85,7 +85,7 @@ def test_poison_with_different_channel_correlations_is_removed() -> None:
 
 
 def test_automatic_budget_removes_what_exceeds_the_threshold() -> None:
-    """It removes all poison and few clean images. The note has the threshold that was used."""
+    """All poison and few clean images are removed. The notes contain the threshold."""
     images = planted(pictures(200, 1), slice(0, 10))
     found = judged(Beatrix(FilterOptions(removal_budget="auto")), images, torch.zeros(200).long())
     noted = found.notes["per_class"]["a"]

@@ -216,7 +216,7 @@ def test_nan_from_a_network_raises_diverged_error(make: Callable[..., ModelBased
         make()(Features(torch.zeros(30, 1), labels), known)
 
 
-def test_missing_clean_images_are_refused_with_the_key_to_set() -> None:
+def test_the_error_for_missing_clean_images_names_the_key_to_set() -> None:
     images, labels = drawn(30, 1)
     with pytest.raises(ConfigError, match=r"set protocol\.clean_holdout"):
         ConfusionTraining(steps=1).score_images(context(images, labels), torch.arange(30))

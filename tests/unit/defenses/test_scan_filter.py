@@ -128,7 +128,7 @@ def test_scores_are_linear_and_positive_for_the_poisoned_group() -> None:
     assert verdict.scores[where].min() > 0
 
 
-def test_variation_estimates_the_covariance_between_classes_and_within_classes() -> None:
+def test_the_function_variation_estimates_covariances_between_and_within_classes() -> None:
     """With many images per class, the estimates are close to the true covariances."""
     rng = np.random.default_rng(0)
     labels = np.arange(12_000) // 60

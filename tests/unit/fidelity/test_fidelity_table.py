@@ -135,7 +135,9 @@ def test_a_contradictory_status_is_reported(wrong: Method, said: str) -> None:
      ({"a": 1}, {"a": 1}, True), ({"a": 1}, {"b": 1}, False), (1, "same", True),
      ([0, 1], (0, 1), True), ("ab", ["a", "b"], False)],
 )  # fmt: skip
-def test_values_are_equal_regardless_of_notation(left: object, right: object, equal: bool) -> None:
+def test_values_are_compared_regardless_of_notation(
+    left: object, right: object, equal: bool
+) -> None:
     assert same(left, right) is equal
 
 

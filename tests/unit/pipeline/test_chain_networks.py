@@ -202,7 +202,7 @@ def test_a_defense_gets_only_the_inputs_it_declares(
     assert caught == [None]
 
 
-def test_a_repair_that_returns_nan_weights_is_a_diverged_cell(
+def test_a_cell_whose_repair_returns_nan_weights_has_the_status_diverged(
     lab: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def repair(self: FinePruning, context: DefenseContext) -> tuple[nn.Module, dict[str, object]]:

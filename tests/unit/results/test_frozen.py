@@ -110,7 +110,9 @@ def test_every_flipped_bit_that_changes_a_value_invalidates_the_seal_of_a_record
     ],
     ids=["edited figure", "repeated key", "no seal", "edited seal", "empty line"],
 )
-def test_edits_repeated_keys_and_missing_seals_in_a_record_are_detected(damage: Any) -> None:
+def test_edited_values_repeated_keys_and_missing_seals_in_a_record_are_detected(
+    damage: Any,
+) -> None:
     text = sealed(json.dumps(SWEEP[0]))
     assert damage(text) != text
     with pytest.raises(DataError, match="seal"):

@@ -187,7 +187,7 @@ def test_tables_show_every_unfinished_cell(tmp_path: Path) -> None:
     assert any("4 of 9 cells done" in note for note in shown.notes)
 
 
-def test_a_note_names_unreadable_records(tmp_path: Path) -> None:
+def test_a_note_lists_unreadable_records(tmp_path: Path) -> None:
     folder = write_sweep(tmp_path / "s", [record()])
     (folder / "stray").mkdir()
     (folder / "stray" / "record.json").write_text("{")

@@ -179,7 +179,7 @@ def test_a_checkpoint_that_would_run_code_is_not_loaded(tmp_path: Path) -> None:
     assert not (tmp_path / "owned").exists()
 
 
-def test_divergence_names_epoch_and_step() -> None:
+def test_the_error_for_diverged_training_names_epoch_and_step() -> None:
     with pytest.raises(
         DivergedError, match=r"loss is (nan|inf) at epoch 1, step [2-6] .*lr=1e\+30"
     ):
