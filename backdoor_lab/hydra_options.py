@@ -130,6 +130,25 @@ def missing_part(key: str, config: DictConfig, error: BaseException) -> str | No
     return None if OmegaConf.is_dict(section) and last in section else key
 
 
+def set_by_experiment(error: ConfigError, words: Iterable[str], conf: Path) -> str:
+    """Returns the end of the message of `error` if it is about a key that is set by the experiment
+    chosen in `words`, the command line, and not by another word. Otherwise an empty string.
+    `conf` is the folder of configuration files."""
+    given = dict(word.lstrip("+").partition("=")[::2] for word in words)
+    name = given.get("experiment", "")
+    file = conf / "experiment" / f"{name}.yaml"
+    # A sweep raises the error again, with the number of the cell.
+    keys = error.unknown_keys or getattr(error.__cause__, "unknown_keys", ())
+    if not keys or not re.fullmatch(r"\w+", name) or not file.is_file():
+        return ""
+    found = OmegaConf.load(file)
+    theirs = [k for k in keys if k not in given and OmegaConf.select(found, k) is not None]
+    if keys[0] not in theirs:
+        return ""
+    removed = " ".join(f"'~{key}'" for key in theirs)
+    return f" `experiment={name}` sets it, for another choice: to leave it out, add {removed}"
+
+
 def no_such_key(key: str, config: DictConfig, conf: Path) -> ConfigError:
     """The error for a `key` that `config` does not have.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import errno
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 LISTED = 30
 # Matches Python's default repr of an object: <_io.BytesIO object at 0x7f…>.
@@ -25,9 +25,13 @@ class LabError(Exception):
 
 
 class ConfigError(LabError):
-    """The configuration breaks a rule. Raised before any work starts."""
+    """The configuration breaks a rule. Raised before any work starts.
+
+    `unknown_keys` are the full names of keys that are not known, if that is the rule.
+    """
 
     exit_code = EXIT_BAD_CONFIG
+    unknown_keys: Sequence[str] = ()
 
 
 class DataError(LabError):

@@ -114,7 +114,8 @@ def number(name: str, value: Any, *, low: float = -math.inf, below: float = math
     """Returns `value` as a float with ``low <= value < below``. Raises ConfigError for anything
     else, including text, bool and NaN."""
     if not is_number(value) or not low <= value < below:
-        raise ConfigError(f"`{name}` must {_span(name, low, below)}, got {value!r}")
+        must = _span(name, low, below)
+        raise ConfigError(f"`{name}` must {must}, got {value!r}{percent_hint(value)}")
     return float(value)
 
 
@@ -122,8 +123,23 @@ def share(name: str, value: Any) -> float:
     """Returns `value` as a float with ``0 <= value <= 1``. Raises ConfigError for anything else,
     including text, bool and NaN."""
     if not is_number(value) or not 0 <= value <= 1:
-        raise ConfigError(f"`{name}` must satisfy 0 <= {name} <= 1, got {value!r}")
+        raise ConfigError(
+            f"`{name}` must satisfy 0 <= {name} <= 1, got {value!r}{percent_hint(value)}"
+        )
     return float(value)
+
+
+def percent_hint(value: Any) -> str:
+    """Returns the end of an error message about a number if `value` is a percentage, as text:
+    how to write it as a fraction. Otherwise an empty string.
+
+    >>> percent_hint("2.5%")
+    ': for 2.5 %, write 0.025'
+    """
+    found = (
+        re.fullmatch(r"\s*(\d{1,3}(?:\.\d{1,9})?)\s*%\s*", value) if type(value) is str else None
+    )
+    return f": for {found[1]} %, write {float(found[1]) / 100:.12g}" if found else ""
 
 
 def whole(name: str, value: Any, *, low: float = 0, below: float = math.inf) -> int:
@@ -164,13 +180,16 @@ def flag(name: str, value: Any) -> bool:
 
 def keys(where: str, given: Iterable[str], known: Iterable[str]) -> None:
     """Raises ConfigError for a key that is not in `known`."""
-    known = list(known)
+    given, known = list(given), list(known)
     for key in given:
         if key not in known:
             section = where.partition("=")[0]
             if new_name(section, key) in known:
                 refuse_renamed(section, [key])
-            raise unknown(f"key in `{where}`:" if where else "key", key, known)
+            error = unknown(f"key in `{where}`:" if where else "key", key, known)
+            prefix = f"{section}." if section else ""
+            error.unknown_keys = [f"{prefix}{each}" for each in given if each not in known]
+            raise error
 
 
 def new_name(section: str, key: str) -> str | None:

@@ -38,7 +38,9 @@ def drift(methods: Iterable[Method], root: Path = ROOT, conf: Path | None = None
     for group in sorted({each.group for each in every}):
         for path in sorted((conf / group).glob("*.yaml")):
             if (group, path.stem) not in known:
-                found.append(f"{group}={path.stem} has no entry in the fidelity table")
+                found.append(
+                    f"{group}={path.stem} has no entry in the fidelity table (your own needs none)"
+                )
     return found
 
 

@@ -25,6 +25,7 @@ from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.instantiate import build
 from backdoor_lab.core.progress import Steps, observe
 from backdoor_lab.core.types import LabeledImages
+from backdoor_lab.fidelity.table import methods
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = sorted(path.stem for path in (ROOT / "conf/trigger").glob("*.yaml"))
@@ -33,6 +34,8 @@ STEPPING = [
     for path in sorted((ROOT / "conf/trigger").glob("*.yaml"))
     if "steps" in OmegaConf.load(path)
 ]
+#: The package's own triggers.
+OURS = {method.name for method in methods().values() if method.group == "trigger"}
 #: Step sizes for two optimization steps, where the default would change no pixel.
 LARGE = {"narcissus": 1e6, "narcissus_authors": 1e6}
 SIZES = [(32, 32), (28, 28), (33, 17), (5, 64)]
@@ -98,6 +101,28 @@ class Scaled(nn.Module):
         return self.net((images.float() - 127.5) / 64.0)
 
 
+def must_change(name: str, channels: int, height: int, width: int) -> str:
+    """What a trigger must do that left such images as they were."""
+    return (
+        f"trigger={name} did not change images of {channels} x {height} x {width} (channels,"
+        " height, width). A trigger gets images of 1 or 3 channels and of any size, and must change"
+        " them. If it cannot change such images, its method"
+        " check_image_size(channels, height, width) must raise a ConfigError that names their"
+        " size (such as 5x64) or the channels."
+    )
+
+
+def ready_or_skip(name: str, channels: int, height: int, width: int) -> Trigger:
+    """The trigger of a YAML for this image size. Skips the test if the trigger is not part of the
+    package and refuses this size."""
+    try:
+        return ready(name, channels, height, width)
+    except ConfigError as error:
+        if name in OURS:
+            raise
+        pytest.skip(f"refused by check_image_size: {error}")
+
+
 def noise(n: int, channels: int = 3, height: int = 32, width: int = 32) -> Tensor:
     generator = torch.Generator().manual_seed(n)
     return torch.randint(
@@ -108,7 +133,7 @@ def noise(n: int, channels: int = 3, height: int = 32, width: int = 32) -> Tenso
 def test_the_parametrized_list_contains_the_known_triggers() -> None:
     """Without this test, an empty list of triggers would go unnoticed: pytest skips a parametrized
     test that has no cases."""
-    assert {"pixel", "pattern"} <= set(NAMES)
+    assert {"pixel", "pattern"} <= set(NAMES) & OURS
     assert {"narcissus", "sleeper_agent"} <= set(STEPPING)
 
 
@@ -125,7 +150,7 @@ def test_triggered_images_keep_their_shape_and_dtype(
             ready(name, channels, *size)
         return
     before = images.clone()
-    trigger = ready(name, channels, *size)
+    trigger = ready_or_skip(name, channels, *size)
     context, labels = workshop(trigger, channels, *size), torch.tensor([0, 2, 3])
     for triggered in (
         trigger(images), trigger.poisoned(images, labels, context),
@@ -134,7 +159,8 @@ def test_triggered_images_keep_their_shape_and_dtype(
         assert triggered.shape == images.shape
         assert triggered.dtype == torch.uint8
         assert triggered.device == images.device
-        assert not torch.equal(triggered, images)
+        changed = not torch.equal(triggered, images)
+        assert changed, must_change(name, channels, *size)
     assert torch.equal(images, before)
 
 
@@ -192,9 +218,10 @@ def test_a_trigger_reports_its_optimization_steps_as_progress(
     assert set(steps) == {(2, 2)}
 
 
-def test_a_trigger_changes_every_image(trigger: Trigger) -> None:
+def test_a_trigger_changes_every_image(name: str) -> None:
     images = noise(4)
-    assert (trigger(images) != images).flatten(1).any(dim=1).all()
+    changed = (ready(name)(images) != images).flatten(1).any(dim=1).tolist()
+    assert all(changed), must_change(name, *images.shape[1:])
 
 
 def test_triggered_images_do_not_share_memory_with_the_clean_images(trigger: Trigger) -> None:
@@ -233,14 +260,14 @@ def test_a_trigger_accepts_batches_of_zero_and_one_image(trigger: Trigger) -> No
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 2), (3, 3), (1, 32), (32, 1), (2, 3)], ids=str)
 @pytest.mark.parametrize("channels", [1, 3])
-def test_images_smaller_than_the_trigger_are_accepted_or_the_error_names_their_size(
+def test_images_smaller_than_the_trigger_are_accepted_or_the_error_names_their_shape(
     name: str, channels: int, size: tuple[int, int]
 ) -> None:
     images = noise(2, channels, *size)
     try:
         fitting = ready(name, channels, *size)
     except ConfigError:
-        with pytest.raises(ConfigError, match=f"{size[0]}x{size[1]}"):
+        with pytest.raises(ConfigError, match=f"{size[0]}x{size[1]}|channel"):
             ready(name)(images)
     else:
         assert fitting(images).shape == images.shape
@@ -335,20 +362,36 @@ BROKEN = {
         "        return torch.randint_like(images, 256)",
         "deterministic",
     ),
+    "stripecolor": (
+        "def apply_test(self, images):\n        if images.shape[1] == 3:\n"
+        "            images[:, :, 0] = 255 - images[:, :, 0]\n        return images",
+        "shape_and_dtype",
+    ),
 }
+REFUSING = (
+    "def check_image_size(self, channels, height, width):\n"
+    "        from backdoor_lab.core.errors import ConfigError\n        if channels != 3:\n"
+    "            raise ConfigError('this trigger needs images of 3 channels')"
+)
 
 
 def test_a_new_trigger_needs_only_a_python_file_and_a_yaml_file(tmp_path: Path) -> None:
-    """In a copy of the project, a correct trigger passes all tests above. Triggers that modify
-    their input, return floats or are random fail the corresponding tests."""
+    """In a copy of the project, a correct trigger passes all tests above, and so does one that
+    refuses gray images. Triggers that modify their input, return floats, are random or leave gray
+    images as they are fail the corresponding tests."""
     copy = _copy_of_the_project(tmp_path)
     _add(copy, "stripe", STRIPE)
+    _add(copy, "striperefuses", f"{STRIPE}\n    {REFUSING}\n")
     for name, (method, _) in BROKEN.items():
         _add(copy, name, f"{STRIPE}\n    {method}\n")
     outcome = _run_there(copy)
-    good = {test: passed for test, passed in outcome.items() if _is_about(test, "stripe")}
-    assert len(good) >= 20
-    assert all(good.values())
+    for name in ("stripe", "striperefuses"):
+        good = {test: passed for test, passed in outcome.items() if _is_about(test, name)}
+        assert len(good) >= 20
+        assert all(good.values()), good
+    report = (copy / "report.xml").read_text()
+    assert "trigger=stripecolor did not change images of 1 x 32 x 32" in report
+    assert "check_image_size(channels, height, width) must raise a ConfigError" in report
     for name, (_, failing) in BROKEN.items():
         about = {test: passed for test, passed in outcome.items() if _is_about(test, name)}
         assert [test for test, passed in about.items() if failing in test and not passed], name

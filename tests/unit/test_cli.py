@@ -100,6 +100,22 @@ def test_a_mistake_in_a_command_is_refused_in_one_line_with_exit_code_2(
         assert part in lines[0]
 
 
+def test_the_error_for_an_unknown_key_says_that_the_experiment_set_it(tmp_path: Path) -> None:
+    """And how to leave the key out. A key that the user set is not said to be the experiment's."""
+    own = ["experiment=smoke", "dataset=image_folder", "dataset.root=."]
+    swept = ["-m", *own, "~dataset.noise", "target=cat,dog"]
+    users = ["experiment=smoke", "+trigger.colour=3"]
+    (single, sweep, user), _ = many(tmp_path, [own, swept, users])
+    assert [each[0] for each in (single, sweep, user)] == [2, 2, 2]
+    assert "key in `dataset`: 'noise' is not known." in single[2]
+    hint = "`experiment=smoke` sets it, for another choice: to leave it out, add "
+    assert single[2].endswith(f"{hint}'~dataset.noise' '~dataset.shift'\n")
+    assert "error: cell 1 of 2 (" in sweep[2]
+    assert sweep[2].endswith(f"{hint}'~dataset.shift'\n")
+    assert "colour" in user[2]
+    assert "sets it" not in user[2]
+
+
 def test_refused_commands_compute_nothing(refused: tuple[Path, dict[str, Any]]) -> None:
     stages = {path.parent.parent.name for path in refused[0].rglob("manifest.json")}
     assert stages <= {"data"}

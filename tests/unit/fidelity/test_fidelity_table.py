@@ -182,7 +182,7 @@ def test_a_new_option_or_method_is_reported_as_missing_in_the_table(tmp_path: Pa
     shutil.copy(path, conf / "defense/knn_cosine.yaml")
     assert drift(EVERY.values(), root, conf) == [
         "knn: the fidelity table has no row for the option metric",
-        "defense=knn_cosine has no entry in the fidelity table",
+        "defense=knn_cosine has no entry in the fidelity table (your own needs none)",
     ]
 
 
