@@ -34,7 +34,8 @@ def test_an_invalid_number_is_refused_with_the_valid_range(value: Any) -> None:
     number."""
     with pytest.raises(ConfigError) as caught:
         validation.number("ratio", value, low=0, below=1)
-    assert str(caught.value) == f"`ratio` must satisfy 0 <= ratio < 1, got {value!r}"
+    hint = ": for 10 %, write 0.1" if value == "10%" else ""
+    assert str(caught.value) == f"`ratio` must satisfy 0 <= ratio < 1, got {value!r}{hint}"
 
 
 @pytest.mark.parametrize("value", [NAN, math.inf, -math.inf, 10**400, False])
