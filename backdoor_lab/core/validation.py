@@ -35,7 +35,7 @@ RENAMED: dict[str, dict[str, str]] = {
         "noise_seed": "pattern_seed", "scene_seed": "pattern_seed",
         "field_seed": "pattern_seed", "patch_seed": "pattern_seed",
         "residual": "eps", "sources": "max_sources", "patch": "patch_size",
-        "batch": "batch_size", "crop": "crop_padding",
+        "batch": "batch_size",
     },
     "trigger.patches": {"at": "position", "train": "strength_train", "test": "strength_test"},
     "defense": {

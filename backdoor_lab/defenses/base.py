@@ -91,9 +91,8 @@ class ClassScores:
 class SampleFilter(Defense):
     """A defense that scores each class separately and removes the examples with the highest scores.
 
-    `unused` lists the fields of `FilterOptions` that have no effect. Configurations that differ
-    only in these fields are the same cell. Filters that use `center` must override `unused`.
-    """
+    `unused` lists the fields of `FilterOptions` that have no effect: configurations that differ
+    only in these are the same cell. Filters that use `center` must override `unused`."""
 
     unused: ClassVar[tuple[str, ...]] = ("center",)
     feature_layer: str | None = None  # Layer that yields the features; None: protocol.layer.

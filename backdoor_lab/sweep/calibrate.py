@@ -89,9 +89,8 @@ class Sample:
     processor: float
 
     def rate(self, slowest: float) -> Rate:
-        """The measured seconds per image, and an estimate for an idle machine: the CPU seconds
-        divided by `slowest`, the number of cores that each process can use. The estimate never
-        exceeds the measured time."""
+        """The measured seconds per image, and an estimate for an idle machine: CPU seconds divided
+        by `slowest`, the number of cores per process, but at most the measured seconds."""
         now = self.seconds / self.images
         return Rate(now, min(now, self.processor / self.images / slowest))
 
