@@ -34,12 +34,12 @@ class Refool(Trigger):
 
     For each image 1 - a is drawn from the range `strength`, r from the scenes, and R is one of:
 
-    - with probability `ghost_rate` the reflection of thick glass, (1 - a) G: two copies of r^2.2,
-      displaced by whole numbers of pixels from the range `shift`, with weights b and 1 - b, where b
-      is drawn from 0.15..0.5 or 0.5..0.85;
-    - otherwise the reflection of a scene out of focus, (1 - a / 2) g B: r^2.2 blurred by a Gaussian
-      with a standard deviation from the range `sigma`, darkened in channels whose sum exceeds 1 at
-      some pixels, and faded towards the edges by g.
+    - with probability `ghost_rate`, the double reflection seen in thick glass, (1 - a) G. G is the
+      sum of two copies of r^2.2, displaced by whole numbers of pixels from the range `shift`, with
+      weights b and 1 - b, where b is drawn from 0.15..0.5 or 0.5..0.85;
+    - otherwise, the reflection of an out-of-focus scene, (1 - a / 2) g B. B is r^2.2, blurred by a
+      Gaussian with a standard deviation from the range `sigma`, and darkened in every channel in
+      which B plus the linear image exceeds 1 at some pixel. g fades it towards the edges.
 
     Lengths are in pixels of images whose longer side has 560 pixels; on images of 32x32 pixels the
     displacement is less than one pixel. Draws depend on the pixels of the image and on

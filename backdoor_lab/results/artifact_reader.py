@@ -149,7 +149,7 @@ class ArtifactReader:
         return self._try("scores", lambda: self._filter_result(record, n))
 
     def features(self, record: dict[str, Any], where: Array, n: int) -> Array | None:
-        """Returns the features at positions `where` int (b,) of `n` examples: float64 (b, d)."""
+        """Returns the features, float64 (b, d), of the examples `where`, int (b,), of all `n`."""
         return self._try("features", lambda: self._features(record, where, n))
 
     def losses(self, record: dict[str, Any], stage: str) -> Array | None:

@@ -1,4 +1,4 @@
-"""Estimates measures over seeds, and formats the estimates as text."""
+"""The mean of a measure over seeds, its confidence interval, and both as text."""
 
 from __future__ import annotations
 

@@ -132,8 +132,11 @@ def _traits(facts: CellFields, number: int, apart: Iterable[str]) -> dict[str, s
 
 
 def telling(traits: Sequence[Mapping[str, str]]) -> list[str]:
-    """Returns the names, except the trigger, whose values differ between tables. A protocol value
-    counts only if it differs between tables with the same protocol."""
+    """Returns the names of the fields, other than the trigger, whose values differ between tables.
+
+    A protocol option is included only if two tables with the same `protocol=` differ in it;
+    otherwise the name of the protocol already tells them apart.
+    """
     names = list(dict.fromkeys(name for each in traits for name in each if name != "trigger"))
     differing = [n for n in names if len({each.get(n) for each in traits}) > 1]
     apart = {each.get("protocol") for each in traits}

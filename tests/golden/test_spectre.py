@@ -181,7 +181,8 @@ def test_scores_of_a_given_rank_equal_the_formula(k: int, eps: int) -> None:
 
 
 def test_epsilon_is_two_thirds_of_a_budget_given_as_a_number() -> None:
-    """A budget of six examples gives ε = 4. The filter in SPECTRE then removes eight rows."""
+    """A budget of six examples gives ε = 4. The outlier step that precedes SPECTRE's whitening then
+    drops eight rows."""
     values = crowded(220, 9, 10, 3.0)
     known = DefenderKnowledge(("only",), 0, None, seed=0)
     made = SPECTRE(FilterOptions(removal_budget="6"), rank=9)

@@ -40,7 +40,7 @@ def test_each_part_of_the_gpu_benchmark_runs_once_at_tiny_size(
     assert capsys.readouterr().out.count("kept from before") == len(parts)
 
 
-def test_without_a_gpu_the_benchmarks_are_refused_with_a_hint_to_the_option_tiny(
+def test_without_a_gpu_the_benchmarks_are_refused_and_the_error_suggests_the_tiny_option(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)

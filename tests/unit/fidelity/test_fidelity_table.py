@@ -210,8 +210,8 @@ def test_a_changed_step_in_another_file_is_found(tmp_path: Path) -> None:
     assert line.endswith(" in numerics/gram_ranges.py")
 
 
-def test_every_published_step_of_a_defense_quotes_our_code() -> None:
-    """A step that our method lacks needs no quotation, nor does the choice of features."""
+def test_the_row_of_every_published_step_of_a_defense_quotes_the_code_that_implements_it() -> None:
+    """Rows for steps that our method omits, and for the choice of features, need no quotation."""
     lacking = {
         f"{each.name}: {row.key}" for each in EVERY.values() if each.group == "defense"
         for row in each.rows if row.kind == "step" and row.sources and not row.token
