@@ -90,7 +90,7 @@ def seconds_left(states: list[State]) -> float | None:
 
 
 def _cost(cell: CellRecord) -> float:
-    """The seconds of the stages that this cell computed itself, rather than read from the store."""
+    """The seconds spent on stages that this cell computed rather than read from the store."""
     stages, seconds = cell.run.get("stages"), cell.run.get("seconds")
     if not isinstance(stages, dict) or not isinstance(seconds, dict):
         return 0.0

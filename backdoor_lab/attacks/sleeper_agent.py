@@ -136,7 +136,7 @@ class SleeperAgent(Trigger):
         return matching
 
     def _similarity(self, matching: _GradientMatching, images: Tensor, labels: Tensor) -> float:
-        """Returns the mean cosine of the batches."""
+        """Returns the cosine of the two gradients in `matching`, averaged over batches."""
         parts = zip(images.split(self.batch_size), labels.split(self.batch_size), strict=True)
         found = [matching.cosine(matching.total(*part)) for part in parts]
         return float(torch.stack(found).mean())

@@ -210,8 +210,8 @@ class _Headers:
         self.spent += size
         if size < 0 or self.spent > MAX_HEADER:
             raise DataError(
-                f"{self._where}: a member that starts before byte {self.tell() + size:,} has"
-                f" headers longer than {MAX_HEADER:,} bytes, so the archive is not read"
+                f"{self._where}: the headers of the member near byte {self.tell() + size:,} are"
+                f" longer than {MAX_HEADER:,} bytes, so the archive is not read"
             )
         return self._stream.read(size)
 

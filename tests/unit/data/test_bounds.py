@@ -118,7 +118,7 @@ def test_the_total_size_of_tar_headers_is_bounded(tmp_path: Path) -> None:
     one = claimed_header(tarfile.GNUTYPE_LONGNAME, MIB // 2) + bytes(MIB // 2)
     path.write_bytes(one * 50)
     with pytest.raises(
-        DataError, match=r"set\.tar: a member that starts before byte .* has headers longer than"
+        DataError, match=r"set\.tar: the headers of the member near byte .* are longer than"
     ):
         ImageFolder(root=str(path)).read()
 

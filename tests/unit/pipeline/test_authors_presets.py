@@ -80,7 +80,7 @@ def test_every_preset_with_the_settings_of_the_authors_is_tested() -> None:
 
 
 @pytest.mark.parametrize("name", COSTLY)
-def test_a_preset_with_the_settings_of_the_authors_differs_from_the_default_only_in_costly_keys(
+def test_a_preset_with_the_authors_settings_changes_only_options_that_cost_time_or_memory(
     name: str,
 ) -> None:
     base = options(next(name[: -len(end)] for end in PRESETS if name.endswith(end)))

@@ -73,7 +73,7 @@ def test_the_name_of_an_existing_file_is_not_taken_for_a_pattern(
 
 
 @pytest.mark.parametrize("name", ["it's", 'a"b', "a,b", "a b", "a\\b", "a\\'b", "${x}", "é=1"])
-def test_file_names_that_match_a_pattern_are_quoted_for_hydra(
+def test_a_file_name_that_replaces_a_glob_is_quoted_for_hydra(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
