@@ -26,6 +26,7 @@ from backdoor_lab.core.instantiate import build
 from backdoor_lab.core.progress import Steps, observe
 from backdoor_lab.core.types import LabeledImages
 from backdoor_lab.fidelity.table import methods
+from tests.helpers.cells import BRIEF_STEPS
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = sorted(path.stem for path in (ROOT / "conf/trigger").glob("*.yaml"))
@@ -36,8 +37,6 @@ STEPPING = [
 ]
 #: The package's own triggers.
 OURS = {method.name for method in methods().values() if method.group == "trigger"}
-#: Step sizes for two optimization steps, where the default would change no pixel.
-LARGE = {"narcissus": 1e6, "narcissus_authors": 1e6}
 SIZES = [(32, 32), (28, 28), (33, 17), (5, 64)]
 SCALED = {"adaptive_patch", "tact"}
 """Triggers whose patches cannot be scaled to images with a side of 5 pixels."""
@@ -65,8 +64,7 @@ def ready(name: str, channels: int = 3, height: int = 32, width: int = 32) -> Tr
     options = config(name)
     if "steps" in options:
         options["steps"] = 2
-    if name in LARGE:
-        options["lr"] = LARGE[name]
+    options |= BRIEF_STEPS.get(name, {})
     made = build("trigger", options, Trigger)
     made.check_image_size(channels, height, width)
     if made.needs_preparing:

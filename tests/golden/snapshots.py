@@ -41,7 +41,7 @@ from backdoor_lab.defenses.options import DEFAULTS, FilterOptions
 from backdoor_lab.training.evaluate import channel_stats
 from backdoor_lab.training.recipe import Recipe
 from backdoor_lab.training.train import TrainingJob, fit
-from tests.helpers.cells import CPU, run_here
+from tests.helpers.cells import BRIEF_STEPS, CPU, run_here
 from tests.helpers.contexts import context
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,8 +58,6 @@ BRIEF = {
     "training_epochs": 1,
     "unlearning_epochs": 1,
 }
-# The first steps of RAdam are too small to change a pixel.
-LARGE = {"narcissus": {"lr": 1e6}, "narcissus_authors": {"lr": 1e6}}
 # Triggers whose images are the outcome of floating-point optimization or of a network.
 OPTIMIZED = ("label_consistent", "narcissus", "sleeper_agent", "steganographic")
 DEMO = (
@@ -189,7 +187,7 @@ def options(group: str, name: str) -> dict[str, Any]:
             ),
         }
     )
-    for key, value in {**BRIEF, **LARGE.get(name, {})}.items():
+    for key, value in {**BRIEF, **BRIEF_STEPS.get(name, {})}.items():
         if key in whole[group]:
             whole[group][key] = value
     found: Any = OmegaConf.to_container(whole[group], resolve=True)

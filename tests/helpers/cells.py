@@ -81,6 +81,11 @@ def recipe(**changes: Any) -> Recipe:
     return Recipe.of(said | changes)
 
 
+BRIEF_STEPS = {"narcissus": {"lr": 1e6}, "narcissus_authors": {"lr": 1e6}}
+"""Options of triggers for a few optimization steps. RAdam's first steps change no pixel at the
+default learning rate."""
+
+
 def training_set(images: Tensor, labels: Tensor, **changes: Any) -> TrainingSet:
     """Create a training set without poison."""
     said: dict[str, Any] = {

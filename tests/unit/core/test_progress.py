@@ -186,7 +186,8 @@ def test_a_running_cell_writes_its_heartbeat_in_the_background(
     (["defense=abl"], [("filter", "epoch"), ("filter", "batch")]),
     (["defense=spectral"], [("filter", "class"), ("extract", "batch")]),
     # Steps after the training of the surrogate belong to the stage `prepare`.
-    (["trigger=narcissus", "trigger.steps=8", "retrain=false"], [("prepare", "step")]),
+    (["trigger=narcissus", "trigger.steps=8", "trigger.lr=1e6", "retrain=false"],
+     [("prepare", "step")]),
     (["trigger=sleeper_agent", "source=cat", "trigger.steps=2", "retrain=false"],
      [("poison", "start"), ("poison", "step")]),
     (["protocol.layer=autoencoder", "retrain=false"], [("autoencoder", "epoch")]),

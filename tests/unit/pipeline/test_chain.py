@@ -132,7 +132,8 @@ def test_surrogate_and_noise_are_computed_once_per_attack(
 ) -> None:
     """Two ratios and two defenses of one attack share a surrogate and an optimized noise; another
     target has its own noise, optimized on the same surrogate."""
-    store, options = tmp_path / "store", ("trigger=narcissus", "trigger.steps=2", "retrain=false")
+    store = tmp_path / "store"
+    options = "trigger=narcissus", "trigger.steps=2", "trigger.lr=1e6", "retrain=false"
     records = [
         run_here(store, tmp_path / f"{number}", *options, *more)
         for number, more in enumerate([["ratio=0.3"], ["ratio=0.5"], ["defense=none"],

@@ -213,7 +213,8 @@ def test_a_cell_whose_repair_returns_nan_weights_has_the_status_diverged(
 
     monkeypatch.setattr(FinePruning, "repair", repair)
     record = run(lab, "broken", "defense=fine_pruning", "defense.epochs=3")
-    assert record["status"].startswith("diverged: weight conv1.weight is not finite")
+    assert record["status"].startswith("diverged: ")
+    assert "FinePruning.repair`: weight net.conv1.weight is not finite" in record["status"]
 
 
 def test_missing_requirements_of_a_defense_are_refused_before_any_work(tmp_path: Path) -> None:

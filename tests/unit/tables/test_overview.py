@@ -181,7 +181,7 @@ def test_values_before_the_defense_are_not_repeated_for_each_defense(tmp_path: P
     before = shown(tmp_path / "s", made)[0]
     (grid,) = grids(before)
     # Spectral has a failed cell, so random, the first complete defense, is shown.
-    assert any("come from the cells of random" in note for note in grid.notes)
+    assert any("are from cells with defense random." in note for note in grid.notes)
     mine = [one for one in made if one["choices"]["defense"] == "random"]
     assert grid.rows == [
         [f"{100 * one['choices']['ratio']:g}%", str(one["counts"]["n_poisoned"]),
@@ -366,7 +366,7 @@ def test_every_number_shown_is_in_the_records(case: str, folder: Path) -> None:
     listed = json.loads((folder / "sweep.json").read_text())["asked"]
     for path in sorted((folder / "tables").glob("wide_*.md")):
         title = path.read_text().splitlines()[0].removeprefix("### ").split(" (1 of")[0]
-        whose = re.search(r"come from the cells of (\w+)", path.read_text())
+        whose = re.search(r"are from cells with defense (\w+)", path.read_text())
         for row in side_by_side(path):
             fixed = {k.lower(): v for k, v in row.items() if k in ("Trigger", "Defense")}
             if whose:

@@ -36,7 +36,7 @@ from backdoor_lab.training import memory_format
 from backdoor_lab.training.data_loader import BatchLoader
 from backdoor_lab.training.evaluate import extract, predictions
 from backdoor_lab.training.train import fit, new_classifier
-from tests.helpers.cells import CPU, cell_of, job, toy_set
+from tests.helpers.cells import BRIEF_STEPS, CPU, cell_of, job, toy_set
 
 CONF = Path(__file__).resolve().parents[3] / "conf"
 GPU, NAMES, MACHINE = (
@@ -168,17 +168,20 @@ def _a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     OF_GPU.clear()
 
 
-def stamped(trigger: Callable[[Tensor], Tensor]) -> TrainingSet:
-    """The toy set, and copies of eight of its images that get the trigger after augmentation."""
-    plain = toy_set()
+def stamped(trigger: Callable[[Tensor], Tensor], plain: TrainingSet | None = None) -> TrainingSet:
+    """The training set `plain`, by default the toy set, and copies of eight of its images that get
+    the trigger after augmentation."""
+    plain = toy_set() if plain is None else plain
     index = torch.cat([plain.index, len(plain) + torch.arange(8)])
     labels = torch.cat([plain.labels, torch.zeros(8).long()])
     return replace(plain, rows=plain.base[:8], index=index, labels=labels, late_trigger=trigger)
 
 
-def batches(trigger: Callable[[Tensor], Tensor], device: torch.device) -> list[tuple[Tensor, ...]]:
+def batches(
+    trigger: Callable[[Tensor], Tensor], device: torch.device, plain: TrainingSet | None = None
+) -> list[tuple[Tensor, ...]]:
     asked = job(batch_size=16, crop_padding=1, flip=True, cutout=2).recipe
-    return list(BatchLoader(stamped(trigger), asked, seed=0, device=device))
+    return list(BatchLoader(stamped(trigger, plain), asked, seed=0, device=device))
 
 
 MIXED: dict[str, Callable[[], object]] = {
@@ -240,8 +243,10 @@ def test_training_on_the_gpu_gives_the_same_losses_as_training_on_the_cpu(
 def test_triggers_on_the_gpu_equal_those_on_the_cpu(path: Path) -> None:
     """A trigger is prepared on the GPU and applied there to poison, covers and batches."""
     options: Any = OmegaConf.to_container(OmegaConf.load(path))
-    trigger = build("trigger", options | ({"steps": 2} if "steps" in options else {}), Trigger)
-    data, source = toy_set(), 0 if trigger.source_specific else None
+    brief = {"steps": 2} if "steps" in options else {}
+    trigger = build("trigger", options | brief | BRIEF_STEPS.get(path.stem, {}), Trigger)
+    toys, source = toy_set(), 0 if trigger.source_specific else None
+    data = replace(toys, base=toys.base.repeat(1, 1, 2, 2))  # Adaptive-Patch refuses 8x8 images.
     images, surrogate = (
         LabeledImages(data.base, data.labels, data.classes),
         new_classifier(job(), MACHINE),
@@ -251,7 +256,7 @@ def test_triggers_on_the_gpu_equal_those_on_the_cpu(path: Path) -> None:
     assert not [each for each in trigger.state.values() if isinstance(each, OnGpu)]
     for made in (trigger.poisoned, trigger.make_covers):
         assert made(data.base[1:9:2], data.labels[1:9:2], work).device == CPU.device
-    there, here = (batches(trigger, device) for device in (GPU, CPU.device))
+    there, here = (batches(trigger, device, data) for device in (GPU, CPU.device))
     for one, other in zip(there, here, strict=True):
         assert {each.device for each in one} == {GPU}
         assert all(torch.equal(a.cpu(), b) for a, b in zip(one, other, strict=True))
