@@ -248,7 +248,7 @@ def _known(error: BaseException | None) -> BaseException | None:
         if isinstance(error, (HydraException, OmegaConfBaseException)):
             first = first or error
         if isinstance(error, ValueError) and str(error).startswith("Only one of --run"):
-            first = error
+            first = ConfigError(f"{error}: for --cfg and --info, leave out -m (--multirun)")
         if isinstance(error, ValueError) and str(error).startswith("Config group override must"):
             first = ConfigError(f"{error}: give a group the name of one of its choices (--help)")
         if isinstance(error, ValueError) and str(error).startswith("Unable to configure"):

@@ -119,11 +119,16 @@ def check_pair(source: int | None, target: int, classes: Sequence[str] = ()) -> 
         )
 
 
-def check_ratio(ratio: object, ratio_of: object) -> None:
+def check_ratio(ratio: Any, ratio_of: object) -> None:
     """Raises ConfigError unless `ratio` is a fraction in 0..1, or a number of images if `ratio_of`
     is ``count``."""
     if ratio_of == "count":
         validation.whole("ratio", ratio, low=0)
+    elif validation.is_number(ratio) and ratio > 1:
+        raise ConfigError(
+            f"`ratio` must satisfy 0 <= ratio <= 1, got {ratio}; a number of images needs"
+            " protocol.ratio_of=count"
+        )
     else:
         validation.share("ratio", ratio)
 

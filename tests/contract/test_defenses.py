@@ -417,7 +417,11 @@ def test_only_filters_have_the_options_parameter(name: str) -> None:
     option."""
     known = set(inspect.signature(type(made(name))).parameters)
     assert not known & set(OPTION_KEYS)
-    assert ("options" in known) == isinstance(made(name), SampleFilter)
+    assert ("options" in known) == isinstance(made(name), SampleFilter), (
+        "the constructor of a filter, and only of a filter, has a parameter `options`: write"
+        " `def __init__(self, options: FilterOptions = DEFAULTS, *, power: float = 1.0)`, and in it"
+        " `super().__init__(options)` (both names are in backdoor_lab.defenses.options)"
+    )
 
 
 @pytest.mark.parametrize(
