@@ -50,7 +50,7 @@ class Patch(PixelTrigger):
         shape: str = "square",
         size: int | Sequence[int] = 3,
         color: int | list[int] = 255,
-        positions: tuple[int, int] | list[tuple[int, int]] = (-1, -1),
+        positions: tuple[int, int] | Sequence[tuple[int, int]] = ((-1, -1),),
         image: str | None = None,
         strength: float = 1.0,
     ) -> None:

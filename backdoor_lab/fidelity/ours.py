@@ -86,8 +86,13 @@ def _quoted(token: str, component: str) -> tuple[str, str]:
     return (match["place"], match["text"]) if match else (component, token)
 
 
+class _Expression(str):
+    """The text of an expression that is not a literal."""
+
+
 def _defaults(method: Method, options: dict[str, Any], root: Path) -> list[str]:
-    """Compare the numeric defaults in the constructor of a method's class with the method's rows.
+    """Compare the defaults in the constructor of a method's class with the method's rows, except
+    None and expressions such as names of constants.
     Skips presets such as ``abl_authors``, whose values differ from the defaults on purpose."""
     path = root / method.component
     kind = str(options.get("_target_")).rpartition(".")[2]
@@ -99,7 +104,9 @@ def _defaults(method: Method, options: dict[str, Any], root: Path) -> list[str]:
             default = constant(path, f"{kind}.__init__.{row.key}")
         except (_MissingError, OSError):
             continue
-        if isinstance(default, int | float) and not same(row.ours, default):
+        if isinstance(default, _Expression | None):
+            continue
+        if not same(row.ours, default):
             found.append(
                 f"{method.name}: the default of {row.key} in {kind} is {default!r}, but the"
                 f" fidelity table says {row.ours!r}"
@@ -173,4 +180,4 @@ def _value(node: ast.expr) -> object:
     try:
         return ast.literal_eval(node)
     except ValueError:
-        return ast.unparse(node)
+        return _Expression(ast.unparse(node))
