@@ -132,9 +132,9 @@ def missing_part(key: str, config: DictConfig, error: BaseException) -> str | No
 
 
 def set_by_experiment(error: ConfigError, words: Iterable[str], conf: Path) -> str:
-    """Returns the end of the message of `error` if it is about a key that is set by the experiment
-    chosen in `words`, the command line, and not by another word. Otherwise an empty string.
-    `conf` is the folder of configuration files."""
+    """Returns a hint to append to the message of `error` if the error is about a key that the
+    chosen experiment sets and the command line does not. Otherwise an empty string. `words` are the
+    arguments of the command line, and `conf` is the folder of configuration files."""
     given = dict(word.lstrip("+").partition("=")[::2] for word in words)
     name = given.get("experiment", "")
     file = conf / "experiment" / f"{name}.yaml"

@@ -53,7 +53,7 @@ def _bird(u: Grid, v: Grid) -> Grid:
 
 
 def _cat(u: Grid, v: Grid) -> Grid:
-    """Signed distance to the outline of a cat, drawn as an upright triangle, like an ear."""
+    """Signed distance to the outline that stands for a cat: a triangle, like a cat's ear."""
     return np.maximum(0.9 * np.abs(u) - 0.5 * v - 0.4, v - 0.8)
 
 

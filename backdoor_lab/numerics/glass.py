@@ -69,12 +69,12 @@ def darkened(scene: Tensor, image: Tensor, factor: Tensor) -> Tensor:
 
 
 def fading(scene: Tensor, top: Tensor, left: Tensor) -> Tensor:
-    """Returns the weights that fade blurred reflections of the size of `scene` towards the edges:
-    (n, 1, height, width).
+    """Returns the weights (n, 1, height, width) by which blurred reflections are multiplied so that
+    they fade towards the edges; height and width are those of `scene`.
 
-    The weight is 1 in the center of a square of `SIDE` pixels. An image that is not square lies
-    inside this square: the fraction `top` of the free rows is above it, and the fraction `left` of
-    the free columns is to its left.
+    The weights are computed on a square and are 1 in its center. An image that is not square is a
+    part of it: `top` is the fraction of the unused rows that lie above the image, and `left` the
+    fraction of the unused columns to its left.
     """
     sides = []
     for n, share in zip(scene.shape[2:], (top, left), strict=True):

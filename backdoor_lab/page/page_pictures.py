@@ -90,8 +90,8 @@ def _charts(reader: ArtifactReader, record: Shown, points: int) -> Shown:
 
 
 def _losses(reader: ArtifactReader, record: Shown) -> Shown:
-    """The loss per epoch of both trainings, as [epoch, loss] pairs; a sample if there are many
-    epochs."""
+    """The loss per epoch of both training runs, as [epoch, loss] pairs. If there are many epochs,
+    only some of them are included."""
     found = {}
     for stage in ("train", "retrain"):
         losses = reader.losses(record, stage)

@@ -163,8 +163,8 @@ class Progress:
 
 
 class ProgressCallback(pl.Callback):
-    """A Lightning callback that reports a training's progress, and ends the training when a stop is
-    requested."""
+    """A Lightning callback that reports the progress of a training run and ends the run when a stop
+    is requested."""
 
     def __init__(self, progress: Progress, stage: str) -> None:
         self.progress, self.name = progress, stage

@@ -27,7 +27,7 @@ from backdoor_lab.tables.overview import markdown
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command. Exit codes: 0 done, 2 for a folder without a sweep or a damaged record."""
+    """Run the command. Exit codes: 0 done, 2 if there is no sweep or a record is damaged."""
     parser = parser_of("results", __doc__)
     commands = parser.add_subparsers(required=True)
     freeze_ = commands.add_parser("freeze", help="write a finished sweep as three files")

@@ -1,9 +1,8 @@
 """Groups the cells into tables, and gives each table a title and a file name.
 
-In the published report's layout, target, ratio and defense form the rows; there is one table per
-combination of all other values that differ, except the seed. Other layouts have one table per
-combination of values that are not on an axis; the seed and values that the axes determine are
-ignored.
+The published report's layout has one row per target, ratio and defense, and one table per
+combination of the other values that vary. Other layouts have one table per combination of the
+values that are not on an axis. All layouts ignore the seed, and values that follow from others.
 """
 
 from __future__ import annotations

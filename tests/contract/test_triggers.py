@@ -68,11 +68,11 @@ def ready(name: str, channels: int = 3, height: int = 32, width: int = 32) -> Tr
     made = build("trigger", options, Trigger)
     made.check_image_size(channels, height, width)
     if made.needs_preparing:
-        made.state = made.prepare(workshop(made, channels, height, width))
+        made.state = made.prepare(attack_context(made, channels, height, width))
     return made
 
 
-def workshop(made: Trigger, *shape: int, seed: int = 0) -> AttackContext:
+def attack_context(made: Trigger, *shape: int, seed: int = 0) -> AttackContext:
     """Forty random images of four classes, and a small untrained surrogate network."""
 
     def surrogate() -> nn.Module:
@@ -149,7 +149,7 @@ def test_triggered_images_keep_their_shape_and_dtype(
         return
     before = images.clone()
     trigger = ready_or_skip(name, channels, *size)
-    context, labels = workshop(trigger, channels, *size), torch.tensor([0, 2, 3])
+    context, labels = attack_context(trigger, channels, *size), torch.tensor([0, 2, 3])
     for triggered in (
         trigger(images), trigger.poisoned(images, labels, context),
         trigger.make_covers(images, labels, context),
@@ -180,7 +180,7 @@ def test_poison_and_covers_depend_only_on_the_seed(trigger: Trigger) -> None:
     runs = []
     for global_seed in (1, 2):
         torch.manual_seed(global_seed)
-        context = workshop(trigger, 3, 32, 32)
+        context = attack_context(trigger, 3, 32, 32)
         torch.manual_seed(global_seed)
         runs.append([getattr(trigger, kind)(images, labels, context)
                      for kind in ("poisoned", "make_covers")])  # fmt: skip
@@ -199,7 +199,7 @@ def test_a_trigger_reports_its_optimization_steps_as_progress(
     def poisoned() -> Tensor:
         ready.cache_clear()
         made = ready(name)
-        return made.poisoned(images, labels, workshop(made, 3, 32, 32))
+        return made.poisoned(images, labels, attack_context(made, 3, 32, 32))
 
     alone, usual = poisoned(), progress.Step
     noted: list[progress.Step] = []
@@ -300,7 +300,7 @@ def test_triggered_images_stay_on_the_device_of_the_clean_images(trigger: Trigge
 @pytest.mark.parametrize("placement", ["append", "replace"])
 def test_only_the_selected_images_and_covers_change(trigger: Trigger, placement: str) -> None:
     """poison() never writes to the clean set. Labels follow the trigger's label mode."""
-    context = workshop(trigger, 3, 32, 32)
+    context = attack_context(trigger, 3, 32, 32)
     train = context.train
     before, labels = train.images.clone(), train.labels.clone()
     words = {"placement": placement} | implied(

@@ -107,7 +107,7 @@ def test_covariances_equal_the_formula() -> None:
         assert ours.numpy() == pytest.approx(theirs, rel=1e-8, abs=1e-10)
 
 
-def test_two_groups_match_a_second_implementation() -> None:
+def test_the_split_into_two_groups_matches_an_independent_implementation() -> None:
     rng = np.random.default_rng(3)
     rows = rng.normal(size=(50, D))
     rows[:18] += [1, -1, 1, 0.5]

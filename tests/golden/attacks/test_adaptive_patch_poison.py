@@ -67,7 +67,7 @@ def pictures(n: int, side: int) -> torch.Tensor:
     return torch.randint(0, 256, (n, 3, side, side), generator=generator).byte()
 
 
-def test_patches_have_the_areas_and_opacities_of_the_authors() -> None:
+def test_patch_areas_and_opacities_match_the_authors_code() -> None:
     masks = {name: mask for name, (mask, _) in layers().items()}
     assert {name: mask.sum() for name, mask in masks.items()} == AREAS
     assert np.maximum(masks["phoenix2"], masks["badnet"]).sum() == 68

@@ -21,7 +21,7 @@ def noise(n: int, channels: int = 3, height: int = 32, width: int = 32) -> Tenso
     return torch.randint(0, 256, (n, channels, height, width), generator=generator).byte()
 
 
-def workshop(seed: int = 0) -> AttackContext:
+def attack_context(seed: int = 0) -> AttackContext:
     train = LabeledImages(noise(2), torch.tensor([0, 1]), ("a", "b"))
     return AttackContext(train, 0, None, seed, nn.Module)
 
@@ -67,7 +67,7 @@ def test_training_images_are_blended_with_half_of_the_pieces_of_the_pattern(
     trigger = AdaptiveBlend(image=plain_picture(tmp_path, 200))
     images, labels = torch.zeros(200, 3, *size, dtype=torch.uint8), torch.zeros(200).long()
     for made in (trigger.poisoned, trigger.make_covers):
-        shown = pieces_of(made(images, labels, workshop()))
+        shown = pieces_of(made(images, labels, attack_context()))
         assert (shown.sum(dim=1) == 8).all()
         assert (shown.float().mean(dim=0) - 0.5).abs().max() < 0.15
         assert len(shown.unique(dim=0)) > 150
@@ -76,15 +76,15 @@ def test_training_images_are_blended_with_half_of_the_pieces_of_the_pattern(
 def test_different_pieces_are_drawn_for_poison_for_covers_and_for_another_seed() -> None:
     """Covers do not reuse the poison's masks, and another seed gives other masks."""
     trigger, images, labels = AdaptiveBlend(), noise(6), torch.zeros(6).long()
-    poisoned = trigger.poisoned(images, labels, workshop())
-    assert not torch.equal(trigger.make_covers(images, labels, workshop()), poisoned)
-    assert not torch.equal(trigger.poisoned(images, labels, workshop(1)), poisoned)
+    poisoned = trigger.poisoned(images, labels, attack_context())
+    assert not torch.equal(trigger.make_covers(images, labels, attack_context()), poisoned)
+    assert not torch.equal(trigger.poisoned(images, labels, attack_context(1)), poisoned)
 
 
 def test_without_masks_and_at_equal_opacity_poison_and_test_images_are_equal() -> None:
     trigger = AdaptiveBlend(strength_train=0.2, mask_rate=0.0)
     images, labels = noise(4), torch.zeros(4).long()
-    assert torch.equal(trigger.poisoned(images, labels, workshop()), trigger(images))
+    assert torch.equal(trigger.poisoned(images, labels, attack_context()), trigger(images))
 
 
 def test_the_default_pattern_is_smooth_seeded_noise() -> None:

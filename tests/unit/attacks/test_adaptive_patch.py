@@ -27,7 +27,7 @@ def noise(n: int, channels: int = 3, height: int = 32, width: int = 32) -> Tenso
     return torch.randint(0, 256, (n, channels, height, width), generator=generator).byte()
 
 
-def workshop(seed: int = 0) -> AttackContext:
+def attack_context(seed: int = 0) -> AttackContext:
     train = LabeledImages(noise(2), torch.tensor([0, 1]), ("a", "b"))
     return AttackContext(train, 0, None, seed, nn.Module)
 
@@ -81,7 +81,7 @@ def test_each_training_image_gets_one_patch() -> None:
     Which image gets which patch differs between poison and covers and between seeds."""
     trigger, images, labels = AdaptivePatch(patches=PATCHES), noise(22), torch.zeros(22).long()
     orders = [
-        which_patch(images, made(images, labels, workshop(seed)))
+        which_patch(images, made(images, labels, attack_context(seed)))
         for made, seed in ((trigger.poisoned, 0), (trigger.make_covers, 0), (trigger.poisoned, 1))
     ]
     for order in orders:

@@ -53,7 +53,7 @@ def noise(n: int, low: int = 0, high: int = 256) -> Tensor:
     return torch.randint(low, high, (n, *SHAPE), generator=generator).byte()
 
 
-def workshop(surrogate: nn.Module) -> AttackContext:
+def attack_context(surrogate: nn.Module) -> AttackContext:
     train = LabeledImages(noise(2), torch.tensor([0, 1]), ("a", "b", "c"))
     return AttackContext(train, 0, None, 0, lambda: surrogate)
 
@@ -78,7 +78,7 @@ def test_perturbed_images_stay_within_the_bound_and_raise_the_loss(
     rises."""
     net, images, labels = Curved(), noise(12), torch.arange(12) % 3
     trigger = LabelConsistent(norm=norm, eps=eps, step_size=step_size, steps=40)
-    harder = trigger.perturbed(images, labels, workshop(net))
+    harder = trigger.perturbed(images, labels, attack_context(net))
     change = (harder.double() - images.double()).flatten(1)
     size = change.abs().amax(dim=1) if norm == "linf" else change.norm(dim=1)
     assert (size <= eps).all()
@@ -89,7 +89,7 @@ def test_perturbed_images_stay_within_the_bound_and_raise_the_loss(
 
 def test_eps_zero_leaves_the_images_unchanged() -> None:
     images, labels = noise(9), torch.arange(9) % 3
-    same = LabelConsistent(eps=0, steps=30).perturbed(images, labels, workshop(Curved()))
+    same = LabelConsistent(eps=0, steps=30).perturbed(images, labels, attack_context(Curved()))
     assert torch.equal(same, images)
 
 
@@ -97,7 +97,7 @@ def test_the_loss_of_the_surrogate_rises_with_eps() -> None:
     net, images, labels = Curved(), noise(9), torch.arange(9) % 3
     losses = []
     for eps in (0, 4, 16):
-        harder = LabelConsistent(eps=eps, steps=30).perturbed(images, labels, workshop(net))
+        harder = LabelConsistent(eps=eps, steps=30).perturbed(images, labels, attack_context(net))
         losses.append(float(F.cross_entropy(net(harder).detach(), labels)))
     assert losses == sorted(losses)
     assert losses[2] > losses[0] + 0.1
@@ -111,7 +111,7 @@ def test_linf_perturbation_on_a_linear_network_has_the_size_and_sign_computed_by
     class 1 become x - d; both are clipped, and fractions are dropped."""
     net, images, labels = Straight(), noise(6), torch.tensor([0, 1, 0, 1, 0, 1])
     trigger = LabelConsistent(steps=steps, step_size=step_size)
-    harder = trigger.perturbed(images, labels, workshop(net))
+    harder = trigger.perturbed(images, labels, attack_context(net))
     direction = torch.where(labels.eq(0), 1, -1)[:, None, None, None] * net.w.detach().sign()
     assert torch.equal(harder, (images.float() + moved * direction).clamp(0, 255).byte())
 
@@ -124,7 +124,7 @@ def test_l2_perturbation_on_a_linear_network_has_the_size_and_direction_computed
     rounded towards x."""
     net, images, labels = Straight(), noise(3, 100, 150), torch.zeros(3).long()
     trigger = LabelConsistent(norm="l2", eps=200, step_size=50, steps=steps)
-    change = trigger.perturbed(images, labels, workshop(net)).float() - images.float()
+    change = trigger.perturbed(images, labels, attack_context(net)).float() - images.float()
     exact = moved * net.w.detach() / net.w.detach().norm()
     assert ((change - exact).abs() < 1.001).all()
     assert (change.abs() <= exact.abs() + 1e-3).all()
@@ -133,10 +133,10 @@ def test_l2_perturbation_on_a_linear_network_has_the_size_and_direction_computed
 def test_perturbed_images_do_not_depend_on_the_chunk_size(monkeypatch: pytest.MonkeyPatch) -> None:
     net, images, labels = Curved(), noise(7), torch.arange(7) % 3
     trigger = LabelConsistent(steps=5)
-    whole = trigger.poisoned(images, labels, workshop(net))
+    whole = trigger.poisoned(images, labels, attack_context(net))
     monkeypatch.setattr(label_consistent, "CHUNK", 3)
-    assert torch.equal(trigger.poisoned(images, labels, workshop(net)), whole)
-    alone = trigger.poisoned(images[4:5], labels[4:5], workshop(net))
+    assert torch.equal(trigger.poisoned(images, labels, attack_context(net)), whole)
+    alone = trigger.poisoned(images[4:5], labels[4:5], attack_context(net))
     assert torch.equal(alone, whole[4:5])
 
 
@@ -144,9 +144,9 @@ def test_the_attack_leaves_no_gradients_in_the_surrogate() -> None:
     """The attack also works when the caller has disabled gradients."""
     net, images, labels = Curved(), noise(4), torch.zeros(4).long()
     trigger = LabelConsistent(steps=3)
-    expected = trigger.poisoned(images, labels, workshop(net))
+    expected = trigger.poisoned(images, labels, attack_context(net))
     with torch.no_grad():
-        assert torch.equal(trigger.poisoned(images, labels, workshop(net)), expected)
+        assert torch.equal(trigger.poisoned(images, labels, attack_context(net)), expected)
     assert all(weights.grad is None for weights in net.parameters())
 
 
@@ -184,8 +184,8 @@ def test_training_images_are_perturbed_then_marked_at_the_training_strength() ->
     """A training image is the perturbed image with ± 32 added in the corners, clipped."""
     net, images, labels = Curved(), noise(5), torch.zeros(5).long()
     trigger = LabelConsistent(steps=4, strength_train=32)
-    harder = trigger.perturbed(images, labels, workshop(net)).long()
-    found = trigger.poisoned(images, labels, workshop(net)).long()
+    harder = trigger.perturbed(images, labels, attack_context(net)).long()
+    found = trigger.poisoned(images, labels, attack_context(net)).long()
     sign = torch.where(MARK.eq(255), 32, -32)
     upper_left = (harder[:, :, :3, :3] + sign).clamp(0, 255)
     assert torch.equal(found[:, :, :3, :3], upper_left)

@@ -58,7 +58,9 @@ def noise(n: int, low: int = 0, high: int = 256) -> Tensor:
     return torch.randint(low, high, (n, *SHAPE), generator=generator).byte()
 
 
-def workshop(surrogate: nn.Module, images: Tensor | None = None, seed: int = 0) -> AttackContext:
+def attack_context(
+    surrogate: nn.Module, images: Tensor | None = None, seed: int = 0
+) -> AttackContext:
     train = LabeledImages(noise(30) if images is None else images, LABELS, ("a", "b", "c"))
     return AttackContext(train, TARGET, None, seed, lambda: surrogate)
 
@@ -66,7 +68,7 @@ def workshop(surrogate: nn.Module, images: Tensor | None = None, seed: int = 0) 
 def prepared(surrogate: nn.Module, **options: float) -> Narcissus:
     few = {"batch_size": 16, "steps": 40, "lr": 10, "warmup_epochs": 0}
     trigger = Narcissus(**{**few, **options})  # type: ignore[arg-type]
-    trigger.state = trigger.prepare(workshop(surrogate))
+    trigger.state = trigger.prepare(attack_context(surrogate))
     return trigger
 
 
@@ -79,7 +81,7 @@ def test_the_loss_on_the_target_class_falls_as_eps_grows_and_no_image_leaves_the
     losses = [float(F.cross_entropy(net(images), labels))]
     for eps in (4, 7.5, 16):
         trigger = prepared(net, eps=eps)
-        poison = trigger.poisoned(images, labels, workshop(net))
+        poison = trigger.poisoned(images, labels, attack_context(net))
         change = (poison.double() - images.double()).abs()
         assert int(eps) / 2 < change.max() <= eps
         losses.append(float(F.cross_entropy(net(poison), labels)))
@@ -102,7 +104,7 @@ def test_noise_on_a_linear_network_has_the_size_and_sign_computed_by_hand(
     net = Straight(sharpness)
     trigger = Narcissus(eps=eps, steps=20, batch_size=8, lr=100, warmup_epochs=0)
     # Far from 0 and 255, where clipping would stop the gradient.
-    trigger.state = trigger.prepare(workshop(net, noise(30, 50, 200)))
+    trigger.state = trigger.prepare(attack_context(net, noise(30, 50, 200)))
     assert torch.equal(trigger.state["noise"], reached * net.w.detach().sign())
     assert trigger.state["noise"].dtype == torch.float32
 
@@ -115,18 +117,18 @@ def test_test_images_get_the_amplified_noise(strength_test: float) -> None:
     added = trigger.state["noise"]
     labels = torch.full((8,), TARGET)
     poison = (images.float() + added).clamp(0, 255)
-    assert torch.equal(trigger.poisoned(images, labels, workshop(net)).float(), poison)
+    assert torch.equal(trigger.poisoned(images, labels, attack_context(net)).float(), poison)
     loud = (images.float() + strength_test * added).round().clamp(0, 255)
     assert torch.equal(trigger(images).float(), loud)
 
 
 def test_noise_depends_only_on_images_of_the_target_class() -> None:
     net, images = Curved(), noise(30)
-    expected = Narcissus(steps=30, lr=10).prepare(workshop(net, images))["noise"]
+    expected = Narcissus(steps=30, lr=10).prepare(attack_context(net, images))["noise"]
     for of_target in (False, True):
         changed = images.clone()
         changed[LABELS.eq(TARGET) == of_target] = 255 - images[LABELS.eq(TARGET) == of_target]
-        found = Narcissus(steps=30, lr=10).prepare(workshop(net, changed))["noise"]
+        found = Narcissus(steps=30, lr=10).prepare(attack_context(net, changed))["noise"]
         assert torch.equal(found, expected) != of_target
 
 
@@ -134,12 +136,12 @@ def test_preparation_depends_only_on_the_seed() -> None:
     """Two runs give equal noise, even when the caller has disabled gradients; the surrogate keeps
     no gradients; another seed draws other batches."""
     net = Curved()
-    first = Narcissus(steps=30, batch_size=2, lr=10).prepare(workshop(net))["noise"]
+    first = Narcissus(steps=30, batch_size=2, lr=10).prepare(attack_context(net))["noise"]
     with torch.no_grad():
         assert torch.equal(
-            Narcissus(steps=30, batch_size=2, lr=10).prepare(workshop(net))["noise"], first
+            Narcissus(steps=30, batch_size=2, lr=10).prepare(attack_context(net))["noise"], first
         )
-    other = Narcissus(steps=30, batch_size=2, lr=10).prepare(workshop(net, seed=1))["noise"]
+    other = Narcissus(steps=30, batch_size=2, lr=10).prepare(attack_context(net, seed=1))["noise"]
     assert not torch.equal(other, first)
     assert all(weights.grad is None for weights in net.parameters())
 
@@ -151,7 +153,7 @@ def test_batch_normalization_of_the_surrogate_is_unchanged_by_preparation() -> N
                         nn.Linear(4, 3)).eval()  # fmt: skip
     before = {name: value.clone() for name, value in net.state_dict().items()}
     warm = [
-        Narcissus(steps=20, batch_size=3, lr=100, warmup_epochs=epochs).prepare(workshop(net))
+        Narcissus(steps=20, batch_size=3, lr=100, warmup_epochs=epochs).prepare(attack_context(net))
         for epochs in (0, 0, 2)
     ]
     assert torch.equal(warm[0]["noise"], warm[1]["noise"])
@@ -165,13 +167,13 @@ def test_bad_options_are_refused() -> None:
     small batches, and another image size."""
     net = Curved()
     with pytest.raises(ConfigError, match="the target class 7 has 0 training images"):
-        Narcissus().prepare(AttackContext(workshop(net).train, 7, None, 0, lambda: net))
+        Narcissus().prepare(AttackContext(attack_context(net).train, 7, None, 0, lambda: net))
     with pytest.raises(ConfigError, match="for 16/255 give 16"):
         Narcissus(eps=16 / 255)
     with pytest.raises(ConfigError, match=r"raise `trigger\.steps` or `trigger\.lr`"):
-        Narcissus(steps=1, lr=0.1).prepare(workshop(net))
+        Narcissus(steps=1, lr=0.1).prepare(attack_context(net))
     one = replace(
-        workshop(net).train, labels=torch.zeros(30).long().index_fill(0, torch.tensor(4), 1)
+        attack_context(net).train, labels=torch.zeros(30).long().index_fill(0, torch.tensor(4), 1)
     )
     with pytest.raises(ConfigError, match="the target class 1 has 1 training image; making"):
         Narcissus().prepare(AttackContext(one, 1, None, 0, lambda: net))

@@ -79,7 +79,9 @@ def test_a_scene_out_of_focus_equals_the_gaussian_filter_of_scipy(sigma: float) 
     assert np.abs(found - theirs)[:, :, 15:-15, 15:-15].max() < 1e-5
 
 
-def test_a_scene_out_of_focus_is_darkened_only_where_the_sum_exceeds_white() -> None:
+def test_an_out_of_focus_reflection_is_darkened_only_if_image_plus_reflection_exceeds_white() -> (
+    None
+):
     bright, dark = torch.full((1, 1, 4, 4), 0.8), torch.full((1, 1, 4, 4), 0.1)
     factor = torch.tensor([1.1]).double()
     assert torch.equal(glass.darkened(bright.double(), dark.double(), factor), bright.double())

@@ -51,7 +51,7 @@ CHOSEN = TRAIN[LABELS == TARGET]
 TRUE = torch.full((len(CHOSEN),), TARGET)
 
 
-def workshop(
+def attack_context(
     surrogate: nn.Module | None = None,
     train: Tensor = TRAIN,
     source: int | None = SOURCE,
@@ -80,7 +80,7 @@ def match(trigger: SleeperAgent, poison: Tensor) -> float:
 def test_poisoned_images_stay_within_eps_of_the_clean_images(eps: float) -> None:
     """No stored value is further than eps from the clean one, and the bound is nearly reached."""
     trigger = SleeperAgent(eps=eps, steps=10, batch_size=8)
-    poison = trigger.poisoned(CHOSEN, TRUE, workshop())
+    poison = trigger.poisoned(CHOSEN, TRUE, attack_context())
     change = (poison.double() - CHOSEN.double()).abs().flatten(1).amax(dim=1)
     assert (change <= eps).all()
     assert (change >= int(eps) - 1).all()
@@ -94,7 +94,7 @@ def test_poison_gradients_match_better_than_clean_or_random_ones() -> None:
     found = []
     for eps in (4, 16):
         trigger = SleeperAgent(eps=eps, steps=25, batch_size=16)
-        found.append(match(trigger, trigger.poisoned(CHOSEN, TRUE, workshop())))
+        found.append(match(trigger, trigger.poisoned(CHOSEN, TRUE, attack_context())))
     assert found[0] < found[1]
     start = max(match(trigger, CHOSEN), match(trigger, random))
     assert 1 - found[1] < (1 - start) / 2
@@ -106,7 +106,7 @@ def test_a_gradient_step_on_poison_lowers_the_backdoor_loss() -> None:
     trigger = SleeperAgent(steps=25, batch_size=16)
     unseen = trigger(noise(60))
     losses = []
-    for images in (CHOSEN, trigger.poisoned(CHOSEN, TRUE, workshop())):
+    for images in (CHOSEN, trigger.poisoned(CHOSEN, TRUE, attack_context())):
         net = Curved().double()
         step = slope(images)
         used = [net.filters, net.weights]
@@ -127,7 +127,7 @@ def test_only_test_images_carry_the_visible_patch() -> None:
     side = round(0.25 * 9)
     assert (changed.amax(dim=0) - changed.amin(dim=0)).tolist() == [side - 1, side - 1]
     assert (trigger(images).double() - 128).abs().max() > 60
-    poison = trigger.poisoned(images.expand(10, -1, -1, -1), TRUE, workshop())
+    poison = trigger.poisoned(images.expand(10, -1, -1, -1), TRUE, attack_context())
     assert (poison.double() - 128).abs().max() <= 16
 
 
@@ -156,7 +156,7 @@ def test_the_gradients_of_poison_match_the_patch_for_which_it_was_made() -> None
     """Poison made for one patch matches that patch better than poison made for another patch, and
     vice versa."""
     triggers = [SleeperAgent(patch_size=0.9, pattern_seed=seed, batch_size=16) for seed in (0, 1)]
-    poisons = [trigger.poisoned(CHOSEN, TRUE, workshop()) for trigger in triggers]
+    poisons = [trigger.poisoned(CHOSEN, TRUE, attack_context()) for trigger in triggers]
     for trigger, own, other in zip(triggers, poisons, poisons[::-1], strict=True):
         assert match(trigger, own) > match(trigger, other)
 
@@ -181,7 +181,7 @@ def test_more_restarts_never_worsen_the_match() -> None:
     found = []
     for restarts in (1, 3):
         trigger = SleeperAgent(steps=4, batch_size=16, restarts=restarts)
-        found.append(match(trigger, trigger.poisoned(CHOSEN, TRUE, workshop())))
+        found.append(match(trigger, trigger.poisoned(CHOSEN, TRUE, attack_context())))
     assert found[1] >= found[0]
 
 
@@ -189,12 +189,12 @@ def test_poison_depends_only_on_images_of_the_source_class() -> None:
     """Mirroring training images of other classes, which keeps the spread of each channel, changes
     nothing."""
     trigger = SleeperAgent(steps=3)
-    expected = trigger.poisoned(CHOSEN, TRUE, workshop())
+    expected = trigger.poisoned(CHOSEN, TRUE, attack_context())
     for of_source in (False, True):
         train = torch.where(
             (LABELS.eq(SOURCE) == of_source)[:, None, None, None], TRAIN.flip(3), TRAIN
         )
-        found = trigger.poisoned(CHOSEN, TRUE, workshop(train=train))
+        found = trigger.poisoned(CHOSEN, TRUE, attack_context(train=train))
         assert torch.equal(found, expected) != of_source
 
 
@@ -203,13 +203,13 @@ def test_surrogate_weights_and_gradients_are_unchanged() -> None:
     gradient is kept. Another seed gives other poison."""
     trigger, net = SleeperAgent(steps=3), Curved()
     before = [weights.clone() for weights in net.parameters()]
-    expected = trigger.poisoned(CHOSEN, TRUE, workshop(net))
+    expected = trigger.poisoned(CHOSEN, TRUE, attack_context(net))
     net.requires_grad_(False)
     with torch.no_grad():
-        assert torch.equal(trigger.poisoned(CHOSEN, TRUE, workshop(net)), expected)
+        assert torch.equal(trigger.poisoned(CHOSEN, TRUE, attack_context(net)), expected)
     assert all(weights.grad is None for weights in net.parameters())
     assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
-    assert not torch.equal(trigger.poisoned(CHOSEN, TRUE, workshop(net, seed=1)), expected)
+    assert not torch.equal(trigger.poisoned(CHOSEN, TRUE, attack_context(net, seed=1)), expected)
 
 
 def test_augmentation_while_crafting_improves_the_match_on_augmented_images() -> None:
@@ -219,7 +219,7 @@ def test_augmentation_while_crafting_improves_the_match_on_augmented_images() ->
     recipe = Recipe("t", epochs=1, batch_size=2, lr=0.1, crop_padding=2, flip=True)
     for augment in (partial(seeded_augmentation, recipe=recipe), unchanged):
         trigger = SleeperAgent(steps=60)
-        context = replace(workshop(), augment=augment)
+        context = replace(attack_context(), augment=augment)
         poison = trigger.poisoned(CHOSEN, TRUE, context)
         assert (poison.double() - CHOSEN.double()).abs().max() <= 16
         found.append(match(trigger, _moved(poison)))
@@ -237,8 +237,8 @@ def _moved(images: Tensor) -> Tensor:
 def test_bad_options_are_refused() -> None:
     """Cases: a missing source class, a source class without images, and eps in the wrong unit."""
     with pytest.raises(ConfigError, match="name it in `source`"):
-        SleeperAgent().poisoned(CHOSEN, TRUE, workshop(source=None))
+        SleeperAgent().poisoned(CHOSEN, TRUE, attack_context(source=None))
     with pytest.raises(ConfigError, match="the source class 9 has no training images"):
-        SleeperAgent().poisoned(CHOSEN, TRUE, workshop(source=9))
+        SleeperAgent().poisoned(CHOSEN, TRUE, attack_context(source=9))
     with pytest.raises(ConfigError, match="for 16/255 give 16"):
         SleeperAgent(eps=16 / 255)

@@ -25,7 +25,7 @@ def drawn(per_class: int, split: str = "train", channels: int = 3) -> Tensor:
     return torch.from_numpy(draw(per_class, size=12, split=split, channels=channels)[0])
 
 
-def workshop(images: Tensor, seed: int = 0) -> AttackContext:
+def attack_context(images: Tensor, seed: int = 0) -> AttackContext:
     labels = torch.arange(len(images)) % 10
     return AttackContext(LabeledImages(images, labels, CLASSES), 0, None, seed, nn.Identity)
 
@@ -33,7 +33,7 @@ def workshop(images: Tensor, seed: int = 0) -> AttackContext:
 @functools.cache
 def trained() -> ISSBA:
     trigger = ISSBA(steps=150, **SMALL)
-    trigger.state = trigger.prepare(workshop(drawn(30)))
+    trigger.state = trigger.prepare(attack_context(drawn(30)))
     return trigger
 
 
@@ -72,7 +72,7 @@ def test_a_larger_weight_of_the_image_loss_gives_a_smaller_residual() -> None:
     noise, loudness = drawn(5), []
     for weight in (0.0, 100.0):
         trigger = ISSBA(steps=30, image_weight=weight, **SMALL)
-        trigger.state = trigger.prepare(workshop(noise))
+        trigger.state = trigger.prepare(attack_context(noise))
         loudness.append((trigger(noise).double() - noise.double()).square().mean())
     assert loudness[1] < loudness[0] / 2
 
@@ -94,7 +94,7 @@ def test_preparation_depends_only_on_the_seed() -> None:
     for seed in (0, 0, 1):
         torch.manual_seed(len(made))
         before = torch.get_rng_state()
-        made.append(ISSBA(steps=3, **SMALL).prepare(workshop(images, seed)))
+        made.append(ISSBA(steps=3, **SMALL).prepare(attack_context(images, seed)))
         assert torch.equal(torch.get_rng_state(), before)
     first, again, other = made
     assert first.keys() == again.keys()
@@ -129,12 +129,11 @@ def test_the_encoder_accepts_other_image_sizes_but_not_other_channel_counts() ->
         trained()(drawn(1, channels=1))
 
 
-def test_a_larger_plane_of_bits_changes_the_encoder_but_not_existing_cell_ids(
+def test_a_larger_grid_changes_the_encoder_and_the_default_grid_is_not_part_of_cell_ids(
     tmp_path: Path,
 ) -> None:
-    """The default of `grid` is not part of the identity."""
     trigger = ISSBA(steps=1, grid=5, **SMALL)
-    assert trigger.prepare(workshop(drawn(3)))["encoder.spread"].shape == (8, 25)
+    assert trigger.prepare(attack_context(drawn(3)))["encoder.spread"].shape == (8, 25)
     facts = cell_of(tmp_path, "trigger=steganographic").trigger_facts
     assert "grid" not in facts
     other = cell_of(tmp_path, "trigger=steganographic", "trigger.grid=16")

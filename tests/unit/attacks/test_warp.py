@@ -27,13 +27,15 @@ def smooth(height: int, width: int) -> Tensor:
     return (128 + 100 * rows * torch.linspace(0, 6.283, width).cos())[None, None]
 
 
-def workshop(seed: int = 0) -> AttackContext:
+def attack_context(seed: int = 0) -> AttackContext:
     train = LabeledImages(noise(1), torch.zeros(1, dtype=torch.int64), ("a", "b"))
     return AttackContext(train, 0, None, seed, nn.Module)
 
 
 def covers(trigger: WaNet, images: Tensor, seed: int = 0) -> Tensor:
-    return trigger.make_covers(images, torch.zeros(len(images), dtype=torch.int64), workshop(seed))
+    return trigger.make_covers(
+        images, torch.zeros(len(images), dtype=torch.int64), attack_context(seed)
+    )
 
 
 @pytest.mark.parametrize("size", [(20, 28), (7, 33)])
@@ -138,7 +140,7 @@ def test_the_noise_added_to_the_warp_of_covers_is_at_most_one_pixel() -> None:
 def test_poison_and_test_images_get_the_same_warp() -> None:
     """Only covers differ; there are two of them per poisoned image."""
     images, labels = noise(), torch.zeros(3, dtype=torch.int64)
-    assert torch.equal(WaNet().poisoned(images, labels, workshop()), WaNet()(images))
+    assert torch.equal(WaNet().poisoned(images, labels, attack_context()), WaNet()(images))
     assert WaNet.cover_rate == 2.0
     assert not WaNet().same_everywhere
 

@@ -296,7 +296,9 @@ def test_the_option_test_share_takes_the_same_share_of_every_class(
         np.testing.assert_array_equal(arrays.test.images, found[0].test.images)
 
 
-def test_the_test_split_depends_on_its_seed_but_not_on_other_classes(tmp_path: Path) -> None:
+def test_the_test_split_of_a_class_depends_on_the_seed_but_not_on_the_other_classes(
+    tmp_path: Path,
+) -> None:
     root = many(tmp_path / "set")
 
     def cats(**changes: Any) -> list[int]:
