@@ -21,11 +21,10 @@ from backdoor_lab.core.errors import ConfigError, unknown
 from backdoor_lab.core.validation import RENAMED_METHODS, new_class
 
 T = TypeVar("T")
-OWN = re.compile(r"backdoor_lab\.(attacks|defenses|data)\.[a-z][a-z0-9_]*\.[A-Z][A-Za-z0-9]*\Z")
 FOLDERS = {"trigger": "attacks", "defense": "defenses", "dataset": "data"}
 """Maps each section of the configuration that names classes to the folder of their modules."""
-_MODULE = re.compile(r"[a-z][a-z0-9_]*\Z")
-_CLASS = re.compile(r"[A-Z][A-Za-z0-9]*\Z")
+_MODULE, _CLASS = "[a-z][a-z0-9_]*", "[A-Z][A-Za-z0-9]*"
+OWN = re.compile(rf"backdoor_lab\.({'|'.join(FOLDERS.values())})\.{_MODULE}\.{_CLASS}\Z")
 _DOTTED = re.compile(r"[A-Za-z_]\w{0,63}(\.[A-Za-z_]\w{0,63}){0,7}\Z", re.ASCII)
 NOT_ARGUMENTS = ("_target_", "name")
 OPTIONS = "options"
@@ -178,12 +177,12 @@ def why_refused(where: str, name: object) -> str:
             f": a class must be in a module of the folder backdoor_lab/{folder}, so put its file"
             f" there and name it {wanted}"
         )
-    if not _MODULE.match(parts[1]):
+    if not re.fullmatch(_MODULE, parts[1]):
         return (
             ": a module name has only lower-case letters, digits and underscores, so rename"
             f" {parts[1]}.py to {_module(parts[1])}.py"
         )
-    if not _CLASS.match(parts[2]):
+    if not re.fullmatch(_CLASS, parts[2]):
         return (
             ": a class name starts with a capital letter and has only letters and digits, so rename"
             f" {parts[2]} to {_class(parts[2])}"

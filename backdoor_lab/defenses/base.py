@@ -177,7 +177,7 @@ class SampleFilter(Defense):
         keep = torch.ones(len(scores), dtype=torch.bool)
         for label, scored in scores_of.items():
             where = members[label]
-            returned.scores(self, self._scored_by, scored.scores, len(where))
+            returned.finite(scored.scores, "scores", returned.name_of(self, self._scored_by))
             removed = self._removed(scored, known)
             if removed >= len(where):
                 self._refuse(known, label, removed, len(where))

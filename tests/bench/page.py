@@ -22,7 +22,7 @@ from tests.helpers.records import record, write_sweep
 CELLS, NETWORKS = 1000, 50
 IMAGES, CLASSES, POISONED, FEATURES, SIDE, EPOCHS = 5000, 10, 50, 64, 32, 100
 LARGEST, SLOWEST = 10.0, 1.0
-# Resolves in a task of its own after the first frame, when the page has been painted.
+# Resolves in a separate task after the first frame, when the page has been painted.
 PAINTED = """() => new Promise((done) =>
   requestAnimationFrame(() => setTimeout(() => done(performance.now()))))"""
 DEFENSES = ("spectral", "random", "oracle", "none", "spectre")

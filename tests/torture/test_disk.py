@@ -65,8 +65,8 @@ def test_a_file_size_limit_is_handled_like_a_full_disk(
         code = 9
         try:
             record = run_here(tmp_path / "store", tmp_path / "cell")
-            told = record["status"] != "done" and "not enough disk space" in record["error"]
-            code = 0 if told else 1
+            reported = record["status"] != "done" and "not enough disk space" in record["error"]
+            code = 0 if reported else 1
         except StoreFullError:
             code = 2
         finally:

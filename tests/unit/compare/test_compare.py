@@ -419,7 +419,7 @@ def test_a_seed_recorded_only_by_older_code_is_compared(tmp_path: Path) -> None:
 
 def test_a_missing_cell_counts_as_a_missing_seed_of_its_defense(tmp_path: Path) -> None:
     """Two defenses have different budgets under one protocol name. A missing cell of one of them
-    does not get a row of its own."""
+    does not get a separate row."""
     made = [record(defense=d, seed=s, protocol={**PROTOCOL, "removal_budget": budget})
             for s in SEEDS
             for d, budget in (("spectral", "1.5eps"), ("knn", "15%"))]  # fmt: skip

@@ -75,8 +75,8 @@ def test_pruning_stops_before_accuracy_drops_too_far() -> None:
 
 
 def trojan(classes: int = 6, pixels: int = 25) -> Small:
-    """A network in which class y responds to three pixels of its own. Class 2 also responds, much
-    more strongly, to the last pixel."""
+    """A network in which each class responds to three pixels that no other class uses. Class 2 also
+    responds, much more strongly, to the last pixel."""
     network = linear(pixels, classes)
     with torch.no_grad():
         network.body.weight.zero_()

@@ -113,7 +113,7 @@ def test_data_sets_with_equal_file_names_are_named_by_their_folders(tmp_path: Pa
     assert sorted(each["choices"]["dataset"] for each in asked) == ["d1", "d2"]
     assert "d1" in run.stdout
     assert "config data" not in run.stdout
-    # In a sweep of its own the cell has the same id, since the displayed name is not part of it.
+    # In a separate sweep the cell has the same id, since the displayed name is not part of it.
     again = started(
         tmp_path, "-m", *words, "dataset=arrays", "dataset.root=d1/set.npz", "target=0",
         "hydra.sweep.dir=out", "retrain=false",
