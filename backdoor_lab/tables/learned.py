@@ -6,9 +6,8 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
-from backdoor_lab.analysis.intervals import wilson
+from backdoor_lab.analysis.intervals import newcombe, wilson
 from backdoor_lab.results.records import CellRecord
 from backdoor_lab.results.versions import SECTIONS, version_of
 
@@ -22,22 +21,24 @@ ATTACK = (*KIND, "trigger", "target", "source", "protocol")
 """Choices that two networks must share for their ASR to be measured on the same test."""
 _FIGURES = {"nat1": "train_accuracy1", "nat2": "train_accuracy2"}
 Choices = tuple[object, ...]
-K = TypeVar("K")
+Rate = tuple[float, int]
+"""A share of test images, and their number (0 if unknown)."""
 
 
 @dataclass(frozen=True)
 class CleanNetworks:
     """Mean results of networks trained without poison: `accuracy` maps a measure and the choices in
-    KIND to the training accuracy, `asr` maps the choices in ATTACK to the ASR."""
+    KIND to the training accuracy, `asr` maps the choices in ATTACK to the ASR and the number of its
+    test images."""
 
     accuracy: Mapping[tuple[str, Choices], float]
-    asr: Mapping[Choices, float]
+    asr: Mapping[Choices, Rate]
 
     @classmethod
     def among(cls, cells: Iterable[CellRecord]) -> CleanNetworks:
         """Returns the mean results of the networks in `cells` that were trained without poison."""
         accuracy: dict[tuple[str, Choices], list[float]] = defaultdict(list)
-        asr: dict[Choices, list[float]] = defaultdict(list)
+        asr: dict[Choices, list[Rate]] = defaultdict(list)
         for cell in cells:
             if not _is_known(cell) or cell.numbers.get("n_poisoned") != 0:
                 continue
@@ -45,18 +46,22 @@ class CleanNetworks:
                 if figure in cell.numbers:
                     accuracy[figure, _choices(cell, KIND)].append(cell.numbers[figure])
             if "asr1" in cell.numbers:
-                asr[_choices(cell, ATTACK)].append(cell.numbers["asr1"])
-        return cls(_means(accuracy), _means(asr))
+                asr[_choices(cell, ATTACK)].append((cell.numbers["asr1"], _images(cell)))
+        # Networks of several seeds share their test images, so they do not add to their number.
+        rates = {key: (_mean(r for r, _ in found), min(n for _, n in found))
+                 for key, found in asr.items()}  # fmt: skip
+        return cls({key: _mean(found) for key, found in accuracy.items()}, rates)
 
     def has_asr(self, cell: CellRecord) -> bool:
         """Whether `asr` has a value for the attack of this cell."""
         return _choices(cell, ATTACK) in self.asr
 
-    def expected(self, cell: CellRecord) -> float | None:
-        """Returns the ASR1 to expect without an attack: the ASR of clean networks on the same test.
-        If there are none, returns the share of the test images that the cell's own network
-        classifies as the target without the trigger."""
-        other = cell.numbers.get("clean_rate1")
+    def expected(self, cell: CellRecord) -> Rate | None:
+        """Returns the ASR1 to expect without an attack, and the number of its test images: the ASR
+        of clean networks on the same test. If there are none, returns the share of the test images
+        that the cell's own network classifies as the target without the trigger."""
+        rate = cell.numbers.get("clean_rate1")
+        other = None if rate is None else (rate, _images(cell))
         return self.asr.get(_choices(cell, ATTACK), other) if self.asr else other
 
 
@@ -86,24 +91,32 @@ def not_converged(cells: Iterable[CellRecord], clean: CleanNetworks) -> dict[str
 
 
 def without_attack(cells: Iterable[CellRecord], clean: CleanNetworks) -> list[CellRecord]:
-    """Returns the poisoned cells whose attack has no measurable effect: the lower end of the Wilson
-    interval of ASR1 is not above the rate expected without an attack, `clean.expected`."""
+    """Returns the poisoned cells whose attack has no measurable effect: ASR1 is not significantly
+    higher than the rate expected without an attack, `clean.expected`.
+
+    The lower end of the Newcombe interval of their difference is not above 0. It takes the two
+    rates as independent although their test images are the same, because records lack the counts of
+    a paired test. If the number of images of a rate is unknown, that rate is taken as exact.
+    """
     poisoned = (cell for cell in cells if _is_known(cell) and _is_poisoned(cell))
     return [cell for cell in poisoned if _is_above(cell, clean) is False]
 
 
 def _is_above(cell: CellRecord, clean: CleanNetworks) -> bool | None:
-    """Whether ASR1 is higher than without an attack; None if the record lacks the values."""
-    asr, expected = cell.numbers.get("asr1"), clean.expected(cell)
+    """Whether ASR1 is significantly higher than without an attack; None if the record lacks the
+    values."""
+    asr, expected, images = cell.numbers.get("asr1"), clean.expected(cell), _images(cell)
     if asr is None or expected is None:
         return None
-    images = int(cell.numbers.get("n_asr", 0))
-    return (wilson(asr, images)[0] if images else asr) > expected
+    rate, others = expected
+    if images and others:
+        return newcombe(asr, images, rate, others)[0] > 0
+    return (wilson(asr, images)[0] if images else asr) > rate
 
 
 def shows_attack(cells: Iterable[CellRecord], clean: CleanNetworks) -> bool:
-    """Whether ASR1 is higher than without an attack in any of `cells`, which have the same attack.
-    False if no cell is poisoned. True if no record has the values to decide this."""
+    """Whether ASR1 is significantly higher than without an attack in any of `cells`, which have the
+    same attack. False if no cell is poisoned. True if no record has the values to decide this."""
     known = [cell for cell in cells if _is_known(cell)]
     if known and not any(map(_is_poisoned, known)):
         return False
@@ -139,5 +152,11 @@ def _choices(cell: CellRecord, names: Sequence[str]) -> Choices:
     return (*values, *(version_of(cell, name) for name in names if name in SECTIONS))
 
 
-def _means(found: Mapping[K, Sequence[float]]) -> dict[K, float]:
-    return {key: math.fsum(values) / len(values) for key, values in found.items()}
+def _images(cell: CellRecord) -> int:
+    """Returns the number of test images of ASR1, 0 if unknown."""
+    return int(cell.numbers.get("n_asr", 0))
+
+
+def _mean(values: Iterable[float]) -> float:
+    known = list(values)
+    return math.fsum(known) / len(known)

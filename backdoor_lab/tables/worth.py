@@ -129,7 +129,7 @@ def _sign(sign: str, name: str, cells: Iterable[CellRecord], signs: Signs) -> st
 
 def _no_attack(cells: Sequence[CellRecord], clean: CleanNetworks, signs: Signs) -> list[str]:
     none = without_attack(cells, clean)
-    highest = {cell.id: 100 * (clean.expected(cell) or 0.0) for cell in none}
+    highest = {cell.id: 100 * (clean.expected(cell) or (0.0, 0))[0] for cell in none}
     lines = []
     for known, than in ((True, _CLEAN_NETWORK), (False, _CLEAN_RATE)):
         some = [cell for cell in none if clean.has_asr(cell) == known]
@@ -138,9 +138,10 @@ def _no_attack(cells: Sequence[CellRecord], clean: CleanNetworks, signs: Signs) 
             sign = max(_sign(NO_ATTACK, name, some, signs) for name in ("asr1", "asr2"))
             unmarked = any(NO_ATTACK not in signs[c.id].values() for c in some if c.id in signs)
             lines.append(
-                f"{sign}ASR1 is no higher than {than} (up to {most:.2f} %), judged by its"
-                f" 95 % Wilson interval, in {named(cells, some)}: there is no measurable attack,"
-                f" and ASR2 says nothing about a defense.{ONLY_WHOLE * unmarked}"
+                f"{sign}ASR1 is not significantly higher than {than} (up to {most:.2f} %), judged"
+                f" by the 95 % Newcombe interval of the difference, in {named(cells, some)}: there"
+                f" is no measurable attack, and ASR2 says nothing about a defense."
+                f"{ONLY_WHOLE * unmarked}"
             )
     return lines
 

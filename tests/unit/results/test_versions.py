@@ -153,7 +153,7 @@ def test_clean_networks_are_used_only_for_their_own_version_of_the_trigger() -> 
     clean = [made(1, ratio=0.0, asr1=0.1), made(1, seed=1, ratio=0.0, trigger=2, asr1=0.3)]
     one, two = cells(*clean)
     found = CleanNetworks.among([one, two])
-    assert (found.expected(one), found.expected(two)) == (0.1, 0.3)
+    assert (found.expected(one), found.expected(two)) == ((0.1, 1800), (0.3, 1800))
 
 
 def sweep(folder: Path, *records: dict[str, Any]) -> Any:

@@ -319,20 +319,27 @@ def folder(case: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def without_attack(done: list[dict[str, Any]], records: list[dict[str, Any]]) -> bool:
-    """Whether no poisoned cell has an ASR1 whose Wilson interval lies above the mean ASR1 of the
-    clean networks."""
+    """Whether no poisoned cell has an ASR1 significantly above the mean ASR1 of the clean networks:
+    the Newcombe interval of the difference reaches 0."""
     names = ("dataset", "model", "recipe", "trigger", "target", "source", "protocol")
     test = {tuple(one["choices"][name] for name in names) for one in done}
     clean = [one["asr1"] for one in records
              if tuple(one["choices"][name] for name in names) in test
              and one["counts"].get("n_poisoned") == 0 and one["asr1"] is not None]  # fmt: skip
-    lowest = [
-        binomtest(round(one["asr1"] * n), n).proportion_ci(method="wilson").low
-        for one in done
-        if one["asr1"] is not None and (n := one["counts"]["n_asr"])
-    ]
+    rates = [(one["asr1"], one["counts"]["n_asr"]) for one in done if one["asr1"] is not None]
     poisoned = any(one["counts"]["n_poisoned"] for one in done)
-    return bool(clean and lowest and poisoned) and bool(max(lowest) <= np.mean(clean))
+    if not (clean and poisoned and any(n for _, n in rates)):
+        return False
+    mean = np.mean(clean)
+    return not any(
+        rate - mean > np.hypot(rate - interval(rate, n).low, interval(mean, n).high - mean)
+        for rate, n in rates
+        if n
+    )
+
+
+def interval(rate: float, n: int) -> Any:
+    return binomtest(round(rate * n), n).proportion_ci(method="wilson")
 
 
 def recorded(folder: Path) -> list[dict[str, Any]]:

@@ -16,10 +16,11 @@ from scipy import stats
 from backdoor_lab.compare.comparison import comparison_of
 from backdoor_lab.compare.report import SweepReport
 from backdoor_lab.results.metrics import MEASURE
-from backdoor_lab.results.records import parse
+from backdoor_lab.results.records import CellRecord, parse
 from backdoor_lab.results.seal import sealed
 from backdoor_lab.results.sweeps import read_sweep
 from backdoor_lab.tables.layout import PivotSpec
+from backdoor_lab.tables.learned import CleanNetworks, shows_attack, without_attack
 from backdoor_lab.tables.markup import TextTable
 from backdoor_lab.tables.notes import CONVERGED
 from backdoor_lab.tables.pivot import pivot_cells
@@ -61,9 +62,9 @@ def counted(**counts: int) -> dict[str, Any]:
          "The network after the defense predicts one class (dog) for more than 90% of the clean"
          " test images (pixel bird 5% spectral seed 0): Nat2 and ASR2 are not meaningful."),
         (record(asr1=0.1, clean_rate1=0.1),
-         "ASR1 is no higher than the clean rate, which is the share of the same test images"
-         " classified as the target without the trigger (up to 10.00 %), judged by its 95 %"
-         " Wilson interval, in pixel bird 5% seed 0"),
+         "ASR1 is not significantly higher than the clean rate, which is the share of the same test"
+         " images classified as the target without the trigger (up to 10.00 %), judged by the 95 %"
+         " Newcombe interval of the difference, in pixel bird 5% seed 0"),
         (counted(n_removed=0), "retraining uses another seed (retrain_seed=same uses the seed of"),
     ],
     ids=["few ASR images", "few test images", "one class predicted before the defense",
@@ -122,17 +123,17 @@ def test_an_unconverged_network_is_marked_in_default_and_requested_tables(
     ("asr1", "clean", "rate", "marked"),
     [
         (0.30, 0.30, None, True),
-        (0.32, 0.30, None, True),  # Wilson interval for 1,800 images: 29.9 to 34.2 %
-        (0.33, 0.30, None, False),
+        (0.33, 0.30, None, True),  # interval of the difference, 1,800 images: -0.03 to 6.03 %
+        (0.34, 0.30, None, False),
         (0.30, None, 0.30, True),
-        (0.32, None, 0.30, True),
-        (0.33, None, 0.30, False),
+        (0.33, None, 0.30, True),
+        (0.34, None, 0.30, False),
         (0.30, None, None, False),  # nothing to compare it with
         (0.30, 0.40, 0.10, True),  # a clean network takes precedence over the clean rate
         (0.30, 0.20, 0.35, False),
     ],
 )
-def test_an_asr_that_is_no_higher_than_that_of_a_clean_network_is_marked_in_every_table(
+def test_an_asr_not_significantly_above_that_of_a_clean_network_is_marked_in_every_table(
     tmp_path: Path, asr1: float, clean: float | None, rate: float | None, marked: bool
 ) -> None:
     made = [record(asr1=asr1, asr2=0.25, **({} if rate is None else {"clean_rate1": rate}))]
@@ -144,10 +145,56 @@ def test_an_asr_that_is_no_higher_than_that_of_a_clean_network_is_marked_in_ever
         signed = {head for row in grid.rows for head, text in zip(grid.head, row, strict=True)
                   if "‡" in text}  # fmt: skip
         assert signed == ({"ASR1", "ASR2"} if marked else set())
-        said = [note for note in grid.notes if note.startswith("‡ ASR1 is no higher than")]
+        said = [n for n in grid.notes if n.startswith("‡ ASR1 is not significantly higher than")]
         assert len(said) == marked
         of_network = "that of a network trained without poison" in " ".join(said)
         assert of_network == (marked and clean is not None)
+
+
+def one_of(hits: int, n: int, rate: float, *, poisoned: int = 50, **said: Any) -> CellRecord:
+    """A cell with ASR1 = `hits` / `n`; without `n`, the number of test images is unknown."""
+    counts = {"n_poisoned": poisoned} | ({"n_asr": n} if n else {})
+    made = record(counts=counts, asr1=hits / (n or 120), clean_rate1=rate, **said)
+    return parse(sealed(json.dumps(made)).encode())
+
+
+@pytest.mark.parametrize(
+    ("hits", "clean", "shown"),
+    [
+        (1, 0, False),  # -2.3 to 4.6 %
+        (4, 0, False),  # -0.4 to 8.3 %
+        (5, 0, True),  # 0.3 to 9.4 %
+        (60, 0, True),  # 40.7 to 58.8 %
+        (0, 0, False), (60, 60, False), (120, 120, False),
+        (60, 66, False),
+    ],
+)  # fmt: skip
+def test_an_attack_is_shown_if_the_interval_of_the_difference_of_both_rates_is_above_0(
+    hits: int, clean: int, shown: bool
+) -> None:
+    """Both rates are measured on 120 images. The Wilson intervals of 0, 1, 4, 5 and 60 of 120 are 0
+    to 3.10 %, 0.15 to 4.57 %, 1.30 to 8.26 %, 1.79 to 9.38 % and 41.19 to 58.81 %."""
+    cell = one_of(hits, 120, clean / 120)
+    assert shows_attack([cell], CleanNetworks.among([])) == shown
+    network = one_of(clean, 120, 1.0, poisoned=0, ratio=0)
+    assert shows_attack([cell], CleanNetworks.among([network])) == shown
+
+
+def test_clean_networks_of_several_seeds_do_not_multiply_the_test_images() -> None:
+    networks = [one_of(hits, 120, 0.0, poisoned=0, seed=seed) for seed, hits in enumerate((0, 2))]
+    clean = CleanNetworks.among(networks * 5)
+    assert clean.expected(one_of(5, 120, 0.0)) == (1 / 120, 120)
+    assert not shows_attack([one_of(5, 120, 0.0)], clean)
+    assert shows_attack([one_of(8, 120, 0.0)], clean)
+
+
+def test_a_rate_of_an_unknown_number_of_images_is_taken_as_exact() -> None:
+    network = one_of(0, 0, 0.0, poisoned=0)
+    for hits, marked in ((0, True), (1, False)):
+        for n in (0, 120):
+            cell = one_of(hits, n, 0.0)
+            clean = CleanNetworks.among([network])
+            assert (without_attack([cell], clean) == [cell]) == marked
 
 
 @pytest.mark.parametrize("report", [True, False], ids=["report", "wide"])
@@ -163,7 +210,7 @@ def test_the_note_on_ineffective_attacks_has_a_footnote_sign_only_if_a_row_has_t
     made = [record(seed=seed, asr1=value, clean_rate1=0.1) for seed, value in enumerate(asr1)]
     grid = whole(tmp_path / "s", made)[not report]
     assert any("‡" in text for row in grid.rows for text in row) == bool(marked)
-    said = [note for note in grid.notes if "ASR1 is no higher than" in note]
+    said = [note for note in grid.notes if "ASR1 is not significantly higher than" in note]
     only = "Figures are marked ‡ only where none of their seeds shows an attack."
     assert [(note.startswith("‡ "), note.endswith(only)) for note in said] == (
         [] if marked is None else [(marked, unmarked)]
@@ -177,7 +224,8 @@ def test_a_note_starts_with_a_footnote_sign_only_below_a_table_that_shows_the_ma
     cells = read_sweep(write_sweep(tmp_path / "s", made)).cells
     for value, signs in (("nat1", {"†"}), ("asr1", {"‡"}), ("pois_left", set())):
         (table,) = pivot_cells(cells, PivotSpec(("target",), ("ratio",), (value,)))
-        said = [note for note in table.notes if "did not converge" in note or "no higher" in note]
+        said = [note for note in table.notes
+                if "did not converge" in note or "not significantly higher" in note]  # fmt: skip
         assert len(said) == 2
         assert {note[0] for note in said if note[1] == " "} == signs, value
 
@@ -207,7 +255,7 @@ def test_footnote_signs_of_values_are_commands_in_latex(tmp_path: Path) -> None:
     text = latex(document(table))
     assert r" & 1.00 \ddag{} & " in text
     assert r"\dag{} The network before the defense" in text
-    assert r"\ddag{} ASR1 is no higher than" in text
+    assert r"\ddag{} ASR1 is not significantly higher than" in text
     assert not any(code in text for code in ("U+2020", "U+2021"))
 
 
