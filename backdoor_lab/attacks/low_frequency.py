@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-
-from backdoor_lab.attacks.additive import Additive, inverse_dct
+from backdoor_lab.attacks.additive import Additive
 from backdoor_lab.attacks.drawing import scale
 from backdoor_lab.attacks.threat_model import ThreatModel
 from backdoor_lab.core import streams, validation
@@ -18,12 +16,13 @@ class LowFrequency(Additive):
 
     Based on the smooth trigger of Zeng, Park, Mao, Jia, "Rethinking the Backdoor Attacks' Triggers:
     A Frequency Perspective", ICCV 2021. As in the authors' code, the pattern passes a Gaussian
-    low-pass filter with a standard deviation of `sigma` pixels. Then it is scaled, all channels
-    together, to 0..`strength` gray levels, so that it makes images brighter. `sigma` is given for
-    images of 32x32 pixels; for others it is multiplied by the shorter side / 32.
+    low-pass filter with a standard deviation of `sigma` pixels, which has 5 `sigma` taps, rounded,
+    and continues the image by zeros. Then it is scaled, all channels together, to 0..`strength`
+    gray levels, so that it makes images brighter. `sigma` is given for images of 32x32 pixels; for
+    others it is multiplied by the shorter side / 32.
 
     The authors optimize the pattern on a trained model. This pattern is not optimized: it is normal
-    noise, drawn for each channel with `pattern_seed`. The filter acts on its DCT-II coefficients.
+    noise, drawn for each pixel and channel with `pattern_seed`.
 
     Rounding and clipping spread a little energy to other frequencies, as in the paper.
     """
@@ -37,11 +36,8 @@ class LowFrequency(Additive):
 
     def pattern(self, channels: int, height: int, width: int) -> Tensor:
         generator = torch_generator(self.pattern_seed, streams.LOW_FREQUENCY)
-        spectrum = torch.randn(channels, height, width, generator=generator, dtype=torch.float64)
-        sigma = self.sigma * scale(height, width)
-        smooth = inverse_dct(_passed(height, sigma)[:, None] * _passed(width, sigma) * spectrum)
-        smooth -= smooth.min()
-        return (self.strength * smooth / smooth.max()).float()
+        noise = torch.randn(channels, height, width, generator=generator, dtype=torch.float64)
+        return (self.strength * _rescaled(_smooth(noise, self.sigma))).float()
 
     def check_image_size(self, channels: int, height: int, width: int) -> None:
         if height * width == 1:
@@ -52,6 +48,25 @@ class LowFrequency(Additive):
         super().check_image_size(channels, height, width)
 
 
-def _passed(n: int, sigma: float) -> Tensor:
-    """Returns the factor by which a Gaussian blur multiplies each of n DCT frequencies."""
-    return torch.exp(-((math.pi * sigma * torch.arange(n, dtype=torch.float64) / n) ** 2) / 2)
+def _smooth(image: Tensor, sigma: float) -> Tensor:
+    """Returns `image`, float64 (C, H, W), after the low-pass filter; same shape."""
+    height, width = image.shape[-2:]
+    sigma = sigma * scale(height, width)
+    return _filter(height, sigma) @ image @ _filter(width, sigma).T
+
+
+def _filter(n: int, sigma: float) -> Tensor:
+    """Returns the matrix (n, n) of a Gaussian filter of n pixels. An even number of taps has one
+    more tap after the pixel than before it, as in the authors' code."""
+    taps = max(1, round(5 * sigma))
+    distance = torch.arange(taps, dtype=torch.float64) - (taps - 1) / 2
+    kernel = torch.exp(-((distance / sigma) ** 2) / 2)
+    kernel /= kernel.sum()
+    tap = torch.arange(n) - torch.arange(n)[:, None] + (taps - 1) // 2
+    return torch.where((tap >= 0) & (tap < taps), kernel[tap.clamp(0, taps - 1)], 0)
+
+
+def _rescaled(image: Tensor) -> Tensor:
+    """Returns `image`, rescaled so that its values range from 0 to 1."""
+    image = image - image.min()
+    return image / image.max()
