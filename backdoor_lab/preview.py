@@ -149,8 +149,8 @@ def _triggers(overrides: list[str]) -> tuple[list[str], list[str]]:
 
 
 def rows_of(name: str, overrides: list[str], shown: int) -> list[tuple[str, list[Tensor]]]:
-    """One row for each of `shown` images with the trigger `name`. A row has a label and one image,
-    uint8 (C, H, W), for each of `COLUMNS`.
+    """One row for each of the first `shown` images that the trigger `name` poisons. A row has a
+    label and one image, uint8 (C, H, W), for each of `COLUMNS`.
 
     The label states the trigger, the class of the image and the class that the attack assigns.
     Raises ConfigError for an invalid configuration.

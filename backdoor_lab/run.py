@@ -145,7 +145,7 @@ def _single(config: dict[str, Any], folder: Path) -> str:
 
 
 def main() -> NoReturn:
-    """Run the command line, and exit with 0, 1, 2 or 75 (see errors.py)."""
+    """Run the command, then exit with code 0, 1, 2 or 75 (see errors.py)."""
     _outcome.update(code=EXIT_DONE, driver=os.getpid(), error=None)
     # With this setting Hydra raises its errors; otherwise it prints them.
     os.environ["HYDRA_FULL_ERROR"] = "1"

@@ -88,8 +88,7 @@ def wilcoxon(differences: Sequence[float]) -> float | None:
 
 
 def _double_ranks(sizes: Sequence[float]) -> list[int]:
-    """Returns twice the mean rank of each number in `sizes`, which is an integer for ties
-    too."""
+    """Returns twice the mean rank of each number in `sizes`: an integer, even for ties."""
     ordered = sorted(sizes)
     first = {size: n for n, size in reversed(list(enumerate(ordered, 1)))}
     last = {size: n for n, size in enumerate(ordered, 1)}

@@ -75,8 +75,7 @@ def separation(values: Array, is_poison: Array) -> Separation:
     n_poison = int(is_poison.sum())
     if not 0 < n_poison < len(values):
         raise ValueError(
-            "the separation needs both clean and poisoned examples; all or none of these are"
-            " poisoned"
+            "the separation is undefined unless there are both clean and poisoned examples"
         )
     centered, share = values - values.mean(axis=0), n_poison / len(values)
     clean = values[~is_poison] - values[~is_poison].mean(axis=0)

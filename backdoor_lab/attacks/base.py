@@ -19,7 +19,7 @@ from backdoor_lab.core.types import LabeledImages
 
 
 def unchanged(images: Tensor, generator: torch.Generator) -> Tensor:
-    """The augmentation of recipes that use none: returns `images`."""
+    """Returns `images` unchanged: the default for `AttackContext.augment`."""
     return images
 
 

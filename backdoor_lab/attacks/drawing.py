@@ -24,8 +24,8 @@ def scale(height: int, width: int) -> float:
 
 
 def check_area(name: str, exact: float, rounded: int, height: int, width: int) -> None:
-    """Raises ConfigError, naming the configuration key `name`, if `rounded`, the area of a patch in
-    pixels on images of this size, differs from `exact` by more than a quarter."""
+    """Checks the area of a patch in pixels. Raises ConfigError if `rounded` differs from `exact` by
+    more than a quarter; the message states the configuration key `name` and the image size."""
     error = abs(rounded / exact - 1)
     if error > TOLERANCE:
         raise ConfigError(
@@ -69,8 +69,8 @@ class Drawing:
         """Returns the drawing for images of this size: int64 (rows, columns), the index of each
         pixel's color, or -1 where the drawing is empty.
 
-        Both sides are multiplied by the images' shorter side / 32 and rounded up or down, so that
-        the error in area is smallest. Raises ConfigError if the error is above a quarter.
+        Both sides are multiplied by the images' shorter side / 32 and rounded up or down, so as
+        to minimize the error in area. Raises ConfigError if the error is above a quarter.
         """
         factor = scale(height, width)
         exact = int(self.letters.ge(0).sum()) * factor**2

@@ -75,7 +75,7 @@ class FTrojan(Additive):
 
 def _bins(bins: object, window: int) -> list[tuple[int, int]]:
     if not isinstance(bins, (list, tuple)) or not bins:
-        raise ConfigError(f"`trigger.bins` must be a list of [row, column], got {bins!r}")
+        raise ConfigError(f"`trigger.bins` must be a list of [row, column] pairs, got {bins!r}")
     found = []
     for pair in bins:
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:

@@ -148,6 +148,6 @@ class Narcissus(Trigger):
 def _shown(
     context: AttackContext, where: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Returns augmented training images as floats, and their labels, all the target class."""
+    """Returns augmented training images as floats, and one label, the target class, for each."""
     images = context.augment(context.train.images[where].to(context.device), generator)
     return images.float(), torch.full((len(where),), context.target, device=context.device)

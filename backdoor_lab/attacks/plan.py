@@ -199,7 +199,8 @@ def cover_count(plan: PoisonSpec, per_class: Sequence[int]) -> int:
 
 
 def cover_classes(plan: PoisonSpec, classes: int) -> list[int]:
-    """Returns which of the class numbers 0 to `classes` - 1 cover images are drawn from."""
+    """Returns the numbers of the classes that cover images are drawn from; `classes` is the number
+    of all classes."""
     others = [k for k in range(classes) if k not in (plan.target, plan.source)]
     return [k for k in others if k in plan.cover_from] if plan.cover_from else others
 

@@ -92,8 +92,9 @@ def classes_after(labels: Tensor, plan: PoisonSpec, *, classes: int, seed: int) 
 
 
 def changes_nothing(train: LabeledImages, trigger: Trigger, plan: PoisonSpec, *, seed: int) -> bool:
-    """Whether the trigger leaves all images to be poisoned unchanged or, at ratio 0, all training
-    images. Returns False without a test for triggers that need preparation or a surrogate."""
+    """Whether the trigger changes none of the images to be poisoned (at ratio 0: none of the
+    training images). Triggers that need preparation or a surrogate are not tested: returns False
+    for them."""
     if trigger.needs_preparing or trigger.uses_surrogate:
         return False
     chosen, _ = _chosen(train.labels, plan, seed, len(train.classes))

@@ -121,7 +121,7 @@ class SleeperAgent(Trigger):
         """Returns an object that compares gradients with the gradient of triggered source-class
         images labeled as the target."""
         if context.source is None:
-            raise ConfigError("`trigger`: Sleeper Agent attacks one class; name it in `source`")
+            raise ConfigError("`trigger`: Sleeper Agent needs a source class; set `source`")
         where = context.train.labels.eq(context.source).nonzero().flatten()
         if not len(where):
             raise ConfigError(
@@ -259,12 +259,12 @@ class _GradientMatching:
         return total
 
     def cosine(self, found: Tensor) -> Tensor:
-        """Returns the cosine between a gradient and the target gradient."""
+        """Returns the cosine similarity of a gradient and the target gradient."""
         lengths = found.norm() * self.wanted.norm()
         return (found @ self.wanted) / lengths.clamp(min=1e-30)
 
     def slope(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Returns the derivative with respect to `images` of the cosine between their joint
+        """Returns the derivative with respect to `images` of the cosine similarity of their joint
         gradient and the target gradient. Keeps the graphs of at most two chunks in memory."""
         *before, last = zip(images.split(CHUNK), labels.split(CHUNK), strict=True)
         graph = self._graph(*last)

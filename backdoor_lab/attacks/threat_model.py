@@ -35,7 +35,7 @@ class ThreatModel:
 
 
 def of_every_trigger(conf: Path) -> dict[str, ThreatModel]:
-    """Returns the threat model of each ``trigger=`` in the configuration folder `conf`, by name."""
+    """Maps the name of each trigger in the configuration folder `conf` to its threat model."""
     import yaml
 
     found = {}

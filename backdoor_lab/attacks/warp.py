@@ -67,7 +67,7 @@ class WaNet(Trigger):
         if min(height, width) < self.grid:
             raise ConfigError(
                 f"`trigger.grid`={self.grid} needs at least {self.grid}x{self.grid} pixels,"
-                f" images have {height}x{width}; give a smaller grid"
+                f" but the images have {height}x{width}; give a smaller grid"
             )
 
 

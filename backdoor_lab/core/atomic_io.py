@@ -91,7 +91,8 @@ def nearest(path: Path) -> Path:
 
 
 def no_room(error: OSError) -> bool:
-    """Whether an error means that the disk, a quota or the file size limit is exhausted."""
+    """Whether an error means that the disk is full, or that a quota or the file size limit is
+    reached."""
     if error.errno is None:
         return _SHORT_WRITE.search(str(error)) is not None
     return error.errno in _NO_ROOM

@@ -1,4 +1,4 @@
-"""Terminal output of commands: errors on one line, durations and sizes in words. Works with
+"""Terminal output of commands: errors on one line, readable durations and sizes. Works with
 encodings that lack `±` and with readers that exit early, such as `head`."""
 
 from __future__ import annotations

@@ -94,8 +94,8 @@ class Source(ABC):
 
 
 def divided(split: Split, held_out: HeldOut, classes: tuple[str, ...]) -> tuple[Split, Split]:
-    """Divides one split into training and test images, selected by `held_out`; keeps their
-    order."""
+    """Divides one split into training and test images, in their original order. `held_out` selects
+    the test images."""
     chosen = np.zeros(len(split.labels), bool)
     for label in np.unique(split.labels):
         rows = np.flatnonzero(split.labels == label)

@@ -19,7 +19,7 @@ START = 1
 
 
 class ANP(ModelRepair):
-    """Trains a mask for each channel under adversarial perturbation, and prunes small masks.
+    """Trains channel masks under adversarial perturbation, and prunes channels with small masks.
 
     Wu, Wang, "Adversarial Neuron Pruning Purifies Backdoored Deep Models", NeurIPS 2021, section 4.
     Each channel of a batch normalization has a scale γ, a shift β and a mask m. Each step perturbs

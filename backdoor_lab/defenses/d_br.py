@@ -159,12 +159,11 @@ def sensitivity(network: nn.Module, context: DefenseContext) -> Tensor:
 
 
 def separated(change: Tensor, clean_ratio: float, poison_ratio: float) -> tuple[Tensor, Tensor]:
-    """Returns the int64 indices of the images taken as clean, and of those taken as poison. The
-    choice depends on the `change` (n,) of each image.
+    """Returns the int64 indices of the images with the smallest `change` (n,), taken as clean, and
+    of those with the largest change, taken as poison.
 
-    Each threshold is the change of one image, and this image is included. An image that satisfies
-    both thresholds counts as clean. At least two images satisfy each threshold, since batch
-    statistics need two.
+    Images whose change equals a threshold are included. Images that satisfy both thresholds count
+    as clean. At least two images satisfy each threshold, since batch normalization needs two.
     """
     n, ordered = len(change), change.sort().values
     low = ordered[max(1, int(clean_ratio * n))]

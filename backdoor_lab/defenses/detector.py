@@ -72,7 +72,7 @@ class NeighborDetector(Detector):
         self.n_neighbors = validation.whole("defense.n_neighbors", n_neighbors, low=1)
 
     def search(self, points: Any) -> dict[str, Any]:
-        """Returns scikit-learn's arguments for a search with a k-d tree. It finds `n_neighbors`
-        neighbors, or all other examples if there are fewer."""
+        """Returns scikit-learn's keyword arguments for a k-d tree search for the `n_neighbors`
+        nearest neighbors, or for all other examples if there are fewer."""
         # Brute force would subtract large squares, so that duplicates would get a nonzero distance.
         return {"n_neighbors": min(self.n_neighbors, len(points) - 1), "algorithm": "kd_tree"}

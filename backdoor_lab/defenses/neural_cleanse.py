@@ -120,7 +120,7 @@ class NeuralCleanse(ModelRepair):
     `defense=neural_cleanse_authors`). The paper unlearns for one epoch on a tenth of the training
     set: with fewer held-out images, raise `epochs`. The paper does not give `lr`.
 
-    The notes have the mask size and anomaly index of every class, and the detected `target`.
+    The notes contain the mask size and anomaly index of every class, and the detected `target`.
     """
 
     def __init__(

@@ -32,9 +32,9 @@ one."""
 
 @dataclass(frozen=True)
 class Series:
-    """One line of a chart. `ratios` float64 (k,) are in percent or in images, `means` in percent;
-    `halves` are the half-widths of their 95 % confidence intervals, NaN if there is only one
-    seed."""
+    """One line of a chart. `ratios` float64 (k,) are percentages or numbers of images; `means` are
+    percentages; `halves` are the half-widths of their 95 % confidence intervals, NaN if there is
+    only one seed."""
 
     name: str
     ratios: Array

@@ -50,7 +50,7 @@ class Curve:
 class Panel:
     """The curves of one kind of transformation (a key of KINDS). `accuracy` is the accuracy on
     images with the same transformation but without the trigger, averaged over triggers; None if
-    `_mean` returns None."""
+    this mean is undefined (see `_mean`)."""
 
     kind: str
     curves: list[Curve]

@@ -1,4 +1,4 @@
-"""Flattens records into dotted names and short texts. Values common to all records are stored
+"""Flattens records into dotted names and values as text. Values common to all records are stored
 once."""
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Composes the configurations of a sweep's cells from overrides, faster than Hydra alone.
 
-Hydra takes about 50 ms per configuration. Cells that choose the same groups differ only in plain
-values, so one composition is reused for all of them.
+Hydra takes about 50 ms per configuration. Cells with the same choice in every config group
+differ only in plain values, so one composition is reused for all of them.
 """
 
 from __future__ import annotations

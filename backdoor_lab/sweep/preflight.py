@@ -196,7 +196,7 @@ def _check_emptied(cell: Cell, before: list[int], after: list[int]) -> None:
 def _check_scope(cell: Cell, defense: Defense) -> None:
     if cell.plan.label_mode == "all_to_all" and "target" in defense.requires():
         raise ConfigError(
-            "`label_mode=all_to_all` attacks every class, and this defense filters only one class:"
+            "`label_mode=all_to_all` attacks every class, but this defense filters only one class:"
             " set protocol.filter_scope=all or protocol.filter_scope=suspicious"
         )
 
@@ -222,7 +222,7 @@ def _check_held_out(cell: Cell, data: Dataset) -> None:
     if 2 * wanted > there:
         raise ConfigError(
             f"`protocol.clean_holdout`={wanted} would leave less than half of the"
-            f" {there} test images for measuring: use at most {there // 2}"
+            f" {there} test images for evaluation: use at most {there // 2}"
         )
     sizes = class_sizes(data.test.labels, len(data.classes))
     taken = class_sizes(data.test.labels[held_out(cell, data.test)], len(data.classes))
@@ -230,13 +230,13 @@ def _check_held_out(cell: Cell, data: Dataset) -> None:
         if size and size - lost < max(1, size // 2):
             raise ConfigError(
                 f"`protocol.clean_holdout`={wanted} would leave {size - lost} of"
-                f" the {size} test images of class {name} for measuring: use a smaller value"
+                f" the {size} test images of class {name} for evaluation: use a smaller value"
             )
     if {"clean", "clean images"} & set(cell.requires) and min(taken) < 2:
         few = min(range(len(taken)), key=lambda label: taken[label])
         raise ConfigError(
             f"`defense={cell.choices['defense']}` needs a few clean images of every class,"
-            f" and protocol.clean_holdout={wanted} holds out {taken[few]} of class"
+            f" but protocol.clean_holdout={wanted} holds out only {taken[few]} of class"
             f" {data.classes[few]}: set protocol.clean_holdout to {2 * len(data.classes)} or more"
-            " (test images that are then excluded from measuring)"
+            " (held-out images are not used for evaluation)"
         )

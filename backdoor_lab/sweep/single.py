@@ -16,8 +16,8 @@ from backdoor_lab.sweep.manifest import clear_way, finished
 
 
 class EndedEarly(BaseException):
-    """Raised to end a command before its cell runs. The reason is `error` or, if that is None,
-    `dry_run`.
+    """Raised to end a command before its cell runs. The reason is `error`; if that is None, the
+    command was given `dry_run`.
 
     Not a subclass of Exception: Hydra would turn an Exception into a warning and continue.
     """

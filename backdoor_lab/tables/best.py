@@ -69,8 +69,8 @@ def by_seed(cells: Iterable[CellRecord], name: str) -> dict[int, float]:
 
 
 def bold_note(cells: Cells, spec: PivotSpec) -> list[str]:
-    """Returns a note on the test that decides which values are bold, and on the number of seeds.
-    Empty without completed cells."""
+    """Returns a note on the significance test that decides which values are bold, and on the number
+    of seeds. Empty if there are no completed cells."""
     counts = sorted({cell.done for cell in cells.values() if cell.done})
     if not counts or counts[-1] < 2:
         return [ONE_SEED] * bool(counts)

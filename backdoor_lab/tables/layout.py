@@ -106,8 +106,8 @@ def split(facts: CellFields, spec: PivotSpec = REPORT) -> list[TableGroup]:
 
 
 def splitting(facts: CellFields, spec: PivotSpec) -> list[str]:
-    """Returns the names that have a single value in each table: all but the axes, the seed, and
-    names whose values are determined by the axes."""
+    """Returns the names of the fields that have a single value in each table: all except the axes,
+    the seed, and fields that the axes determine."""
     others = [name for name in facts.names if name not in (*spec.axes, SEED)]
     if not set(DECIDING) & set(spec.axes):
         return others

@@ -91,7 +91,7 @@ def _loss(cell: CellRecord) -> float:
 
 
 def _by_seed(cells: Iterable[CellRecord]) -> list[list[CellRecord]]:
-    """Returns the cells in groups that differ only in the seed."""
+    """Groups the cells that differ only in the seed."""
     found: dict[object, list[CellRecord]] = defaultdict(list)
     for cell in cells:
         choices = tuple(item for item in cell.choices.items() if item[0] != "seed")

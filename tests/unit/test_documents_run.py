@@ -185,7 +185,7 @@ def test_every_code_block_listed_as_an_exception_exists_in_its_document() -> Non
         assert re.search(rf"(?m)^{re.escape(command)}(?=$| )", text), command
 
 
-def test_every_pattern_that_shortens_a_command_matches_a_command_of_a_document() -> None:
+def test_every_pattern_for_shortening_commands_matches_a_documented_command() -> None:
     text = "\n".join(b.text for path in DOCUMENTS for b in blocks(path) if b.language == "bash")
     text = text.replace("\\\n", " ").replace("make demo", "python -m backdoor_lab experiment=demo")
     commands = re.findall(r"python -m backdoor_lab (.*)", text)

@@ -46,7 +46,7 @@ def test_plurals_are_formed_only_by_the_function_many(path: Path) -> None:
     assert found == []
 
 
-def test_no_line_ends_in_a_space(tmp_path: Path) -> None:
+def test_no_line_of_output_or_log_ends_in_a_space(tmp_path: Path) -> None:
     """This holds for the output of every command and for the log of a cell."""
     run = ["-m", "backdoor_lab", "-m", *TINY, "retrain=false", "trainer.progress=lines",
            "hydra.sweep.dir=here"]  # fmt: skip

@@ -35,7 +35,9 @@ def preset(name: str) -> SIG:
     [("sinusoid", 20, 40, 1), ("sinusoid_backdoorbench", 40, 40, 0),
      ("sinusoid_backdoor_toolbox", 30, 30, 0)],
 )  # fmt: skip
-def test_images_get_the_published_sine(name: str, train: int, test: int, first: int) -> None:
+def test_each_preset_adds_the_sinusoid_of_its_source(
+    name: str, train: int, test: int, first: int
+) -> None:
     """v(i, j) = D sin(2 π j f / m) with f = 6, counted from j = 1 in the paper. BackdoorBench
     rounds down."""
     generator = torch.Generator().manual_seed(6)

@@ -89,7 +89,7 @@ def test_undefined_separation_values_are_nan_and_missing_poison_is_refused() -> 
     assert np.isnan(
         [same.ratio, same.cosine, same.auroc_top, same.auroc_shift, same.predicted]
     ).all()
-    with pytest.raises(ValueError, match="needs both clean and poisoned"):
+    with pytest.raises(ValueError, match="unless there are both clean and poisoned"):
         separation(np.ones((6, 2)), np.zeros(6, bool))
 
 

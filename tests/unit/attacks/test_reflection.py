@@ -151,7 +151,7 @@ def test_transparent_pixels_do_not_reflect(tmp_path: Path) -> None:
     assert (found[0, :, :, 4:] == 0).all()
 
 
-def test_scenes_of_a_folder_are_its_first_files(tmp_path: Path) -> None:
+def test_a_folder_provides_its_first_files_as_scenes(tmp_path: Path) -> None:
     """Hidden files are skipped. The identity depends on the content of the files, not on the
     folder."""
     for number, level in enumerate((10, 20, 30)):

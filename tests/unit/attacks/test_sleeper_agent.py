@@ -86,7 +86,7 @@ def test_poisoned_images_stay_within_eps_of_the_clean_images(eps: float) -> None
     assert (change >= int(eps) - 1).all()
 
 
-def test_poison_gradients_match_better_than_clean_or_random_ones() -> None:
+def test_poison_matches_the_target_gradient_better_than_clean_or_random_images() -> None:
     """The cosine, recomputed in double precision, is twice as close to 1 as for clean images or
     random noise in the same ball; a smaller eps matches less well."""
     generator = torch.Generator().manual_seed(5)
@@ -236,7 +236,7 @@ def _moved(images: Tensor) -> Tensor:
 
 def test_bad_options_are_refused() -> None:
     """Cases: a missing source class, a source class without images, and eps in the wrong unit."""
-    with pytest.raises(ConfigError, match="name it in `source`"):
+    with pytest.raises(ConfigError, match="set `source`"):
         SleeperAgent().poisoned(CHOSEN, TRUE, attack_context(source=None))
     with pytest.raises(ConfigError, match="the source class 9 has no training images"):
         SleeperAgent().poisoned(CHOSEN, TRUE, attack_context(source=9))

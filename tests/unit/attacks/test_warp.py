@@ -148,7 +148,7 @@ def test_poison_and_test_images_get_the_same_warp() -> None:
 @pytest.mark.parametrize("size", [(3, 9), (9, 3)])
 def test_images_smaller_than_the_grid_are_refused(size: tuple[int, int]) -> None:
     """The error gives both sizes."""
-    with pytest.raises(ConfigError, match=f"4x4 pixels, images have {size[0]}x{size[1]}"):
+    with pytest.raises(ConfigError, match=f"4x4 pixels, but the images have {size[0]}x{size[1]}"):
         WaNet()(noise(1, 1, *size))
     WaNet(grid=3)(noise(1, 1, *size))
 

@@ -88,7 +88,7 @@ def test_an_injected_write_failure_raises_the_same_error_as_a_full_disk(
 
 
 @pytest.mark.parametrize("limit", [0, 10, 500, 9_999])
-def test_a_file_size_limit_loses_no_earlier_result(store: Store, limit: int) -> None:
+def test_reaching_the_file_size_limit_loses_no_earlier_output(store: Store, limit: int) -> None:
     """A small RLIMIT_FSIZE stops the write of the lease file. A larger one stops the write of the
     output in the middle."""
     pid = os.fork()

@@ -237,7 +237,7 @@ def peak_now() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def test_links_that_multiply_paths_are_refused(tmp_path: Path) -> None:
+def test_nested_links_with_exponentially_many_paths_are_refused(tmp_path: Path) -> None:
     """Thirteen folders with four links each to the next one have 4**13 paths."""
     for depth in range(13):
         (tmp_path / f"hub/{depth}").mkdir(parents=True)

@@ -263,7 +263,7 @@ def test_sensitivity_matches_a_computation_by_hand() -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 4, 4), (1, 2, 4, 6)])
-def test_rotations_and_shifts_move_pixels(shape: tuple[int, ...]) -> None:
+def test_rotations_by_180_degrees_and_shifts_by_one_pixel_are_exact(shape: tuple[int, ...]) -> None:
     images = torch.arange(math.prod(shape), dtype=torch.uint8).view(shape)
     none, half = torch.zeros(1), torch.full((1,), 180.0)
     still, right = torch.zeros(1, 2), torch.tensor([[1 / shape[3], 0]])

@@ -67,7 +67,7 @@ def test_every_golden_test_named_in_the_fidelity_table_has_two_mutations() -> No
 
 
 @pytest.mark.parametrize("path", golden_modules(), ids=lambda path: path.stem)
-def test_every_mutation_can_be_applied(path: Path) -> None:
+def test_the_text_of_every_mutation_occurs_exactly_once_in_its_file(path: Path) -> None:
     """The text of a mutation occurs exactly once in its file. This test fails if a change to the
     code removes that text."""
     assert [p for each in mutations_of(path) if (p := each.problem())] == []

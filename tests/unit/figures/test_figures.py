@@ -289,7 +289,7 @@ def test_the_cost_figure_includes_every_stage(tmp_path: Path, stage: str) -> Non
     assert seconds.sum() == 7.0
 
 
-def test_an_oracle_without_retraining_gives_no_clean_network(tmp_path: Path) -> None:
+def test_an_oracle_cell_without_retraining_provides_no_clean_network(tmp_path: Path) -> None:
     made = [record(defense="oracle", nat2=None, asr2=None)]
     made[0]["counts"]["pois_left"] = 0
     assert inputs.trained_clean(whole_of(write_sweep(tmp_path / "s", made)), made[0]) is None

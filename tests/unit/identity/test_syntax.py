@@ -146,5 +146,5 @@ def test_equivalent_code_has_the_same_hashed_text(one: str, other: str) -> None:
         ("x[1:]", "x[:1]"), ("from a import b", "from c import b"),
     ],
 )  # fmt: skip
-def test_different_code_has_different_hashed_texts(one: str, other: str) -> None:
+def test_different_code_gives_different_text_to_hash(one: str, other: str) -> None:
     assert text(one) != text(other)

@@ -184,7 +184,7 @@ def test_without_a_usable_sweep_path_the_store_next_to_the_sweep_is_used(
     assert find_store(tmp_path / "s") == tmp_path / ".store"
 
 
-def test_a_stage_that_never_ran_gives_no_note(tmp_path: Path) -> None:
+def test_a_stage_that_never_ran_is_not_reported_as_missing(tmp_path: Path) -> None:
     """Without retraining there is no second network, and a repair filters nothing."""
     record = cell(tmp_path, Made(0), "one")
     for stage in ("retrain", "filter"):

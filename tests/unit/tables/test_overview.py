@@ -245,7 +245,7 @@ def test_a_configuration_value_that_varies_becomes_a_row_or_column(tmp_path: Pat
     assert [row[0] for row in grids(table)[0].rows] == ["0.001", "0.01", "0.1", "0.3", "1"]
 
 
-def test_a_varying_protocol_value_is_an_axis_of_the_table_only_once(tmp_path: Path) -> None:
+def test_a_value_in_both_configuration_and_protocol_becomes_only_one_axis(tmp_path: Path) -> None:
     """Both the configuration and the record's protocol have the value."""
     layers = ("penultimate", "layer4", "layer3", "layer3:pool", "layer2")
     made = [

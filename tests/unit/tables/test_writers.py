@@ -77,7 +77,7 @@ def test_special_characters_between_spaces_are_not_escaped_in_markdown(text: str
     assert line == text
 
 
-def test_no_printed_table_contains_an_escape_of_a_file_format(
+def test_tables_printed_on_a_terminal_contain_no_markup_escapes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The note on bold figures says p < 0.05; values of a protocol are separated by |."""

@@ -34,7 +34,7 @@ def test_without_mixup_and_cutmix_the_batch_is_returned_unchanged() -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("way", ["mixup", "cutmix"])
-def test_label_weights_equal_pixel_weights(way: str, seed: int) -> None:
+def test_labels_are_mixed_with_the_same_weights_as_pixels(way: str, seed: int) -> None:
     """Pixels are λ x_i + (1 - λ) x_j and labels λ y_i + (1 - λ) y_j. With x = 10 y, the mean pixel
     is therefore 10 times the mean label for both methods."""
     images, shares = mixed(seed, **{way: 1.0})

@@ -128,7 +128,7 @@ def test_rescale_agrees_with_pillow(share: float) -> None:
     assert off(after(f"rescale{share}", images), images.numpy()) > 2
 
 
-def test_the_transformation_rotate_turns_images_left_or_right() -> None:
+def test_rotate_turns_each_image_left_or_right_at_random() -> None:
     images = photos(40)
     quarter, half = after("rotate90", images), after("rotate180", images)
     turned = [np.rot90(images.numpy(), k, axes=(2, 3)) for k in (1, 2, 3)]
