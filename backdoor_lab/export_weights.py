@@ -80,7 +80,7 @@ def _record(cell: Path) -> dict[str, Any]:
         what = f"it lacks {said}" if isinstance(error, KeyError) else said
         raise DataError(f"{path} is damaged ({what})") from error
     if not sound or not isinstance(model, dict):
-        raise DataError(f"{path} is damaged: it does not have the form of a record")
+        raise DataError(f"{path} is damaged: it is not a valid record")
     if not done:
         raise DataError(f"{path}: this cell is not done ({record['status']}); it has no weights")
     return record

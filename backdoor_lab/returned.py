@@ -179,8 +179,8 @@ def filter_result(owner: object, method: str, value: Any, n: int) -> FilterResul
         raise wrong(owner, method, found, expected)
     if infinite := int(found.isinf().sum()):
         raise ConfigError(
-            f"`{name_of(owner, method)}` must return finite scores, or NaN if not scored, got"
-            f" {infinite} infinite of {n}"
+            f"`{name_of(owner, method)}` must return finite scores, or NaN if not scored, but"
+            f" {infinite} of {n} are infinite"
         )
     if not _is_mask(value.keep, n):
         expected = f"a FilterResult whose `keep` is a bool Tensor of shape ({n},)"

@@ -91,7 +91,7 @@ def protocol_versions() -> str:
 
 
 def threat_models() -> str:
-    """The resolver of ``${threat_models:}``: one line for each trigger."""
+    """The resolver of ``${threat_models:}``: one line with the threat model of each trigger."""
     from backdoor_lab.attacks.threat_model import of_every_trigger
     from backdoor_lab.config_loader import conf_dir
 

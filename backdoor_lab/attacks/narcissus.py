@@ -83,7 +83,7 @@ class Narcissus(Trigger):
         if len(where) < 2:
             raise ConfigError(
                 f"`trigger`: the target class {context.target} has"
-                f" {many(len(where), 'training image')}; making the noise needs at least 2. Choose"
+                f" {many(len(where), 'training image')}; the noise requires at least 2. Choose"
                 " another target"
             )
         generator = context.generator(streams.NARCISSUS)

@@ -126,7 +126,7 @@ def check_ratio(ratio: Any, ratio_of: object) -> None:
         validation.whole("ratio", ratio, low=0)
     elif validation.is_number(ratio) and ratio > 1:
         raise ConfigError(
-            f"`ratio` must satisfy 0 <= ratio <= 1, got {ratio}; a number of images needs"
+            f"`ratio` must satisfy 0 <= ratio <= 1, got {ratio}; to give a number of images, set"
             " protocol.ratio_of=count"
         )
     else:

@@ -1,5 +1,5 @@
-"""Sleeper Agent: poison that shows no trigger but has a training gradient like that of triggered
-images."""
+"""Sleeper Agent: poison without a visible trigger, whose training gradient resembles that of
+triggered images."""
 
 from __future__ import annotations
 

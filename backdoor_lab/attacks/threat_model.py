@@ -1,4 +1,4 @@
-"""What the attacker of each attack controls and must know."""
+"""Threat models: what an attacker controls and must know."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from backdoor_lab.tables.pivot import PivotTable, pivot
 
 @dataclass(frozen=True)
 class SweepReport:
-    """A sweep, and what is derived from its records. Each property is computed once."""
+    """A sweep, and the results derived from its records. Each property is computed once."""
 
     sweep: Sweep
 

@@ -27,7 +27,7 @@ class LabError(Exception):
 class ConfigError(LabError):
     """The configuration breaks a rule. Raised before any work starts.
 
-    `unknown_keys` are the full names of keys that are not known, if that is the rule.
+    `unknown_keys` are the full names of unknown keys; empty if the error has another cause.
     """
 
     exit_code = EXIT_BAD_CONFIG

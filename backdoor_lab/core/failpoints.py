@@ -44,6 +44,6 @@ def _do(action: str) -> None:
     elif action == "full":
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     elif action == "oom":
-        raise MemoryError("planned by BACKDOOR_LAB_FAULT")
+        raise MemoryError("simulated by BACKDOOR_LAB_FAULT")
     elif action == "wait":
         time.sleep(3600)

@@ -57,8 +57,8 @@ class Source(ABC):
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """Returns JSON data that determines the content. It is cheap to compute and contains no
-        paths. Raises DataError if files are missing."""
+        """Returns JSON data that identifies the data set's content. It is cheap to compute and
+        contains no paths. Raises DataError if files are missing."""
 
     def known_classes(self) -> tuple[str, ...] | None:
         """Returns the class names if they are known without reading the images, else None. Raises

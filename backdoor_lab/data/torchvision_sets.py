@@ -37,7 +37,7 @@ from backdoor_lab.data.official import (
 
 class Published(Source):
     """Base class of data sets with official files, whose hashes are always verified. `root` is the
-    folder of the files (or of their download), the unpacked folder, or one of the files."""
+    folder that holds the downloaded files, the unpacked folder, or one of the files."""
 
     files: ClassVar[tuple[Official, ...]]
     default_name: ClassVar[str]

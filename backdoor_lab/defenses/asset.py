@@ -92,7 +92,7 @@ class ASSET(ModelBasedFilter):
 
 
 def offset(network: nn.Module, attacked: nn.Module, parts: Iterable[Part], lr: float) -> None:
-    """Trains `network` in place with two steps of Adam for each of `parts`.
+    """Trains `network` in place with two steps of Adam for each element of `parts`.
 
     The first step decreases the variance of each clean image's logits, averaged over the images.
     The second increases the cross-entropy of outliers among the training images, and is omitted if

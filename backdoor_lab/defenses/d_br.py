@@ -29,13 +29,13 @@ class DBR(ModelRepair):
     Samples", NeurIPS 2022, sections 4 and 5. A separate model is trained on the poisoned set for
     `first_epochs` without augmentation, so that it learns little but the trigger, and fine-tuned
     for `tuning_epochs` with the intra-class loss (`center_similarity`). The learning rate of this
-    model starts at `first_lr` and falls as a cosine over 100 epochs. The change of a training
-    image x (the paper's feature consistency) is the mean of (f(x) - f(t(x)))², where f is the input
-    of the last linear layer and t is a random rotation by up to 180°, followed by a random shift by
-    up to a fifth of the image size. The fraction `clean_ratio` of images with the smallest change
-    is taken as clean, the fraction `poison_ratio` with the largest change as poison. For `epochs`
-    passes with learning rate `lr`, the attacked model then alternately unlearns the poison and
-    relearns the clean images, with the recipe's augmentation.
+    model starts at `first_lr` and follows a cosine schedule over 100 epochs. The change of a
+    training image x (the paper's feature consistency) is the mean of (f(x) - f(t(x)))², where f is
+    the input of the last linear layer and t is a random rotation by up to 180°, followed by a
+    random shift by up to a fifth of the image size. The fraction `clean_ratio` of images with the
+    smallest change is taken as clean, the fraction `poison_ratio` with the largest change as
+    poison. For `epochs` passes with learning rate `lr`, the attacked model then alternately
+    unlearns the poison and relearns the clean images, with the recipe's augmentation.
 
     All numbers are those of the authors' code, including batch size 128, momentum 0.9 and weight
     decay 5e-4, regardless of the recipe. The code keeps the model with the best accuracy minus ASR

@@ -93,8 +93,8 @@ class Method:
     def agrees(self, row: Row) -> bool:
         """Whether our value in `row` equals the authors' value.
 
-        If the source `equal_to` states a value, only that value counts. Otherwise, one equal source
-        is enough. True if no source states a value.
+        If `equal_to` names a source that states a value, only that value counts. Otherwise, it is
+        enough that one source states an equal value. True if no source states a value.
         """
         chosen = row.equal_to or self.equal_to
         if chosen in row.sources:

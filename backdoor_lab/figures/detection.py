@@ -17,8 +17,8 @@ Array = NDArray[Any]
 
 @styled
 def scores(bars: Histogram) -> Figure:
-    """Histograms of the scores of the clean and of the poisoned images in the target class, each in
-    percent of its group. A line marks the threshold at and above which images are removed."""
+    """Histograms of the scores of the clean and of the poisoned images in the target class, as
+    percentages of each group. A line marks the threshold at and above which images are removed."""
     figure = new(4.2, 3.0)
     draw_scores(figure.add_subplot(), bars)
     return figure
@@ -90,8 +90,8 @@ def removal(curve: Curve, at: tuple[int, int]) -> Figure:
 
 
 def draw_removal(axes: Axes, curve: Curve, at: tuple[int, int]) -> None:
-    """Draw the curve of `removal` into `axes`, as three lines: removal by score, removal at random,
-    and the defense's result."""
+    """Draw `removal` into `axes`: one curve for removal by score, one for removal at random, and a
+    marker for the defense's result."""
     axes.plot(curve.removed, curve.left, color=CLEAN, label="by score")
     axes.plot(*curve.by_chance, color=CHANCE, linestyle="--", label="at random")
     axes.plot(

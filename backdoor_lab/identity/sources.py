@@ -221,7 +221,7 @@ def _packages(path: Path) -> list[Unit]:
 
 def _brought(node: ast.Import | ast.ImportFrom, path: Path) -> Iterator[tuple[str, Unit]]:
     """Yields each name that an import binds to something in this package, with the file or
-    definition that the name stands for."""
+    definition that the name refers to."""
     for alias in node.names:
         if isinstance(node, ast.Import):
             bound, found = alias.name.split(".")[0], _resolved(alias.name, None)

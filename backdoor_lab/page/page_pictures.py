@@ -42,10 +42,10 @@ _KINDS = 3
 
 
 def all_pictures(reader: ArtifactReader, records: Iterable[Shown], budget: int) -> list[Shown]:
-    """Make the pictures of each record, all together within `budget` bytes of JSON.
+    """Make the pictures of each record, in at most `budget` bytes of JSON in total.
 
-    Charts take precedence, in the order of the records; then every cell gets the same number of
-    images. The list ``notes`` of a cell says what is omitted.
+    Charts take precedence over images, and earlier records over later ones. The limit on the number
+    of images is the same for all cells. The list ``notes`` of a cell states what is omitted.
     """
     records = list(records)
     points = _points(budget, len(records))

@@ -74,7 +74,7 @@ class Cell:
         """The configuration that affects results: the input of the cell's hash.
 
         Transformations change the hash: a cell with transformations has its own record, but shares
-        its networks with the otherwise equal cell that has none.
+        its networks with the otherwise identical cell without transformations.
         """
         return {
             "model": self.config["model"],

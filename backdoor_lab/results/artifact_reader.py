@@ -273,7 +273,7 @@ def first_convolution(shapes: Iterable[tuple[str, tuple[int, ...]]], channels: i
 
 
 def _check(made: Training) -> None:
-    """Raises ValueError if the arrays of `made` contradict each other."""
+    """Raises ValueError if the arrays of `made` are inconsistent."""
     n, rows, images = len(made.index), len(made.rows), len(made.base)
     sound = (
         made.base.ndim == 4 and made.base.dtype == np.uint8 == made.rows.dtype

@@ -244,10 +244,10 @@ def _adopted(cell: CellRecord, what: str, known: dict[Key, list[Any]]) -> Any:
 
 
 def _families(cell: CellRecord, what: str) -> list[Key]:
-    """Returns the keys of the groups that contain a cell, the most closely related group first. The
-    cells of the first group differ only in the seed. For a protocol, there are two more groups:
-    cells with the same protocol name, defense, trigger and source; and cells with the same protocol
-    name."""
+    """Returns the keys of the groups of related cells to which a cell belongs, the closest first.
+    Cells of the first group differ only in the seed. If `what` is ``protocol``, two more groups
+    follow: cells with the same protocol name, defense, trigger and source; and cells with the same
+    protocol name."""
     chosen = cell.choices
     near = [_family(cell)]
     if what == "protocol":

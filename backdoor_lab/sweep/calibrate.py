@@ -90,7 +90,7 @@ class Sample:
 
     def rate(self, slowest: float) -> Rate:
         """The measured seconds per image, and an estimate for an idle machine: CPU seconds divided
-        by `slowest`, the number of cores per process, but at most the measured seconds."""
+        by `slowest`, the number of cores that a process can use, but at most the measured value."""
         now = self.seconds / self.images
         return Rate(now, min(now, self.processor / self.images / slowest))
 
@@ -173,7 +173,7 @@ def _all(workers: Sequence[Any], jobs: Sequence[Any]) -> list[Any]:
 
 
 def _placed(machine: ComputeDevice, number: int) -> ComputeDevice:
-    """The device for worker `number`. Workers take the GPUs in turn, but share any other device."""
+    """The device for worker `number`: one of the GPUs in turn, or the device that all share."""
     if machine.device.type != "cuda":
         return machine
     return replace(machine, device=torch.device("cuda", number % torch.cuda.device_count()))

@@ -67,9 +67,9 @@ class ConfigComposer:
 def plain(config: DictConfig, base: Path | None = None) -> Plain:
     """Convert a composed configuration to resolved plain values.
 
-    The `hydra` section is omitted. Paths are made absolute, starting from `base` (default: the
-    current folder). Values are resolved one key at a time, since copying the whole configuration
-    first is slow.
+    The `hydra` section is omitted. Relative paths are resolved against `base` (default: the current
+    folder). Values are resolved one key at a time, since copying the whole configuration first is
+    slow.
 
     Raises ConfigError for unusable paths, and for classes and functions that are not allowed. The
     loader checks a sweep's configuration before the values of its cells are set; this function

@@ -59,9 +59,9 @@ class Work:
     """The remaining work of a sweep.
 
     `cells` lists every cell with its state. `amounts` lists, for each cell that needs computation,
-    its kind and how many images it processes; `kinds` maps each kind to one of its cells.
-    `trainings` is the number of networks to train; `bytes` is the size of the networks and features
-    to be stored.
+    its kind and how many images it processes. Cells of the same kind have the same model, recipe
+    and training data; `kinds` maps each kind to one of its cells. `trainings` is the number of
+    networks to train; `bytes` is the size of the networks and features to be stored.
     """
 
     cells: list[tuple[Cell, str]] = field(default_factory=list)

@@ -13,7 +13,8 @@ _LISTED = 3
 
 def named(cells: Sequence[CellRecord], some: Sequence[CellRecord], *, after: str = "1") -> str:
     """Returns ``every cell`` if `some` contains all of `cells` and there are several. Otherwise,
-    returns the attacks and seeds of `some`, with the defenses if `after` is "2"."""
+    returns the attacks and seeds of `some`; if `after` is "2" (as in Nat2 and ASR2), also the
+    defenses."""
     if len(some) == len(cells) > 1:
         return "every cell"
     names = list(dict.fromkeys(_attack(cell, defended=after == "2") for cell in some))

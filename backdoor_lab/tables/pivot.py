@@ -30,10 +30,10 @@ class PivotCell:
     """One position of a table: the estimates over its seeds, the number of completed cells (`done`)
     and of requested cells (`asked`), and the `status` of the cells.
 
-    `attacked`: whether ASR1 shows an attack (True if unknown). `signs` maps measures to a footnote
-    sign, † for a network that did not learn, ‡ for an attack without effect. `reference`: the
-    values in the published report, only for tables in its layout. `seeds` maps each measure to its
-    recorded values by seed, for paired tests.
+    `attacked`: whether ASR1 indicates an attack (True if unknown). `signs` maps measures to a
+    footnote sign, † for a network that did not learn, ‡ for an attack without effect. `reference`:
+    the values in the published report, only for tables in its layout. `seeds` maps each measure to
+    its recorded values by seed, for paired tests.
     """
 
     estimates: dict[str, Estimate]
@@ -214,8 +214,8 @@ def _along(
 
 
 def _classes(places: Sequence[tuple[Key, Key]]) -> list[Key]:
-    """Returns all classes in the order of the axis (source or target) that changes more slowly in
-    the sweep. The faster axis may list the first class last, since source and target always
-    differ."""
+    """Returns all classes in the order in which they first appear on the outer axis (source or
+    target) of the sweep, then those that appear only on the inner axis. The inner axis may list the
+    first class last, since source and target always differ."""
     outer = int(len(places) > 1 and places[0][0] != places[1][0])
     return list(dict.fromkeys(place[axis] for axis in (outer, 1 - outer) for place in places))

@@ -44,7 +44,7 @@ def cautions(
 ) -> list[str]:  # fmt: skip
     """Returns the warnings below a table of `cells` with the measures `values`. `clean`: the clean
     networks to compare with, by default those among `cells`. `signs`: the footnote signs in the
-    table. A warning starts with the footnote sign of the values it is about, if they have one."""
+    table. A warning starts with the footnote sign of the values it refers to, if they have one."""
     done = [cell for cell in cells if cell.done and cell.choices]
     after = bool({"nat2", "asr2"} & set(values))
     clean = CleanNetworks.among(done) if clean is None else clean

@@ -43,7 +43,7 @@ class Autoencoder(nn.Module):
             self.last = nn.Conv2d(WIDTH, channels, 3, padding=1)
 
     def encode(self, images: Tensor) -> Tensor:
-        """Compute the bottleneck of `images`, uint8 (n, C, H, W). Returns float (n, DIMS)."""
+        """Compute the bottleneck activations, float (n, DIMS), of `images`, uint8 (n, C, H, W)."""
         codes: Tensor = self.down(arranged(images.float() / 255, CONTIGUOUS))
         return codes
 

@@ -87,7 +87,7 @@ def silhouette(points: np.ndarray, member: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize(("reduce", "k"), [("ica", 2), ("pca", 10)])
-def test_scores_and_silhouette_equal_the_formulas(reduce: str, k: int) -> None:
+def test_scores_and_silhouette_match_the_formulas(reduce: str, k: int) -> None:
     """With ica, two components are used, not the default of ten, since 13 whitened examples in ten
     dimensions have no clusters."""
     values = features() if k == 10 else two_groups(13, 4, 30)

@@ -164,7 +164,7 @@ def attacked_features(attacked: Precise, images: Tensor) -> np.ndarray:
     return np.asarray(np.maximum(standard * gamma + beta, 0))
 
 
-def test_two_batches_follow_the_notebook() -> None:
+def test_two_batches_follow_the_authors_notebook() -> None:
     """There are two updates per batch, each with its own Adam. The first decreases the variance of
     the logits of each clean image (the sum of squares is divided by classes - 1). The second
     increases the cross-entropy of the outliers in both tails."""
@@ -191,7 +191,9 @@ def test_two_batches_follow_the_notebook() -> None:
     assert not network.training
 
 
-def test_the_network_that_separates_clean_from_inspected_images_follows_the_notebook() -> None:
+def test_the_network_that_separates_clean_from_inspected_images_follows_the_authors_notebook() -> (
+    None
+):
     rng = np.random.default_rng(0)
     inspected, clean = rng.normal(size=(20, 7)), rng.normal(0.5, 1, size=(15, 7))
     mlp = new_mlp(torch.from_numpy(inspected), 5)
@@ -223,7 +225,7 @@ def test_the_medcouple_matches_values_computed_by_hand() -> None:
 
 
 @pytest.mark.parametrize("n", [50, 51])
-def test_the_threshold_follows_the_notebook(n: int) -> None:
+def test_the_threshold_follows_the_authors_notebook(n: int) -> None:
     """A normal distribution is fitted to the lower half of the losses. As in scikit-learn, 1e-6 is
     added to the variance. The notebook's parameter eps is also 1e-6."""
     losses = np.random.default_rng(n).gamma(2, 1, n)

@@ -122,7 +122,7 @@ def maps(n: int, seed: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("orders", "width"), [(1, 1.0), (8, 1.0), (8, 10.0), (3, 0.5)])
-def test_deviations_equal_the_formula(orders: int, width: float) -> None:
+def test_deviations_match_the_formula(orders: int, width: float) -> None:
     clean, seen = maps(12, 1)[:-2], maps(9, 2)
     expected = deviations(clean, seen, orders, width)
     ranges = Ranges.of(torch.from_numpy(clean), orders, width)
@@ -132,7 +132,7 @@ def test_deviations_equal_the_formula(orders: int, width: float) -> None:
 
 @pytest.mark.parametrize("n", [10, 13])
 @pytest.mark.parametrize("share", [0.95, 0.99, 0.6])
-def test_thresholds_equal_the_formula(n: int, share: float) -> None:
+def test_thresholds_match_the_formula(n: int, share: float) -> None:
     """There are 13 images, of which the last three are in no fold."""
     clean = maps(n, 3)
     expected = threshold(clean, 4, 1.5, share)
@@ -141,14 +141,14 @@ def test_thresholds_equal_the_formula(n: int, share: float) -> None:
 
 
 @pytest.mark.parametrize(("m", "n"), [(12, 5), (8, 9), (3, 1)])
-def test_the_kernel_statistic_equals_the_formula(m: int, n: int) -> None:
+def test_the_kernel_statistic_matches_the_formula(m: int, n: int) -> None:
     rng = np.random.default_rng(4)
     first, second = rng.normal(size=(m, 3)), rng.normal(size=(n, 3)) + 1
     found = kernel_distance(torch.from_numpy(first), torch.from_numpy(second))
     assert found == pytest.approx(kernel_statistic(first, second), rel=1e-9)
 
 
-def test_the_anomaly_index_equals_the_formula() -> None:
+def test_the_anomaly_index_matches_the_formula() -> None:
     values = [0.1, 3.0, 0.4, 0.2, 0.35, 0.25]
     for added in (0.0, 1e-6, 0.5):
         found = anomaly_index(torch.tensor(values, dtype=torch.float64), added)

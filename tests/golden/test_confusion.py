@@ -323,7 +323,7 @@ def test_the_final_rule_follows_the_authors_code(
 
 
 @pytest.mark.parametrize("count", [0, 1, 9, 10])
-def test_a_class_needs_two_fitted_and_two_other_images_to_be_suspicious(
+def test_the_log_likelihood_ratio_is_zero_if_either_group_has_fewer_than_two_images(
     count: int,
 ) -> None:
     values = torch.randn(10, 5, generator=torch.Generator().manual_seed(0)).double()

@@ -97,7 +97,7 @@ def likelihood_ratio(rows: np.ndarray, su: np.ndarray, se: np.ndarray, group: np
     return total / len(rows)
 
 
-def test_covariances_equal_the_formula() -> None:
+def test_covariances_match_the_formula() -> None:
     """The estimate is far from convergence after the first step, so that the number of steps
     matters."""
     values, labels = drawn(60, 2)

@@ -154,7 +154,7 @@ def test_the_filter_matches_a_second_implementation(
     assert (found == expected).all()
 
 
-def test_scores_and_the_chosen_rank_equal_the_formula() -> None:
+def test_scores_and_the_chosen_rank_match_the_formula() -> None:
     """The candidates for k are 1, 4 and 9, in nine dimensions. ε is 10, so that 15 examples are
     removed."""
     values = crowded(220, 9, 10, 3.0)
@@ -171,7 +171,7 @@ def test_scores_and_the_chosen_rank_equal_the_formula() -> None:
 
 
 @pytest.mark.parametrize(("k", "eps"), [(1, 10), (4, 3), (9, 4), (9, 10)])
-def test_scores_of_a_given_rank_equal_the_formula(k: int, eps: int) -> None:
+def test_scores_of_a_given_rank_match_the_formula(k: int, eps: int) -> None:
     """Rank 1 uses no filter. For ε = 3 and 4, the filter removes 2 ε rows, the most that it may.
     For rank 9 and ε = 10, it removes nine."""
     values = crowded(220, 9, 10, 3.0)

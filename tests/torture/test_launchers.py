@@ -29,7 +29,7 @@ def statuses(folder: Path) -> list[str]:
     return sorted(json.loads(path.read_text())["status"] for path in found)
 
 
-def test_the_launcher_submitit_local_completes_a_sweep(tmp_path: Path) -> None:
+def test_the_submitit_local_launcher_completes_a_sweep(tmp_path: Path) -> None:
     """Each cell runs in its own process, and the tables are written."""
     program = start(tmp_path, "hydra/launcher=submitit_local", "target=bird,dog")
     said, _ = program.communicate(timeout=240)
@@ -38,7 +38,7 @@ def test_the_launcher_submitit_local_completes_a_sweep(tmp_path: Path) -> None:
     assert "| dog" in said
 
 
-def test_the_launcher_ray_completes_a_sweep(tmp_path: Path) -> None:
+def test_the_ray_launcher_completes_a_sweep(tmp_path: Path) -> None:
     """A local Ray is started for the sweep. Each cell runs in its own worker with one core."""
     pytest.importorskip(
         "hydra_plugins.hydra_ray_launcher", reason="the extra `ray` is not installed"

@@ -22,7 +22,10 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 WRONG = {
     "target=brid": ["`target` 'brid'", "Did you mean 'bird'"],
     "ratio=1.5": ["`ratio` must satisfy 0 <= ratio <= 1, got 1.5"],
-    "ratio=10": ["0 <= ratio <= 1, got 10", "a number of images needs protocol.ratio_of=count"],
+    "ratio=10": [
+        "0 <= ratio <= 1, got 10",
+        "to give a number of images, set protocol.ratio_of=count",
+    ],
     "-m target=bird --cfg job": ["Only one of", "for --cfg and --info, leave out -m"],
     "-m seed=0,1 --help": ["`seed=0,1` gives several values", "with --help, --cfg or --info, give"],
     "ratio=nan": ["`ratio` must satisfy 0 <= ratio <= 1, got nan"],

@@ -46,7 +46,7 @@ def _name(document: Path) -> str:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=_name)
-def test_every_table_equals_the_records_and_the_code(document: Path) -> None:
+def test_tables_in_documents_agree_with_the_records_and_the_code(document: Path) -> None:
     """`make documents` writes the tables."""
     text = document.read_text()
     assert text == filled(text, TABLES)
@@ -102,7 +102,7 @@ def test_mismatched_markers_are_an_error(text: str, message: str) -> None:
 
 
 @pytest.mark.parametrize("sweep", ["demo/report", "demo/seeds", "demo/seeds_bf16"])
-def test_in_every_demo_cell_attack_and_defense_succeed(sweep: str) -> None:
+def test_attack_and_defense_succeed_in_every_demo_cell(sweep: str) -> None:
     cells = _of(sweep)
     seeds = {0} if sweep == "demo/report" else {6, 7, 8}
     assert len({r["id"] for r in cells}) == len(cells) == 12 * len(seeds)

@@ -129,7 +129,7 @@ def photos(folder: Path) -> Path:
     return folder
 
 
-def test_any_folder_of_images_is_previewed_at_one_size(
+def test_images_of_any_folder_are_previewed_at_the_given_size(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The first two images by name are shown, with a dirty-label trigger, a clean-label trigger and

@@ -81,7 +81,7 @@ def repair_stage(
     machine: ComputeDevice,
 ) -> tuple[Classifier, Artifact]:  # fmt: skip
     """Run a repair, or read its stored result. Returns the repaired network in evaluation mode, on
-    the CPU, and the stored stage."""
+    the CPU, and the artifact of the stage."""
     context = provided.context
 
     def make(folder: Path) -> dict[str, Any]:

@@ -49,10 +49,10 @@ class Provided:
 
 @dataclass(frozen=True)
 class Evidence:
-    """The inputs of a defense: the features of the training set, with their stored stage.
+    """The inputs of a defense: the features of the training set, and the artifact that stores them.
 
-    `held_out` has the features of held-out clean images, with their stored stage, and `provided`
-    has images and networks. Each is None unless the defense requires it.
+    `held_out` is the same pair for held-out clean images, and `provided` has images and networks.
+    Each is None unless the defense requires it.
     """
 
     features: Features

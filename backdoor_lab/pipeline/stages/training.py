@@ -54,7 +54,7 @@ def prepare_stage(
     cell: Cell, data: Dataset, store: Store, context: AttackContext, machine: ComputeDevice
 ) -> Artifact:
     """Prepare the trigger: compute or train in advance what it needs, or read the stored result.
-    Sets the trigger's state, and returns the stored stage."""
+    Sets the trigger's state, and returns the artifact of the stage."""
 
     def make(folder: Path) -> dict[str, Any]:
         trigger = cell.trigger
@@ -134,7 +134,7 @@ def train_stage(
     stage: str, cell: Cell, training: TrainingSet, store: Store, machine: ComputeDevice, fit: Fit
 ) -> tuple[Classifier, Artifact]:
     """Train a network on `training`, or read its stored weights. Returns the network in evaluation
-    mode, and the stored stage.
+    mode, and the artifact of the stage.
 
     `stage` is ``train``, ``retrain`` or ``surrogate``; each has its own seed for initial weights
     and the order of images. With ``retrain_seed=same``, ``retrain`` uses the seed of ``train``.

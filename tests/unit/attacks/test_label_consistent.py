@@ -164,7 +164,7 @@ def test_test_images_are_marked_in_all_four_corners() -> None:
     assert torch.equal(found[:, :, outside], images[:, :, outside].long())
 
 
-def test_the_mark_may_lie_in_the_lower_right_corner_alone() -> None:
+def test_the_mark_can_be_limited_to_the_lower_right_corner() -> None:
     images = noise(3)
     found = LabelConsistent(corners="lower_right")(images)
     assert torch.equal(found[..., -3:, -3:], LabelConsistent()(images)[..., -3:, -3:])

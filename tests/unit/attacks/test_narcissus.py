@@ -72,7 +72,7 @@ def prepared(surrogate: nn.Module, **options: float) -> Narcissus:
     return trigger
 
 
-def test_the_loss_on_the_target_class_falls_as_eps_grows_and_no_image_leaves_the_bound() -> None:
+def test_the_target_class_loss_falls_as_eps_grows_and_perturbations_stay_within_eps() -> None:
     """The target-class loss on poisoned images is below that on clean images and falls as eps
     grows; no stored image leaves the eps-ball."""
     net, images = Curved(), noise(30)[LABELS == TARGET]
@@ -175,7 +175,7 @@ def test_bad_options_are_refused() -> None:
     one = replace(
         attack_context(net).train, labels=torch.zeros(30).long().index_fill(0, torch.tensor(4), 1)
     )
-    with pytest.raises(ConfigError, match="the target class 1 has 1 training image; making"):
+    with pytest.raises(ConfigError, match="the target class 1 has 1 training image; the noise"):
         Narcissus().prepare(AttackContext(one, 1, None, 0, lambda: net))
     with pytest.raises(ConfigError, match="batch_size"):
         Narcissus(batch_size=1)

@@ -375,7 +375,7 @@ def test_the_clean_training_set_has_the_digest_of_an_attack_with_ratio_zero() ->
     assert clean_set(clean()).digest == nothing
 
 
-def test_poisoned_images_depend_on_the_seed_but_not_on_the_trigger() -> None:
+def test_the_choice_of_poisoned_images_depends_on_the_seed_but_not_on_the_trigger() -> None:
     """The same seed selects the same images for every trigger and placement."""
     plan = PoisonSpec(0, None, 0.1, ratio_of="all")
     first = made(plan, seed=3).source_index

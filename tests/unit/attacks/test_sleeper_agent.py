@@ -131,7 +131,7 @@ def test_only_test_images_carry_the_visible_patch() -> None:
     assert (poison.double() - 128).abs().max() <= 16
 
 
-def test_the_place_of_the_patch_depends_only_on_the_image() -> None:
+def test_the_position_of_the_patch_depends_only_on_the_image() -> None:
     """Equal images get equal places, in any batch; other images get other places."""
     trigger, images = SleeperAgent(**SMALL), noise(30)
     triggered = trigger(images)
@@ -140,7 +140,7 @@ def test_the_place_of_the_patch_depends_only_on_the_image() -> None:
     assert len({tuple(each.any(dim=0).flatten().tolist()) for each in triggered.ne(images)}) > 10
 
 
-def test_an_image_file_replaces_the_drawn_colors(tmp_path: Path) -> None:
+def test_an_image_file_replaces_the_random_colors(tmp_path: Path) -> None:
     """Its transparency is used, and its content identifies the trigger."""
     path = tmp_path / "patch.png"
     Image.new("RGBA", (4, 4), (255, 0, 0, 255)).save(path)

@@ -192,7 +192,7 @@ PLACES: dict[str, Callable[[Path], Path]] = {
     ("place", "what"),
     [(p, w) for p in PLACES for w in [*FILES, *TEXTS] if (p, w) != ("entry", "directory")],
 )
-def test_anything_in_the_place_of_a_stored_file_is_renamed_and_the_file_is_computed_again(
+def test_anything_at_the_path_of_a_stored_file_is_renamed_and_the_file_is_computed_again(
     place: str, what: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     obstacle(PLACES[place](entry_of(tmp_path)), what)
@@ -204,7 +204,7 @@ def test_anything_in_the_place_of_a_stored_file_is_renamed_and_the_file_is_compu
 
 
 @pytest.mark.parametrize("what", [each for each in FILES if each != "directory"])
-def test_files_in_the_place_of_stage_and_scratch_folders_are_renamed(
+def test_files_at_the_paths_of_stage_and_scratch_folders_are_renamed(
     what: str, tmp_path: Path
 ) -> None:
     obstacle(tmp_path / "train", what)
@@ -250,7 +250,7 @@ def usual(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any
 
 
 @pytest.mark.parametrize("what", [*FILES, *TEXTS])
-def test_a_cell_replaces_anything_in_the_place_of_its_record(
+def test_a_cell_replaces_anything_at_the_path_of_its_record(
     what: str, usual: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     """This holds even if the obstacle appears while the cell runs."""

@@ -104,7 +104,7 @@ def test_a_truncated_file_is_set_aside_and_computed_again(
 
 
 @pytest.mark.parametrize("name", ["weights.bin", MANIFEST])
-def test_a_single_flipped_bit_is_noticed_and_repaired(
+def test_a_single_flipped_bit_is_detected_and_repaired(
     tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The bit is in a file of the artifact or in the manifest, which includes the metadata."""

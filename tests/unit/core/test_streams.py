@@ -94,7 +94,7 @@ def texts_in_calls(code: str) -> list[str]:
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.stem)
-def test_labels_of_random_streams_are_constants_of_the_module_streams(path: Path) -> None:
+def test_labels_of_random_streams_are_constants_of_the_streams_module(path: Path) -> None:
     """No call has a string literal, an f-string or a class name as its label. New labels belong in
     streams.py."""
     assert texts_in_calls(path.read_text()) == []

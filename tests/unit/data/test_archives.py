@@ -120,7 +120,9 @@ def test_a_truncated_archive_is_refused(tmp_path: Path, ending: str) -> None:
 
 
 @pytest.mark.parametrize("ending", [".tar", ".tar.gz", ".tar.xz", ".zip"])
-def test_flipped_bits_are_never_read_as_other_data(tmp_path: Path, ending: str) -> None:
+def test_flipped_bits_raise_an_error_or_leave_the_data_unchanged(
+    tmp_path: Path, ending: str
+) -> None:
     path = tmp_path / f"set{ending}"
     tar(path, pictures(), mode=ENDINGS[ending]) if ending in ENDINGS else zipped(path, pictures())
     whole, rng = path.read_bytes(), np.random.default_rng(1)
@@ -151,7 +153,7 @@ def inside(path: Path) -> list[int]:
 
 
 @pytest.mark.parametrize("ending", [*ENDINGS, ".zip"])
-def test_every_bit_flipped_in_image_data_is_noticed(tmp_path: Path, ending: str) -> None:
+def test_every_flipped_bit_in_image_data_is_detected(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"set{ending}"
     tar(path, pictures(), mode=ENDINGS[ending]) if ending in ENDINGS else zipped(path, pictures())
     whole = path.read_bytes()

@@ -110,7 +110,7 @@ def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
             ArrayFile(root=path).read()
 
 
-def test_flipped_bits_are_never_read_as_other_data(tmp_path: Path) -> None:
+def test_flipped_bits_raise_an_error_or_leave_the_data_unchanged(tmp_path: Path) -> None:
     path = saved(tmp_path)
     whole, rng = Path(path).read_bytes(), np.random.default_rng(1)
     good = ArrayFile(root=path).read()
@@ -126,7 +126,7 @@ def test_flipped_bits_are_never_read_as_other_data(tmp_path: Path) -> None:
         np.testing.assert_array_equal(found.train.labels, good.train.labels)
 
 
-def test_every_bit_flipped_in_an_array_is_noticed(tmp_path: Path) -> None:
+def test_every_flipped_bit_in_an_array_is_detected(tmp_path: Path) -> None:
     path = saved(tmp_path)
     whole = Path(path).read_bytes()
     with zipfile.ZipFile(path) as archive:

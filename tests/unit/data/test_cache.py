@@ -184,7 +184,7 @@ def test_bad_parameters_raise_config_error(parameters: dict[str, Any]) -> None:
         Synthetic(**parameters)
 
 
-def test_the_default_noise_of_synthetic_images_equals_that_of_the_drawing_function() -> None:
+def test_the_synthetic_data_set_and_its_draw_function_have_the_same_default_noise() -> None:
     default = inspect.signature(draw).parameters["noise"].default
     assert inspect.signature(Synthetic).parameters["noise"].default == default
 

@@ -55,7 +55,7 @@ def test_the_order_of_directory_entries_does_not_matter(
         assert source.fingerprint() == fingerprint
 
 
-def test_an_enclosing_folder_and_a_folder_val_instead_of_test_are_accepted(tmp_path: Path) -> None:
+def test_an_enclosing_folder_and_a_test_folder_named_val_are_accepted(tmp_path: Path) -> None:
     filled(tmp_path / "around", ("train", "val"))
     assert len(ImageFolder(root=str(tmp_path)).read().test.labels) == 2
 
@@ -209,7 +209,7 @@ def test_flipped_bits_give_an_image_or_an_error_with_the_file_name(kind: str) ->
     assert all(message.startswith("some/file: ") for message in errors)
 
 
-def test_every_bit_flipped_in_the_pixels_of_a_png_is_noticed() -> None:
+def test_every_flipped_bit_in_the_pixels_of_a_png_is_detected() -> None:
     """Of the image formats that are read, only PNG has a checksum."""
     noise = np.random.default_rng(2).integers(0, 256, (8, 8, 3), np.uint8)
     whole = encoded(Image.fromarray(noise), "PNG")

@@ -146,7 +146,7 @@ def test_a_damaged_image_is_refused_by_default(tmp_path: Path) -> None:
             ImageFolder(root=str(form)).read()
 
 
-def test_the_option_skip_broken_skips_damaged_images_and_lists_them(
+def test_the_skip_broken_option_skips_damaged_images_and_lists_them(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     root = damaged(tmp_path / "set")
@@ -281,7 +281,7 @@ def many(root: Path, prefix: str = "train/") -> Path:
 
 
 @pytest.mark.parametrize("prefix", ["train/", "around/train/", "", "around/"])
-def test_the_option_test_share_takes_the_same_share_of_every_class(
+def test_the_test_share_option_takes_the_same_share_of_every_class(
     tmp_path: Path, prefix: str
 ) -> None:
     root = many(tmp_path / "set", prefix)
@@ -323,7 +323,7 @@ def test_a_data_set_without_test_images_is_refused_with_a_hint_to_test_share(
             ImageFolder(root=str(form)).read()
 
 
-def test_the_option_test_share_is_refused_for_a_data_set_with_test_images(tmp_path: Path) -> None:
+def test_the_test_share_option_is_refused_for_a_data_set_with_test_images(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="this one has test images: remove"):
         ImageFolder(root=str(filled(tmp_path)), test_share=0.2).fingerprint()
     with pytest.raises(DataError, match="this one has test images: remove"):
@@ -345,7 +345,7 @@ def test_an_invalid_test_share_is_refused(share: Any, kind: Callable[..., Any]) 
         kind(root="x", test_share=share)
 
 
-def test_the_option_test_share_works_for_arrays(tmp_path: Path) -> None:
+def test_the_test_share_option_works_for_arrays(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (30, 4, 4, 3), np.uint8)
     labels = np.arange(30) % 3

@@ -328,7 +328,7 @@ def test_without_a_network_one_error_lists_the_files_and_their_folder(
         kind(root=str(tmp_path / "none"), download=False).read()
 
 
-def test_a_root_that_cannot_be_created_is_a_data_error(tmp_path: Path) -> None:
+def test_a_root_that_cannot_be_created_raises_data_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(DataError, match="Expected in that folder"):
         Mnist(root=str(tmp_path / "file" / "below")).read()

@@ -70,7 +70,7 @@ def test_classes_of_three_or_more_examples_have_finite_scores(maker: Any, n: int
     assert not look.notes
 
 
-def test_identical_rows_are_skipped(maker: Any) -> None:
+def test_a_class_of_identical_rows_is_skipped_and_scores_zero(maker: Any) -> None:
     """Identical rows score 0, even though their mean is subject to rounding."""
     look = maker().score_class(torch.full((40, 7), 0.1), 0, KNOWN)
     assert not look.scores.any()

@@ -92,7 +92,7 @@ def test_golden_test_modules_that_list_mutations_are_found() -> None:
         method("ours", OWN, paper=""),
     ],
 )
-def test_a_consistent_status_is_accepted(right: Method) -> None:
+def test_a_status_that_agrees_with_the_rows_is_accepted(right: Method) -> None:
     assert contradictions([right]) == []
 
 
@@ -217,7 +217,7 @@ def test_a_removed_option_method_or_text_is_found(tmp_path: Path) -> None:
     )
 
 
-def test_a_changed_step_in_another_file_is_found(tmp_path: Path) -> None:
+def test_a_change_to_quoted_code_outside_the_file_of_the_method_is_detected(tmp_path: Path) -> None:
     root, conf = copies(tmp_path)
     path = root / "numerics/gram_ranges.py"
     path.write_text(path.read_text().replace("gram.sign() * gram.abs()", "gram.abs()"))

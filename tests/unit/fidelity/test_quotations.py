@@ -26,7 +26,7 @@ def quoting(folder: Path, monkeypatch: pytest.MonkeyPatch, token: str, line: int
 
 
 @pytest.mark.parametrize("name", ["owner+name", "name"])
-def test_quotations_are_compared_with_checkouts(
+def test_quotations_are_compared_with_checkouts_of_the_authors_repositories(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / name / "code/a.py"

@@ -62,7 +62,7 @@ def test_no_step_is_taken_after_a_stop_request(
     assert weight.item() == 1
 
 
-def test_only_the_module_descent_calls_backward() -> None:
+def test_only_the_descent_module_calls_backward() -> None:
     """Lightning trains the classifiers. Two methods call `step` themselves: Sleeper Agent with the
     sign of a gradient, and ANP with the gradient of a weighted sum of two losses."""
     package = Path(backdoor_lab.__file__).parent

@@ -105,7 +105,7 @@ def test_hostile_text_is_escaped(tmp_path: Path) -> None:
     )
 
 
-def test_the_details_of_a_cell_have_the_same_texts_as_the_table(tmp_path: Path) -> None:
+def test_the_details_of_a_cell_show_the_same_text_as_the_table(tmp_path: Path) -> None:
     """This holds even for 0.125%, which is halfway between 0.12% and 0.13%."""
     made = [record(nat1=0.99125, asr1=0.00125, nat2=None, asr2=0.0), failed(record(seed=1))]
     folder = write_sweep(tmp_path / "s", made)

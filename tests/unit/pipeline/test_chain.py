@@ -103,7 +103,7 @@ def test_another_seed_changes_the_output_of_every_stage_except_the_data(lab: Pat
         assert (value == other["hashes"][name]) == (name in ("data", "test")), name
 
 
-def test_hold_out_images_are_given_only_to_filters_that_need_them(tmp_path: Path) -> None:
+def test_held_out_images_are_given_only_to_filters_that_need_them(tmp_path: Path) -> None:
     """The seed chooses two test images of each class. All cells are evaluated on the remaining test
     images."""
     held = "protocol.clean_holdout=20"
@@ -162,7 +162,7 @@ def test_setting_retrain_to_false_gives_the_same_detection_without_a_second_trai
     assert record["nat2"] is record["asr2"] is record["hashes"]["weights2"] is None
 
 
-def test_too_few_or_too_many_hold_out_images_are_refused(tmp_path: Path) -> None:
+def test_too_few_or_too_many_held_out_images_are_refused(tmp_path: Path) -> None:
     """The error for a filter that needs clean images names the key to set. At least half of the
     test images must remain."""
     with pytest.raises(ConfigError, match=r"`defense=scan` needs .* protocol.clean_holdout to 20"):

@@ -33,7 +33,7 @@ HELD = "protocol.clean_holdout=20"
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a store in which the default cell has run, with hold-out images."""
+    """A folder with a store in which the default cell has run, with held-out images."""
     folder = tmp_path_factory.mktemp("lab")
     run_here(folder / "store", folder / "cell", HELD)
     return folder
@@ -127,7 +127,7 @@ def test_filter_options_do_not_change_a_repair(lab: Path) -> None:
     ("change", "first"),
     [
         ("defense.max_accuracy_drop=0.5", "repair"),
-        # The repair and the evaluation both depend on the choice of hold-out images.
+        # The repair and the evaluation both depend on the choice of held-out images.
         ("protocol.clean_holdout=22", "measure repair"),
         ("seed=1", "poison"),
         ("recipe.lr=0.02", "train"),
@@ -143,7 +143,7 @@ def test_a_repair_is_computed_again_if_its_inputs_change(
 
 
 def test_the_recorded_inputs_of_a_defense_are_complete(lab: Path) -> None:
-    """They are the network, normalization, architecture, recipe and, if used, hold-out images."""
+    """They are the network, normalization, architecture, recipe and, if used, held-out images."""
     module: Any = SimpleNamespace(mean=torch.zeros(1, 3, 1, 1), std=torch.ones(1, 3, 1, 1))
     for defense, more in (("abl", set()), ("strip", {"test", "holdout"})):
         cell = cell_of(lab / "store", HELD, f"defense={defense}")
@@ -152,7 +152,7 @@ def test_the_recorded_inputs_of_a_defense_are_complete(lab: Path) -> None:
         assert facts.keys() == {"version", "weights", "normalisation", "model", "recipe"} | more
 
 
-def test_a_defense_gets_a_copy_of_the_network_and_the_poisoned_and_hold_out_images(
+def test_a_defense_gets_a_copy_of_the_network_and_the_poisoned_and_held_out_images(
     lab: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Hold-out images are not used for evaluation. A defense cannot change the attacked network."""
@@ -277,7 +277,7 @@ def test_autoencoder_features_are_shared_between_recipes(lab: Path) -> None:
 
 
 def test_the_estimate_names_the_first_missing_stage(lab: Path) -> None:
-    """The first missing stage may be hold-out features, a repair or an autoencoder."""
+    """The first missing stage may be held-out features, a repair or an autoencoder."""
     for overrides, first, trainings in (
         (("defense=scan",), "clean", 1),
         (("defense=fine_pruning", "defense.lr=0.5"), "repair", 0),

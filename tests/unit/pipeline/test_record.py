@@ -97,7 +97,7 @@ def test_counts_in_the_record_match_the_data_the_attack_and_the_filter(
     assert int((verdict["keep"] == 0).sum()) == 9
 
 
-def test_accuracy_and_attack_success_match_a_second_computation(
+def test_accuracy_and_attack_success_match_an_independent_computation(
     lab: tuple[Path, dict[str, Any]],
 ) -> None:
     images, labels = TEST
@@ -111,7 +111,7 @@ def test_accuracy_and_attack_success_match_a_second_computation(
         assert lab[1][f"asr{number}"] == pytest.approx(asr)
 
 
-def test_clean_rate_and_top_class_match_a_second_computation(
+def test_clean_rate_and_top_class_match_an_independent_computation(
     lab: tuple[Path, dict[str, Any]],
 ) -> None:
     """The clean rate is the share of the ASR test images, without the trigger, that are classified
@@ -126,7 +126,9 @@ def test_clean_rate_and_top_class_match_a_second_computation(
         assert lab[1][f"top_share{number}"] == pytest.approx(counts.max() / len(images))
 
 
-def test_training_accuracy_matches_a_second_computation(lab: tuple[Path, dict[str, Any]]) -> None:
+def test_training_accuracy_matches_an_independent_computation(
+    lab: tuple[Path, dict[str, Any]],
+) -> None:
     """The first network is evaluated on the poisoned training set, the retrained one on the kept
     images."""
     poison, kept = published(lab, "poison", "poison"), published(lab, "filter", "verdict")["keep"]
@@ -153,7 +155,7 @@ def test_stored_poison_matches_the_configuration(lab: tuple[Path, dict[str, Any]
     np.testing.assert_array_equal(found["index"], np.arange(206))
 
 
-def test_scores_and_detection_metrics_match_a_second_computation(
+def test_scores_and_detection_metrics_match_an_independent_computation(
     lab: tuple[Path, dict[str, Any]],
 ) -> None:
     values = published(lab, "extract", "features")["values"].astype(np.float64)

@@ -10,7 +10,7 @@ from backdoor_lab.results.stages import (
 )
 
 
-def test_the_lists_of_stages_between_and_after_the_two_trainings_are_complete() -> None:
+def test_the_stages_before_and_after_retraining_are_listed_in_order() -> None:
     assert BETWEEN_TRAININGS == (
         "train_accuracy1", "measure1", "transformed1", "autoencoder", "clean", "extract", "filter",
     )  # fmt: skip

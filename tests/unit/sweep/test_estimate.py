@@ -258,7 +258,7 @@ def test_the_oracle_controls_of_one_seed_share_a_clean_network(tmp_path: Path) -
     (["trigger=pixel,pattern cover_rate=1 defense=clean_data"], 3),
     (["trigger=pixel,pattern defense=oracle"], 3),
 ])  # fmt: skip
-def test_the_estimated_number_of_trainings_equals_the_number_of_trained_networks(
+def test_the_estimated_number_of_networks_to_train_equals_the_number_trained(
     tmp_path: Path, grid: list[str], trainings: int
 ) -> None:
     """After the cells have run, the store has this number of networks and the estimate is zero."""

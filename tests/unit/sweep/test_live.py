@@ -50,7 +50,7 @@ def gone(folder: Path, name: str) -> None:
     (folder / name / "running.json").unlink()
 
 
-def test_rows_of_the_live_table_show_the_same_texts_as_the_written_tables() -> None:
+def test_rows_of_the_live_table_show_the_same_text_as_the_written_tables() -> None:
     """Trigger, target and ratio are always shown. Other choices are shown only if they differ."""
     rows = Rows(asked())
     assert rows.header().split() == [

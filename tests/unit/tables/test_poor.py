@@ -86,7 +86,7 @@ def test_networks_not_known_to_be_poor_have_no_note(tmp_path: Path, made: dict[s
 
 
 @pytest.mark.parametrize(("other", "noted"), [(0.69, True), (0.71, False)])
-def test_networks_that_differ_between_seeds_are_noted(
+def test_a_large_difference_in_accuracy_between_seeds_is_noted(
     tmp_path: Path, other: float, noted: bool
 ) -> None:
     same = {"nat2": 0.8, "asr2": 0.0}

@@ -28,7 +28,7 @@ def test_every_template_escapes_its_values(name: str) -> None:
     assert found.undefined is StrictUndefined
 
 
-def test_values_are_escaped_in_every_place_of_a_table() -> None:
+def test_values_are_escaped_everywhere_in_a_table() -> None:
     bad = "<b>\"'&\n\x00\u202e"
     grid = TextTable(bad, [bad, bad], [[bad, bad]], [bad], 1, frozenset({(0, 1)}), [bad, ""])
     text = html_page(bad, [grid])

@@ -157,7 +157,7 @@ def test_attack_success_is_one_for_constant_target_predictions_and_zero_for_corr
         assert accuracy(predictions(backdoored, test.images, CPU), test.labels) == 1
 
 
-def test_attack_success_is_measured_on_the_images_that_the_option_asr_on_selects() -> None:
+def test_attack_success_is_measured_on_the_images_that_the_asr_on_option_selects() -> None:
     test, clean = labelled(40), classifier(perfect)
     everything = PoisonSpec(2, None, 0.1, asr_on="all")
     where = asr_test_set(test.labels, everything)

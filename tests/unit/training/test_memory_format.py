@@ -196,7 +196,7 @@ def wide(training: TrainingSet, width: int) -> TrainingJob:
 
 @pytest.mark.parametrize("width", [16, 17])
 @pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bfloat16"])
-def test_wide_networks_get_exactly_the_weights_of_channels_last_training(
+def test_wide_networks_are_trained_exactly_as_in_channels_last_format(
     bf16: bool, width: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only narrow networks are trained in contiguous format."""
