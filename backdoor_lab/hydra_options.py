@@ -87,7 +87,7 @@ def check_hydra(config: DictConfig, conf: Path) -> None:
 
 
 def not_there(error: BaseException) -> str | None:
-    """The key that an error of Hydra reports as unknown; None for other errors."""
+    """The key that a Hydra error reports as unknown; None for other errors."""
     found = _NOT_THERE.match(str(error))
     return (found[1] or found[2]) if found else None
 

@@ -250,7 +250,7 @@ def _known(error: BaseException | None) -> BaseException | None:
         if isinstance(error, ValueError) and str(error).startswith("Only one of --run"):
             first = ConfigError(f"{error}: for --cfg and --info, leave out -m (--multirun)")
         if isinstance(error, ValueError) and str(error).startswith("Config group override must"):
-            first = ConfigError(f"{error}: give a group the name of one of its choices (--help)")
+            first = ConfigError(f"{error}: set the group to one of its choices (see --help)")
         if isinstance(error, ValueError) and str(error).startswith("Unable to configure"):
             first = ConfigError(
                 f"`hydra.job_logging`: {error}: {reason_of(error.__cause__ or error)}"

@@ -102,7 +102,7 @@ def _check_keys(number: int, patch: object) -> None:
 
 
 def _used(key: str, patches: Sequence[dict[str, Any]]) -> dict[int, float]:
-    """Returns the opacity of each patch by its index, without patches of opacity 0."""
+    """Maps the index of each patch to its opacity. Omits patches of opacity 0."""
     opacities = {
         number: validation.share(f"trigger.patches[{number}].{key}", patch[key])
         for number, patch in enumerate(patches)

@@ -126,7 +126,7 @@ class Trigger(ABC):
         return self.apply_train(images, labels, context)
 
     def choose(self, candidates: Tensor, wanted: int, context: AttackContext) -> Tensor | None:
-        """Returns the sorted indices of the `wanted` training images to poison, out of the indices
+        """Returns the sorted indices of the training images to poison: `wanted` of the indices
         `candidates`, int64 (n,). None, the default, means a random choice. Only for attacks whose
         poison comes from one class, so that the number of images per class is known beforehand."""
         return None

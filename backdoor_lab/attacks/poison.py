@@ -109,7 +109,7 @@ def changes_nothing(train: LabeledImages, trigger: Trigger, plan: PoisonSpec, *,
 
 
 def no_change(name: str) -> ConfigError:
-    """Returns the error for a trigger `name` that changes no image."""
+    """Returns the error to raise if the trigger called `name` changes no image."""
     return ConfigError(
         f"`trigger={name}` changes no pixel of any image to be poisoned, so there is no backdoor to"
         " learn. Possible causes: an image file that is fully transparent, a color that the images"

@@ -106,7 +106,7 @@ def one_sweep(facts: CellFields, by: str, base: str) -> tuple[list[PairedGroup],
     ]
     if not any(side.pairs for side in sides):
         raise ConfigError(
-            f"nothing can be compared: no completed cell differs only in {by} from a completed cell"
+            f"nothing to compare: no completed cell differs only in {by} from a completed cell"
             f" with {by}={base}"
         )
     return sides, names

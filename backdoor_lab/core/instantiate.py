@@ -32,8 +32,9 @@ OPTIONS = "options"
 
 @dataclass(frozen=True)
 class Shared:
-    """Options that every config of a group accepts. A class receives them as one object,
-    `make(**values)`: as its argument `options`, or through its method `obey`.
+    """Options that every config of a group accepts. `make(**values)` combines them into
+    one object, which is passed to the parameter `options` of the class and to its method `obey`, if
+    the class has them.
 
     `values` maps each key to its default.
     """

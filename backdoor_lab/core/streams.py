@@ -1,8 +1,9 @@
 """The labels of all random streams.
 
-A label is an input of the generator (see rng.py): changing a label changes the random numbers and
-every result that depends on them. Never change a label, not even when classes, stages or options
-are renamed; only the names of the constants may change. A new stream needs a new label.
+A generator's seed is a hash of the cell's seed and of labels (see rng.py): changing a label changes
+the random numbers and every result that depends on them. Never change a label, not even when
+classes, stages or options are renamed; only the names of the constants may change. A new stream
+needs a new label.
 """
 
 from __future__ import annotations

@@ -130,8 +130,8 @@ def share(name: str, value: Any) -> float:
 
 
 def percent_hint(value: Any) -> str:
-    """Returns the end of an error message about a number if `value` is a percentage, as text:
-    how to write it as a fraction. Otherwise an empty string.
+    """Returns a hint to append to an error message: how to write `value` as a fraction if it is a
+    percentage given as text. Otherwise returns an empty string.
 
     >>> percent_hint("2.5%")
     ': for 2.5 %, write 0.025'
@@ -167,7 +167,7 @@ def choice(name: str, value: Any, known: Iterable[Any]) -> Any:
 def text(name: str, value: Any) -> str:
     """Returns `value` if it is a non-empty string; otherwise raises ConfigError."""
     if not isinstance(value, str) or not value:
-        raise ConfigError(f"`{name}` must be a name, got {value!r}")
+        raise ConfigError(f"`{name}` must be a non-empty string, got {value!r}")
     return value
 
 

@@ -68,7 +68,7 @@ class Digits(Source):
 
 
 def _digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Returns levels (N, 8, 8) and labels (N,). Raises DataError unless their hash is `CONTENT`."""
+    """Returns images (N, 8, 8) and labels (N,). Raises DataError unless their hash is `CONTENT`."""
     try:
         from sklearn.datasets import load_digits  # type: ignore[import-untyped]
 

@@ -43,7 +43,7 @@ def check_file_size(size: int, where: object) -> None:
     """Raises DataError if a file is too large for an image."""
     if size > MAX_BYTES:
         raise DataError(
-            f"{where}: {size:,} bytes are too many for an image (at most {MAX_BYTES:,})"
+            f"{where}: {size:,} bytes exceed the limit for an image file ({MAX_BYTES:,})"
         )
 
 
@@ -51,7 +51,7 @@ def check_pixels(width: int, height: int, where: str) -> None:
     """Raises DataError if an image is too large to be decoded."""
     if width * height > MAX_PIXELS:
         raise DataError(
-            f"{where}: {width} x {height} pixels are too many (at most {MAX_PIXELS:,}):"
+            f"{where}: {width} x {height} pixels exceed the limit of {MAX_PIXELS:,}:"
             " make the image smaller"
         )
 

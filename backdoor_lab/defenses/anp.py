@@ -108,9 +108,9 @@ class ANP(ModelRepair):
 
 
 def masked_loss(network: nn.Module, norms: Norms, masks: list[Tensor]) -> Loss:
-    """Returns a function of a batch and a perturbation, which is a list: δ for each of `norms`,
-    then ξ for each of them. The result is the cross-entropy of `network` with the scales (m + δ) γ
-    and the shifts (1 + ξ) β, where m are the masks."""
+    """Returns a function of a batch and a perturbation that computes the cross-entropy of `network`
+    with the scales (m + δ) γ and the shifts (1 + ξ) β, where m are the masks. The perturbation is a
+    list: δ for each of `norms`, then ξ for each of them."""
     scales = [module.weight.detach() for _, module in norms]
     shifts = [module.bias.detach() for _, module in norms]
 

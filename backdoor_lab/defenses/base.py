@@ -220,7 +220,7 @@ class SampleFilter(Defense):
             f"`defense.removal_budget={self.budget.text}`{epsilon} would remove {removed}"
             f" of the {size} examples of class {known.classes[label]}: nothing would be left. Lower"
             " the budget or the poisoning ratio, set defense.max_removed, for example to 50%, or"
-            f" filter fewer classes than with defense.filter_scope={self.scope}"
+            f" filter fewer classes (currently defense.filter_scope={self.scope})"
         )
 
 

@@ -142,8 +142,7 @@ class _Maps:
         return self.context.generator(streams.REFERENCE_IMAGES, label)
 
     def of_clean(self, label: int, most: int) -> Tensor:
-        """Returns the feature maps of at most `most` clean images of a class, drawn at
-        random."""
+        """Returns the feature maps of at most `most` clean images of a class, drawn at random."""
         clean = clean_of(self.context)
         found = [(said == label).nonzero().flatten() for said in (self.predicted, clean.labels)]
         members = found[0] if len(found[0]) >= FEWEST else found[1]
@@ -157,7 +156,7 @@ class _Maps:
         return torch.cat(list(self._over(lambda a, b: images[a:b], len(images))))
 
     def of_training(self, where: Tensor) -> Iterator[Tensor]:
-        """Yields the feature maps of the training images at indices `where`, in groups."""
+        """Yields the feature maps of the training images at indices `where`, in chunks."""
         return self._over(lambda a, b: self.context.images(where[a:b], None), len(where))
 
     @cached_property

@@ -186,8 +186,8 @@ def transformed(images: Tensor, degrees: Tensor, shifts: Tensor) -> Tensor:
 
 
 def sampled(images: Tensor, back: list[list[Tensor]]) -> Tensor:
-    """Resamples each of `images` (n, C, H, W) under its affine map, which takes each pixel of the
-    result to a position in the image. `back` has 2 rows of 3 coefficients, each a tensor (n,)."""
+    """Resamples each of `images` (n, C, H, W) with a separate affine map from output positions to
+    input positions. `back` has 2 rows of 3 coefficients, each a tensor (n,)."""
     where = torch.stack([torch.stack(row, dim=1) for row in back], dim=1).to(images.device)
     grid = F.affine_grid(where, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, mode="nearest", align_corners=False)

@@ -111,7 +111,7 @@ class ModelRepair(ABC):
         return ["context", *["clean images"] * self.needs_clean]
 
     def applied(self) -> dict[str, object]:
-        """Returns no options: a repair removes no image, so the options of filters do not apply."""
+        """Returns no options: filter options do not apply to a repair, which removes no images."""
         return {}
 
     def check_network(self, network: nn.Module, features: int) -> None:

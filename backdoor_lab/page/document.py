@@ -160,6 +160,6 @@ def _data(
 
 
 def _hash(text: str) -> str:
-    """The hash of a script or style, as a content security policy states it."""
+    """The hash of a script or style in the form used by a content security policy."""
     digest = hashlib.sha256(text.encode()).digest()
     return "sha256-" + base64.b64encode(digest).decode()

@@ -31,7 +31,7 @@ def class_number(key: str, value: object, classes: Sequence[str]) -> int:
 
 def _not_a_name(key: str, value: object, classes: Sequence[str]) -> ConfigError:
     # The command line parses 1.10 as the float 1.1, true as a boolean, and null as None.
-    kinds = {bool: "as true or false", float: "as a number", type(None): "as nothing"}
+    kinds = {bool: "as true or false", float: "as a number", type(None): "as null"}
     word = {True: "true", False: "false", None: "null"}.get(value, "…")  # type: ignore[call-overload]
     return ConfigError(
         f"`{key}`={word if word != '…' else repr(value)} was read {kinds[type(value)]}, not as a"

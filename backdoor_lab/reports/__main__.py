@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _report_all(given: Namespace) -> int:
-    """Write all files, then print all tables: if the output is closed early, no file is missing."""
+    """Write all files before printing tables, so that a closed output does not prevent writing."""
     folders, asked = options(given.given, OPTIONS)
     found = [read_sweep(folder) for folder in _sweeps(folders)]
     layouts = [_layout(asked, sweep) for sweep in found]

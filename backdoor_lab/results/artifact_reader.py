@@ -149,7 +149,8 @@ class ArtifactReader:
         return self._try("scores", lambda: self._filter_result(record, n))
 
     def features(self, record: dict[str, Any], where: Array, n: int) -> Array | None:
-        """Returns the features, float64 (b, d), of the examples `where`, int (b,), of all `n`."""
+        """Returns the features, float64 (b, d), of the examples at indices `where`, int (b,). There
+        are `n` examples in total."""
         return self._try("features", lambda: self._features(record, where, n))
 
     def losses(self, record: dict[str, Any], stage: str) -> Array | None:
@@ -283,7 +284,7 @@ def _check(made: Training) -> None:
     )  # fmt: skip
     if not sound:
         raise ValueError(
-            "the stored arrays have contradictory shapes, so they describe different training sets"
+            "the stored arrays have inconsistent shapes: they belong to different training sets"
         )
     for values, below in (
         (made.index, images + rows),

@@ -221,8 +221,8 @@ def _comparable(config: dict[str, Any]) -> dict[str, str]:
 
 
 def adopt(cells: Sequence[CellRecord], what: str) -> list[Any]:
-    """Returns the protocol (or config) of each cell. A cell without one gets the one that its
-    most closely related cells share, or None if they share none."""
+    """Returns the protocol (or config) of each cell. A cell without one gets that of its most
+    closely related cells (see `_families`), or None if they have different ones or none."""
     own = [getattr(cell, what) for cell in cells]
     if None not in own:
         return own

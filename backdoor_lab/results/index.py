@@ -20,8 +20,8 @@ _TABLE = re.compile(re.escape(HEAD.partition("\n")[0]) + r"\n(?:\|.*\n)*")
 def index(root: Path) -> str:
     """Returns a Markdown table of the folders in `root` that contain a document and frozen sweeps.
 
-    Hours are process hours; each stage counts once per sweep. Raises DataError if a sweep.json
-    cannot be read.
+    Hours are the total time of all stages; a stage shared by several cells of a sweep counts once.
+    Raises DataError if a sweep.json cannot be read.
     """
     lines = [_line(path.parent) for path in sorted(root.glob("*/README.md"))]
     return HEAD + "".join(line for line in lines if line)

@@ -48,7 +48,7 @@ class Amount:
     extracted: int = 0
 
     def seconds(self, speed: Speed) -> Rate:
-        """The seconds to process these images, one after the other, at this speed."""
+        """The time to process these images sequentially at this speed."""
         parts = [(self.trained, speed.train), (self.measured, speed.measure),
                  (self.extracted, speed.extract)]  # fmt: skip
         return Rate(sum(n * each.now for n, each in parts), sum(n * r.idle for n, r in parts))

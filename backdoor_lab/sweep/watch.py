@@ -1,7 +1,7 @@
-"""Follows a running sweep by its files: which cells have finished, which are running, and how much
-time is left.
+"""Follows a running sweep through its files: which cells have finished, which are running, and how
+much time is left.
 
-Only files that the cells write are read, so this works with every launcher.
+Reads only files that the cells write, so this works with every launcher.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The device, precision and threads with which a cell is computed.
 
-Only the precision is an input of stages: the device and the number of threads change results only
+Only the precision is part of a stage's id: the device and the number of threads change results only
 by rounding.
 """
 

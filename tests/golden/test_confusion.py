@@ -330,7 +330,7 @@ def test_the_log_likelihood_ratio_is_zero_if_either_group_has_fewer_than_two_ima
     assert log_likelihood_ratio(values, torch.arange(10) < count) == 0
 
 
-def test_batches_contain_each_image_once_and_at_least_two_images() -> None:
+def test_every_image_is_in_a_batch_and_no_batch_has_a_single_image() -> None:
     found = list(parts(9, 4, torch.Generator().manual_seed(0)))
     assert [len(part) for part in found] == [4, 4, 2]
     assert sorted(torch.cat(found).unique().tolist()) == list(range(9))

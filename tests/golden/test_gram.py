@@ -121,7 +121,7 @@ def test_a_top_direction_orthogonal_to_the_start_vector_of_lanczos_is_found(
                                     lambda x: x.half(), lambda x: -x],
                          ids=["times 1e18", "times 1e-18", "plus 300", "relu",
                               "float64 times 1e100", "float16", "negated"])  # fmt: skip
-def test_matrices_of_extreme_scale_or_shift_agree_with_svd(change: Any) -> None:
+def test_the_top_direction_agrees_with_svd_at_extreme_scales_and_shifts(change: Any) -> None:
     values = change(with_values(600, 70, falling(70, 10.03, 10.0)))
     agree(top_direction(values), values)
 
@@ -147,7 +147,7 @@ def test_constant_rows_have_zero_projections(shape: tuple[int, int]) -> None:
     assert bool(torch.isfinite(found.direction).all())
 
 
-def test_heavy_tailed_values_agree_with_svd() -> None:
+def test_the_top_direction_of_heavy_tailed_values_agrees_with_svd() -> None:
     values = torch.from_numpy(np.random.default_rng(3).standard_t(2, size=(900, 80))).float()
     agree(top_direction(values), values)
 

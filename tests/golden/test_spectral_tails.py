@@ -148,7 +148,7 @@ def test_tail_weights_find_poison_hidden_by_the_class_variance(seed: int) -> Non
         assert not poison[one_class(values, 750, **options).keep].any()
 
 
-def test_tail_weights_stay_at_chance_level_if_half_of_the_class_is_poison() -> None:
+def test_scores_do_not_separate_poison_that_is_half_of_its_class() -> None:
     """If half of a class is poison, no squared centered score separates it along any direction."""
     values, poison = outweighed(1.0, 8, 0)
     for found in (SpectralSignatures(), SpectralSignatures(rank=8, tail_power=4)):

@@ -211,7 +211,7 @@ def test_every_pair_of_classes_was_run_once() -> None:
     ("sweep", "trigger"),
     [("demo/report", "pattern"), ("attacks/rate", "warp"), ("defenses/matrix", "adaptive_blend")],
 )
-def test_poison_indices_follow_from_the_configuration_in_the_record(
+def test_poison_indices_can_be_recomputed_from_the_configuration_in_the_record(
     sweep: str, trigger: str, tmp_path: Path
 ) -> None:
     """A frozen record has only the hash of its indices. Its configuration reproduces them."""
@@ -242,7 +242,7 @@ def test_committed_results_are_small_and_contain_no_path_outside_the_project() -
     assert [path for path in texts if outside.search(path.read_bytes())] == []
 
 
-def test_every_cell_of_the_sweep_ratios_alone_has_an_asr1_of_100_percent() -> None:
+def test_every_cell_of_the_ratios_alone_sweep_has_an_asr1_of_100_percent() -> None:
     cells = _of("paper/ratios_alone")
     assert {r["choices"]["ratio"] for r in cells} == {0.2, 0.4, 0.6, 0.9}
     assert {r["asr1"] for r in cells} == {1.0}

@@ -62,7 +62,7 @@ def test_readme_has_at_most_10_kb() -> None:
     [".", "conf", "conf/protocol", "conf/hydra/launcher", "backdoor_lab", "backdoor_lab/attacks",
      "backdoor_lab/defenses", "backdoor_lab/tables", "tests", "multirun_reports"],
 )  # fmt: skip
-def test_every_folder_for_readers_has_a_readme(folder: str) -> None:
+def test_the_main_folders_have_a_readme(folder: str) -> None:
     assert (ROOT / folder / "README.md").is_file()
 
 
@@ -210,7 +210,7 @@ def test_the_fault_table_names_tests_that_exist() -> None:
             assert (ROOT / "tests" / name).is_file(), name
 
 
-def test_the_glossary_has_at_most_twenty_words() -> None:
+def test_the_glossary_has_at_most_twenty_entries() -> None:
     guide = (ROOT / "backdoor_lab/README.md").read_text()
     assert 10 < len(rows(guide, "## Glossary")) <= 20
 

@@ -19,7 +19,7 @@ PICTURES = sorted((ROOT / "multirun_reports" / "pictures").glob("*.png"))
 
 
 @pytest.mark.parametrize("picture", PICTURES, ids=lambda path: path.name)
-def test_a_picture_is_small_and_shown_in_a_document(picture: Path) -> None:
+def test_every_picture_is_small_and_shown_in_a_document(picture: Path) -> None:
     assert picture.stat().st_size < 400_000
     shown = [path for path in documents() if f"pictures/{picture.name})" in path.read_text()]
     assert shown

@@ -237,7 +237,7 @@ def test_a_changed_data_file_gives_another_cell(finished_cell: Path) -> None:
     assert not is_done(finished_cell, finished_cell / "cell")
 
 
-def test_a_local_code_edit_gives_another_cell(
+def test_a_local_code_edit_gives_a_different_cell(
     finished_cell: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usual = sources._text

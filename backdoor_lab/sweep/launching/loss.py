@@ -48,7 +48,7 @@ class LostProcess:
         return f"{how}{_during(beat)}"
 
     def hint(self, batch: int, journal: Path) -> str:
-        """Advise the user what to do. `batch` is the batch size, and `journal` the path of the
+        """Return advice for the user. `batch` is the batch size, and `journal` the path of the
         cell's log."""
         if self.code is None:
             return f"the launcher reports: {self.said}"

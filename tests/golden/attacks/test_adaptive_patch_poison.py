@@ -102,7 +102,7 @@ def test_poison_and_covers_get_one_of_four_patches_in_equal_shares() -> None:
 
 
 @pytest.mark.parametrize("side", [16, 28, 40, 224])
-def test_scaled_patches_keep_their_relative_place_and_area(side: int) -> None:
+def test_scaled_patches_keep_their_relative_position_and_area(side: int) -> None:
     """The center of a patch moves by less than one pixel; its area changes by at most a quarter."""
     for drawing, area in zip(AdaptivePatch(patches=PATCHES).drawings, (25, 140, 50, 36, 64),
                              strict=True):  # fmt: skip

@@ -87,7 +87,7 @@ def test_perturbations_follow_the_paper(norm: str, eps: float, step: float) -> N
 
 
 @pytest.mark.parametrize(("corners", "strength"), [("all", 255), ("all", 40), ("lower_right", 255)])
-def test_marks_are_those_of_the_authors_code(corners: str, strength: float) -> None:
+def test_corner_patterns_equal_those_of_the_authors_code(corners: str, strength: float) -> None:
     images = pictures()
     mark = np.zeros(SHAPE[1:])
     for (row, column), value in LOWER_RIGHT.items():
@@ -105,7 +105,7 @@ def test_marks_are_those_of_the_authors_code(corners: str, strength: float) -> N
     assert np.array_equal(trigger.poisoned(images, LABELS, context()).numpy(), expected)
 
 
-def test_defaults_are_one_choice_of_the_paper() -> None:
+def test_defaults_are_among_the_settings_of_the_paper() -> None:
     trigger = LabelConsistent()
     assert (trigger.norm, trigger.eps, trigger.corners) == ("linf", 8, "all")
     assert (trigger.strength_train, trigger.strength_test) == (255, 255)

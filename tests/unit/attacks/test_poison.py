@@ -407,7 +407,7 @@ def test_a_trigger_can_choose_the_images_to_poison() -> None:
 @pytest.mark.parametrize(
     "wrong", [torch.arange(3), torch.tensor([2, 1, 0, 3, 4, 5]), torch.ones(6), [1, 2]], ids=str
 )
-def test_a_wrong_choice_of_images_is_refused(wrong: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_image_choice_is_refused(wrong: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """It has another length, order, dtype or type."""
     monkeypatch.setattr(Last, "choose", lambda *given: wrong)
     plan = PoisonSpec(1, None, 0.1, label_mode="clean", **implied("clean", on_source=False))

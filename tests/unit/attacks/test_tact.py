@@ -82,7 +82,7 @@ def test_covers_come_from_the_classes_after_the_source_except_the_target(
     assert TaCT(cover_classes=wanted).cover_from(target, source, 5) == expected
 
 
-def test_tact_takes_covers_from_the_only_other_class_of_three() -> None:
+def test_with_three_classes_tact_takes_covers_from_the_only_remaining_class() -> None:
     assert TaCT().cover_from(0, 1, 3) == (2,)
 
 

@@ -408,7 +408,7 @@ def test_a_requested_record_takes_precedence_over_one_of_older_code(tmp_path: Pa
     assert not any("config.code" in note for note in compared.notes)
 
 
-def test_a_seed_recorded_only_by_older_code_is_compared(tmp_path: Path) -> None:
+def test_a_seed_recorded_only_with_older_code_is_still_compared(tmp_path: Path) -> None:
     made = [coded(record(defense=d, seed=s), code) for s in SEEDS
             for d, code in (("spectral", "aaaa" if s else "cccc"), ("random", "bbbb"))]  # fmt: skip
     found = sweep(tmp_path / "s", made)

@@ -226,7 +226,7 @@ def test_a_full_disk_leaves_no_empty_lease_file(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_threads_hold_a_lease_one_at_a_time(tmp_path: Path) -> None:
+def test_only_one_thread_at_a_time_holds_a_lease(tmp_path: Path) -> None:
     path, inside, most = tmp_path / "x.claim", [0], [0]
 
     def work() -> None:

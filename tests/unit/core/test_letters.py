@@ -82,7 +82,7 @@ LETTER, FAMILY = "\u1d81", "STIXGeneral"
 
 
 @pytest.mark.parametrize(("name", "expected"), IN_FIGURES.items())
-def test_names_are_transcribed_in_figures_if_no_font_has_the_letters(
+def test_names_are_transliterated_in_figures_if_no_font_has_the_letters(
     name: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fonts, "_installed", tuple)

@@ -161,7 +161,7 @@ WRONG = {
     "+recipe.crop=3": ["`recipe.crop` is now `recipe.crop_padding`"],
     "+hydra.sweeper.params.seed=1": ["is null, so its keys cannot be set"],
     "hydra.sweeper.params={seed:1}": ["`hydra.sweeper.params` is null"],
-    "recipe=null": ["Got NoneType: give a group the name of one of its choices"],
+    "recipe=null": ["Got NoneType: set the group to one of its choices"],
     "~labels": ["`labels` is now `label_mode`"],
     "~protocol.inject=append": ["`protocol.inject` is now `protocol.placement`"],
     "defense=random ~defense.like.centred": ["`defense.like.centred` is now `defense.like.center`"],

@@ -92,7 +92,7 @@ def test_an_oversized_archive_member_is_named_and_not_read(tmp_path: Path, endin
     zipped(path, files) if ending == "zip" else tar(path, files, mode=f"w:{ending[4:]}")
     peak, said = peak_of("folder", path)
     assert "big0.png" in said
-    assert "are too many for an image (at most 67,108,864)" in said
+    assert "exceed the limit for an image file (67,108,864)" in said
     assert peak < 100 * MIB
 
 

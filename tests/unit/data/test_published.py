@@ -127,7 +127,7 @@ def test_a_damaged_idx_file_is_refused(
         Mnist(root=str(tmp_path), download=False).read()
 
 
-def test_false_idx_headers_are_refused() -> None:
+def test_invalid_idx_files_are_refused() -> None:
     whole = idx_bytes(np.zeros((2, 3), np.uint8))
     assert idx(whole, "x").shape == (2, 3)
     for bad in (b"", whole[:-1], whole + b"\0", b"\0\0\x0d" + whole[3:], whole[:6]):

@@ -171,7 +171,7 @@ def test_elliptic_envelope_agrees_with_sklearn_on_the_raw_features() -> None:
     assert np.corrcoef(np.log(scores), np.log(direct))[0, 1] > 0.999
 
 
-def test_one_class_svm_leaves_a_share_of_about_nu_outside() -> None:
+def test_one_class_svm_places_a_fraction_of_about_nu_outside() -> None:
     """Examples outside have scores above 0. Their share follows from the paper's proposition 3."""
     values = normal(500, 4)
     for nu in (0.05, 0.3):
@@ -202,7 +202,7 @@ def test_an_invalid_option_is_refused_and_named_in_the_error(name: str) -> None:
         KNN(FilterOptions(filter_scope="suspicious"))
 
 
-def test_row_order_depends_only_on_the_rows() -> None:
+def test_sorting_by_row_order_gives_the_same_rows_for_any_input_order() -> None:
     """Sorting by row_order gives the same rows for any input order, with duplicates next to each
     other."""
     values = normal(30, 3)[torch.arange(60) % 30]

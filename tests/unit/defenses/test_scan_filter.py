@@ -116,7 +116,7 @@ def test_likelihood_ratio_matches_its_closed_form() -> None:
     assert [looks[name]["J*"] for name in CLASSES] == pytest.approx(stars)
 
 
-def test_scores_are_linear_and_positive_for_the_poisoned_group() -> None:
+def test_scores_are_linear_in_the_features_and_positive_for_the_poisoned_group() -> None:
     """A log-likelihood ratio of two Gaussians with equal covariance is linear in the features."""
     features, where = poisoned(25, 8)
     verdict = SCAn(FilterOptions(removal_budget="0"))(features, known(draw(40, 2)))
@@ -221,7 +221,7 @@ def test_missing_or_bad_clean_features_are_refused() -> None:
         SCAn(FilterOptions(removal_budget="1"))(features, known(broken))
 
 
-def test_whitening_gives_unit_variation_within_classes() -> None:
+def test_whitening_gives_unit_covariance_within_classes() -> None:
     clean = draw(200, 2)
     model = Variation.of(known(clean), 0.01)
     _, within = variation(clean.values, clean.labels, 0.01)

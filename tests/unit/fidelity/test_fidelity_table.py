@@ -148,7 +148,7 @@ def copies(tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "backdoor_lab", tmp_path / "conf"
 
 
-def test_a_changed_default_is_found(tmp_path: Path) -> None:
+def test_a_changed_default_is_reported(tmp_path: Path) -> None:
     root, conf = copies(tmp_path)
     path = conf / "defense/spectral.yaml"
     path.write_text(path.read_text().replace("rank: 1", "rank: 2"))
@@ -157,7 +157,7 @@ def test_a_changed_default_is_found(tmp_path: Path) -> None:
     ]
 
 
-def test_a_changed_constant_is_found(tmp_path: Path) -> None:
+def test_a_changed_constant_is_reported(tmp_path: Path) -> None:
     root, conf = copies(tmp_path)
     path = root / "attacks/sleeper_agent.py"
     path.write_text(path.read_text().replace("(2.667, 1.6, 1.142)", "(2, 1.6, 1.142)"))
@@ -181,7 +181,7 @@ def test_a_changed_constant_is_found(tmp_path: Path) -> None:
     ],
     ids=["number", "sequence", "text"],
 )  # fmt: skip
-def test_a_changed_default_of_the_class_is_found(
+def test_a_changed_default_of_a_class_is_reported(
     file: str, old: str, new: str, said: str, tmp_path: Path
 ) -> None:
     root, conf = copies(tmp_path)
@@ -202,7 +202,7 @@ def test_a_new_option_or_method_is_reported_as_missing_in_the_table(tmp_path: Pa
     ]
 
 
-def test_a_removed_option_method_or_text_is_found(tmp_path: Path) -> None:
+def test_a_missing_option_method_or_quoted_text_is_reported(tmp_path: Path) -> None:
     root, conf = copies(tmp_path)
     path = conf / "trigger/pixel.yaml"
     path.write_text(path.read_text().replace("margin: 0", "# margin: 0"))

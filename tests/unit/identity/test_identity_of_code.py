@@ -118,7 +118,7 @@ def test_rewording_texts_or_reformatting_code_changes_no_id(
 
 
 @pytest.mark.parametrize("name", DECIDING)
-def test_an_edit_of_code_in_any_file_changes_a_hash(
+def test_editing_code_in_any_file_changes_a_hash(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In some files, only functions in use are hashed. The test therefore edits every function."""
@@ -508,7 +508,7 @@ def test_unused_filter_options_do_not_change_the_id_of_a_control(tmp_path: Path)
     )
 
 
-def test_an_explicit_precision_changes_the_id(tmp_path: Path) -> None:
+def test_each_precision_gives_a_different_cell_id(tmp_path: Path) -> None:
     """Each precision gives different weights."""
     ids = {cell_of(tmp_path, f"trainer.precision={p}").id for p in ("auto", "32", "bf16")}
     assert len(ids) == 3

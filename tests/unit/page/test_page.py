@@ -120,7 +120,7 @@ def test_the_details_of_a_cell_show_the_same_text_as_the_table(tmp_path: Path) -
     assert "0.12" in (write_tables(folder) and (folder / "tables/table_pixel.md").read_text())
 
 
-def test_the_page_has_ratios_as_image_counts_and_a_column_named_asr1_elsewhere(
+def test_the_page_shows_ratios_as_image_counts_and_a_column_named_asr1_elsewhere(
     tmp_path: Path,
 ) -> None:
     counted = {**PROTOCOL, "ratio_of": "count"}

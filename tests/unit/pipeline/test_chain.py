@@ -71,7 +71,7 @@ def test_running_the_same_cell_again_computes_nothing(lab: Path, counted: Counte
     assert not list(lab.rglob("*.claim"))
 
 
-def test_running_a_cell_with_an_empty_store_gives_the_same_record(
+def test_running_a_cell_again_with_an_empty_store_gives_the_same_record(
     lab: Path, tmp_path: Path
 ) -> None:
     first = record_of(lab / "cell")

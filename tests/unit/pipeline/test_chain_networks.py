@@ -107,7 +107,7 @@ def test_a_repair_replaces_filter_and_retraining(lab: Path, counted: Counter[str
     assert torch.equal(found["fc.weight"], weights["fc.weight"])
 
 
-def test_computing_a_lost_repair_again_gives_the_same_weights(lab: Path, tmp_path: Path) -> None:
+def test_recomputing_a_lost_repair_gives_the_same_weights(lab: Path, tmp_path: Path) -> None:
     first = run(lab, "first", "defense=fine_pruning")
     shutil.copytree(lab / "store", tmp_path / "store")
     shutil.rmtree(tmp_path / "store/repair")
@@ -155,7 +155,7 @@ def test_the_recorded_inputs_of_a_defense_are_complete(lab: Path) -> None:
 def test_a_defense_gets_a_copy_of_the_network_and_the_poisoned_and_held_out_images(
     lab: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Hold-out images are not used for evaluation. A defense cannot change the attacked network."""
+    """Held-out images are not used for evaluation. A defense cannot change the attacked network."""
     caught: list[DefenseContext] = []
 
     def repair(self: FinePruning, context: DefenseContext) -> tuple[nn.Module, dict[str, object]]:

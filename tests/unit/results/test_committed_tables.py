@@ -27,7 +27,7 @@ def test_committed_tables_are_what_the_code_prints_from_the_records(folder: Path
     assert (folder / "tables.md").read_text(encoding="utf-8") == tables_text(report)
 
 
-def test_tables_that_differ_from_their_records_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tables_that_contradict_their_records_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     path = SWEEPS / "demo" / "controls" / "tables.md"
     text = path.read_text(encoding="utf-8")
     read = Path.read_text

@@ -280,7 +280,7 @@ def test_a_stored_clean_network_is_reused_for_another_attack(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("change", ["protocol.asr_on=all", "protocol.clean_holdout=10"])
-def test_changed_evaluation_options_need_no_training(tmp_path: Path, change: str) -> None:
+def test_changing_evaluation_options_requires_no_training(tmp_path: Path, change: str) -> None:
     """Each network needs one pass over the clean test images and one over the triggered ones."""
     run_here(tmp_path, tmp_path / "cell")
     work = estimate([cell_of(tmp_path, change)], set(), CPU)

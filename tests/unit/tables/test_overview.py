@@ -68,7 +68,7 @@ def attacks(ratios: Sequence[float] = (0.1, 0.0, 0.3)) -> list[dict[str, Any]]:
     return [found(t, "bird", r, retrain=False) for t in TRIGGERS for r in ratios]
 
 
-def test_the_numbers_of_flagged_classes_are_columns_of_the_table(tmp_path: Path) -> None:
+def test_the_counts_of_flagged_classes_are_columns_of_the_table(tmp_path: Path) -> None:
     made = [found("pixel", "bird", r, defense=d, retrain=False)
             for r in (0.0, 0.1) for d in DEFENSES[:2]]  # fmt: skip
     (wide, *_), *_ = [layouts(shown(tmp_path / "told", made))[1:]]
@@ -265,7 +265,7 @@ def test_a_value_in_both_configuration_and_protocol_becomes_only_one_axis(tmp_pa
     assert layouts([table])[0][:2] == (("config.protocol.layer",), ())
 
 
-def test_cells_without_retraining_show_detection_figures(tmp_path: Path) -> None:
+def test_tables_of_cells_without_retraining_show_detection_metrics(tmp_path: Path) -> None:
     (table,) = shown(tmp_path / "one", [found(retrain=False)])
     assert layouts([table])[0][:2] == (("trigger",), ())
     assert "Nat2" not in markdown(document(table))

@@ -249,7 +249,7 @@ def test_a_clean_network_in_another_table_is_used_for_comparison(tmp_path: Path)
         assert {text[-1] for text in grid.rows[0]} & {"†", "‡"} == signs, name
 
 
-def test_footnote_signs_of_values_are_commands_in_latex(tmp_path: Path) -> None:
+def test_footnote_marks_of_values_are_commands_in_latex(tmp_path: Path) -> None:
     made = [record(asr1=0.01, train_accuracy1=0.9), clean_network(asr1=0.3, train_accuracy1=0.95)]
     (table,) = SweepReport(read_sweep(write_sweep(tmp_path / "s", made))).tables
     text = latex(document(table))

@@ -360,7 +360,7 @@ def test_defenses_that_train_networks_work_with_airbench(tmp_path: Path, defense
     assert record["status"] == "done"
 
 
-def test_the_estimate_depends_on_the_size_of_the_network(tmp_path: Path) -> None:
+def test_the_estimated_disk_space_is_that_of_the_weights_and_features(tmp_path: Path) -> None:
     config = configuration(tmp_path, *AIRBENCH, "defense=none")
     preflight = Preflight()
     cell = preflight.cell(config)
