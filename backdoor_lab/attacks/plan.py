@@ -180,7 +180,7 @@ def cover_count(plan: PoisonSpec, per_class: Sequence[int]) -> int:
     wanted = round(plan.cover_rate * poisoned)
     if plan.cover_rate > 0 and poisoned and not wanted:
         raise ConfigError(
-            f"`cover_rate`={plan.cover_rate:g} with {many(poisoned, 'poisoned image')} makes less"
+            f"`cover_rate`={plan.cover_rate:g} with {many(poisoned, 'poisoned image')} gives less"
             " than one cover image in total; give a larger rate, or 0 for no cover images"
         )
     others = sum(per_class[label] for label in cover_classes(plan, len(per_class)))

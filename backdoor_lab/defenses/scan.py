@@ -125,7 +125,7 @@ class SCAn(SampleFilter):
 class Variation:
     """The model estimated from held-out images. `whiten` (d, r) maps the within-class covariance
     to I, in the r directions in which clean images vary; `between` (r, r) is the covariance of
-    whitened identities; `means` maps each clean class to its mean, not whitened."""
+    whitened class identities; `means` maps each clean class to its mean, not whitened."""
 
     whiten: Tensor
     between: Tensor
@@ -161,8 +161,8 @@ class Variation:
         return (self.means[label] - middle) @ self.whiten if label in self.means else None
 
     def identity(self, white: Tensor) -> Tensor:
-        """Returns the most likely identity (r,) of the class with the rows `white` (n, r): the mean
-        of the rows, shrunk towards 0 by the prior N(0, `between`)."""
+        """Returns the most likely identity (r,) of a class, given its whitened rows `white` (n, r):
+        their mean, shrunk toward 0 by the prior N(0, `between`)."""
         both = self.between + torch.eye(len(self.between), dtype=white.dtype) / len(white)
         return self.between @ torch.linalg.solve(both, white.mean(dim=0))
 

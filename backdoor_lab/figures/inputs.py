@@ -166,8 +166,8 @@ def pair(training: Training, rows: Array) -> tuple[Array, Array]:
 
 
 def layers(whole: SweepData, trigger: str, record: Record, training: Training) -> list[Layer]:
-    """The first layers of two networks: one trained without poison, if the sweep has such a
-    network, and the one of `record`, which has the backdoor."""
+    """The first layers of two networks: one trained without poison, if the sweep has one, and the
+    backdoored network of `record`."""
     from backdoor_lab.figures.filters import response_changes
     from backdoor_lab.figures.images import Layer
 

@@ -1,6 +1,6 @@
-"""Converts Python code to a text that depends on what the code does, not on how it is written.
+"""Converts Python code to text that depends on what the code does, not on how it is written.
 
-The text is the syntax tree without comments, docstrings, texts of raised errors and blocks for type
+The text is the syntax tree without comments, docstrings, error messages and blocks for type
 checkers. Empty fields are omitted, so that Python 3.11 and later produce the same text although
 their trees have different fields.
 """
@@ -16,7 +16,7 @@ _UNSAID = frozenset(("ctx", "kind", "type_comment", "type_ignores"))
 
 
 def canonical(nodes: Iterable[ast.AST]) -> str:
-    """Returns `nodes` as canonical text. Code hashes are hashes of such texts."""
+    """Returns `nodes` as canonical text. Code hashes are hashes of this text."""
     out: list[str] = []
     for node in nodes:
         _write(node, out)

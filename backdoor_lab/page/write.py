@@ -87,7 +87,7 @@ def _kind(table: PivotTable) -> str:
 
 
 def write_as_named(out: Path, texts: Mapping[str, str]) -> None:
-    """Write a text to `out`. The keys of `texts` are suffixes without the dot; the suffix of `out`
+    """Write one of `texts` to `out`. Their keys are suffixes without the dot; the suffix of `out`
     selects the text.
 
     Raises ConfigError if `texts` lacks this suffix, or if the folder of `out` does not exist.

@@ -41,7 +41,7 @@ class Preflight:
     def cell(self, config: dict[str, Any]) -> Cell:
         """Check a resolved configuration completely, and return its cell.
 
-        Raises ConfigError or DataError, which name the broken rule.
+        Raises ConfigError or DataError, which state the violated rule.
         """
         cell = self.identify(config)
         self.check(cell)

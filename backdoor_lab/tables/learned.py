@@ -115,8 +115,9 @@ def _is_above(cell: CellRecord, clean: CleanNetworks) -> bool | None:
 
 
 def shows_attack(cells: Iterable[CellRecord], clean: CleanNetworks) -> bool:
-    """Whether ASR1 is significantly higher than without an attack in any of `cells`, which have the
-    same attack. False if no cell is poisoned. True if no record has the values to decide this."""
+    """Whether ASR1 of any of `cells`, which have the same attack, is significantly higher than
+    without an attack. False if no cell is poisoned. True if no record has the values to decide
+    this."""
     known = [cell for cell in cells if _is_known(cell)]
     if known and not any(map(_is_poisoned, known)):
         return False

@@ -193,7 +193,7 @@ def where(cells: Sequence[CellRecord]) -> list[str]:
 
 
 def versions_shown(texts: Iterable[str]) -> list[str]:
-    """Returns the note on the notation ``NAME@N`` if any of a table's texts contains it.
+    """Returns the note on the notation ``NAME@N`` if the `texts` of a table contain it.
 
     >>> versions_shown(["TPR@1%", "abl"]), len(versions_shown(["random@1 with spectral@2"]))
     ([], 1)

@@ -197,7 +197,7 @@ WRONG = {
     "seed=9223372036854775808": ["`seed` must satisfy 0 <= seed < 9223372036854775808"],
     "recipe.crop_padding=100000": [
         "`recipe.crop_padding` must satisfy 0 <= recipe.crop_padding < 257"],
-    "cover_rate=1e-300": ["`cover_rate`=1e-300 with 6 poisoned images makes less than one"],
+    "cover_rate=1e-300": ["`cover_rate`=1e-300 with 6 poisoned images gives less than one"],
     "retrain_seed=old": ["`retrain_seed` 'old' is not known", "new, same"],
     "measure.asr_under=[jpg75]": ["'jpg75' is not known", "Did you mean 'jpeg75'?", "rescale ("],
     "measure.asr_under=[noise999]": ["noise999 is out of range", "0.5 to 128"],

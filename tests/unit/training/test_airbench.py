@@ -234,7 +234,7 @@ def test_whitening_uses_the_poisoned_training_set() -> None:
     assert not torch.allclose(*filters, atol=1e-2)
 
 
-def test_whitening_includes_triggers_applied_to_batches() -> None:
+def test_whitening_uses_triggered_images_even_if_the_trigger_is_applied_to_batches() -> None:
     images, labels, index = toy_set().base, torch.zeros(20, dtype=torch.long), torch.arange(20) + 48
     stamp = Pixel(position=(-1, -1), color=255)
     late = training_set(images, labels, rows=images[:20], index=index, late_trigger=stamp)
