@@ -25,16 +25,22 @@ class Additive(Trigger):
         return add(images, self.pattern(*images.shape[1:]))
 
     def check_image_size(self, channels: int, height: int, width: int) -> None:
-        if self.pattern(channels, height, width).abs().max() < 0.5:
-            raise ConfigError(
-                f"`trigger`: on images of {height}x{width} pixels the pattern is below half a gray"
-                " level everywhere, so that rounding removes it; give a stronger trigger"
-            )
+        refuse_faint(self.pattern(channels, height, width))
 
 
 def add(images: Tensor, pattern: Tensor) -> Tensor:
     """Adds a float pattern (C, H, W) to uint8 images (n, C, H, W); rounds and clips to 0..255."""
     return to_bytes(images.float() + pattern.to(images.device))
+
+
+def refuse_faint(pattern: Tensor) -> None:
+    """Raises ConfigError if a float pattern (..., H, W) is below half a gray level everywhere."""
+    if pattern.abs().max() < 0.5:
+        height, width = pattern.shape[-2:]
+        raise ConfigError(
+            f"`trigger`: on images of {height}x{width} pixels the pattern is below half a gray"
+            " level everywhere, so that rounding removes it; give a stronger trigger"
+        )
 
 
 def dct_matrix(n: int) -> Tensor:

@@ -4,32 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from backdoor_lab.attacks.additive import Additive, inverse_dct
+from backdoor_lab.attacks.additive import add, inverse_dct, refuse_faint
+from backdoor_lab.attacks.base import Trigger
 from backdoor_lab.core import validation
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.lazy import Tensor, torch
 
-# Contribution of one unit of Cb and of Cr to red, green and blue (OpenCV's YCrCb).
-CB = (0.0, -0.344, 1.773)
-CR = (1.403, -0.714, 0.0)
+# OpenCV's integer coefficients of YCrCb, in units of 2^-14.
+ONE = 16384
+LUMA = (4899, 9617, 1868)
+FROM_RED = 11682
+FROM_BLUE = 9241
+TO_RED = 22987
+TO_GREEN = (-11698, -5636)
+TO_BLUE = 29049
 
 
-class FTrojan(Additive):
+class FTrojan(Trigger):
     """Adds a constant to one middle and one high frequency of both chroma channels in every window.
 
     FTrojan of Wang, Yao, Xu, An, Tong, Wang, "An Invisible Black-Box Backdoor Attack Through
     Frequency Domain", ECCV 2022, trigger generation: convert RGB to YUV, take the DCT of each
     `window` x `window` window of both chroma channels, add `strength` to the coefficients at
-    `bins`, and convert back. Each bin is the pair [row, column] of one coefficient. The color space
-    is that of the authors' code, OpenCV's YCrCb.
+    `bins`, and convert back. Each bin is the pair [row, column] of one coefficient.
 
-    These steps are linear, so they amount to adding one fixed pattern to the image; the sum is
-    rounded and clipped. The authors' code instead truncates to integers before and after the
-    conversions, and there values outside 0..255 wrap around. On grayscale images the single
-    channel is treated like a chroma channel.
+    As in the authors' code, the color space is OpenCV's YCrCb in integers, and the changed chroma
+    values are truncated to 8 bits, so that values outside 0..255 wrap around. The inverse DCT of
+    the change is added to the chroma channels, which is the same as a DCT, a change and an inverse
+    DCT, up to the rounding errors of the two transforms. In the authors' code these errors also
+    lower some luma values by 1 (8 % of them with OpenCV 5.0); which ones depends on the library, so
+    this is not imitated. On grayscale images, which the authors do not use, the change is added to
+    the single channel, rounded and clipped.
 
-    Windows start at the upper left corner; rows and columns after the last whole window are
-    unchanged. On images smaller than `window`, windows shrink to the image. If a side of the window
+    Windows start at the upper left corner; rows and columns after the last whole window are only
+    converted. On images smaller than `window`, windows shrink to the image. If a side of the window
     shrinks from n to n' pixels, row or column k of a bin becomes round(k (n' - 1) / (n - 1)), which
     is the same fraction of the highest frequency. Raises ConfigError for images on which two bins
     coincide.
@@ -46,7 +54,16 @@ class FTrojan(Additive):
         self.window = validation.whole("trigger.window", window, low=2, below=4097)
         self.bins = _bins(bins, self.window)
 
-    def pattern(self, channels: int, height: int, width: int) -> Tensor:
+    def apply_test(self, images: Tensor) -> Tensor:
+        change = self.change(*images.shape[2:]).to(images.device)
+        if images.shape[1] == 1:
+            return add(images, change.float())
+        luma, *chroma = _to_ycrcb(images)
+        return _to_rgb(luma, *((plane + change).long() % 256 for plane in chroma))
+
+    def change(self, height: int, width: int) -> Tensor:
+        """Returns what is added to a channel: float64 (height, width) on the CPU, in gray
+        levels."""
         high, wide = min(self.window, height), min(self.window, width)
         spectrum = torch.zeros(high, wide, dtype=torch.float64)
         for row, column in self.bins_on(height, width):
@@ -54,8 +71,7 @@ class FTrojan(Additive):
         down, across = height // high, width // wide
         whole = torch.zeros(height, width, dtype=torch.float64)
         whole[: down * high, : across * wide] = inverse_dct(spectrum).repeat(down, across)
-        shares = [1.0] if channels == 1 else [b + r for b, r in zip(CB, CR, strict=True)]
-        return (torch.tensor(shares, dtype=torch.float64)[:, None, None] * whole).float()
+        return whole
 
     def bins_on(self, height: int, width: int) -> list[tuple[int, int]]:
         """Returns the (row, column) of each bin in a window, for images of the given size."""
@@ -67,10 +83,38 @@ class FTrojan(Additive):
                 f"`trigger.bins`: on images of {height}x{width} pixels two of the frequencies"
                 " coincide; use larger images or other bins"
             )
-        super().check_image_size(channels, height, width)
+        refuse_faint(self.change(height, width))
 
     def _moved(self, index: int, side: int) -> int:
         return round(index * (min(self.window, side) - 1) / (self.window - 1))
+
+
+def _to_ycrcb(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns Y, Cr and Cb, int64 (n, H, W) in 0..255, of `images` uint8 (n, 3, H, W)."""
+    red, green, blue = images.long().unbind(1)
+    luma = _scaled(LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue)
+    cr, cb = (
+        _clipped(128 + _scaled((channel - luma) * weight))
+        for channel, weight in ((red, FROM_RED), (blue, FROM_BLUE))
+    )
+    return luma, cr, cb
+
+
+def _to_rgb(luma: Tensor, cr: Tensor, cb: Tensor) -> Tensor:
+    """The inverse of `_to_ycrcb`, up to rounding; uint8."""
+    cr, cb = cr - 128, cb - 128
+    green = _scaled(TO_GREEN[0] * cr + TO_GREEN[1] * cb)
+    channels = luma + _scaled(TO_RED * cr), luma + green, luma + _scaled(TO_BLUE * cb)
+    return _clipped(torch.stack(channels, dim=1)).to(torch.uint8)
+
+
+def _scaled(x: Tensor) -> Tensor:
+    """Returns x / 2^14, rounded to the nearest integer; halves are rounded up."""
+    return (x + ONE // 2).div(ONE, rounding_mode="floor")
+
+
+def _clipped(x: Tensor) -> Tensor:
+    return x.clamp(0, 255)
 
 
 def _bins(bins: object, window: int) -> list[tuple[int, int]]:

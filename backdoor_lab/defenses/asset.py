@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Iterator
 
@@ -42,12 +43,15 @@ class ASSET(ModelBasedFilter):
     decreases the variance of the logits of held-out clean images (see `offset`). The second
     increases the loss of some images of the batch. To find them, a small network, trained anew for
     each batch, learns to distinguish the batch from the clean images by features of the attacked
-    model. The images for which its outputs are outliers are unlearned. The first step cancels the
-    effect of the second on clean images, but not on poison. The score of an image is its loss in
-    the trained model. ``removal_budget=auto`` removes the images whose loss is at least
-    `threshold`, but at most half of a class.
+    model (see `without_first_relu`). The images for which its outputs are outliers are unlearned.
+    The first step cancels the effect of the second on clean images, but not on poison. The score of
+    an image is its loss in the trained model. ``removal_budget=auto`` removes the images whose loss
+    is at least `threshold`, but at most half of a class.
 
-    The authors' code uses 1,000 clean images; here `protocol.clean_holdout` sets their number.
+    The authors' code uses 1,000 clean images; here `protocol.clean_holdout` sets their number. It
+    computes the losses of the poison, which it knows, with batch statistics, and all others with
+    running statistics. A defender does not know the poison, so here all losses are computed with
+    running statistics.
     """
 
     needs_clean = True
@@ -97,8 +101,9 @@ def offset(network: nn.Module, attacked: nn.Module, parts: Iterable[Part], lr: f
     The first step decreases the variance of each clean image's logits, averaged over the images.
     The second increases the cross-entropy of outliers among the training images, and is omitted if
     there are no outliers. The two steps have separate optimizers. Features are computed by
-    `attacked` with batch statistics.
+    `attacked`, `without_first_relu` and with batch statistics.
     """
+    attacked = without_first_relu(attacked)
     flattening, unlearning = (torch.optim.Adam(network.parameters(), lr=lr) for _ in range(2))
     attacked.train()
     network.train()
@@ -114,6 +119,22 @@ def offset(network: nn.Module, attacked: nn.Module, parts: Iterable[Part], lr: f
                 loss = -F.cross_entropy(network(images[marked]), labels[marked])
                 descend(unlearning, loss, "the loss of unlearned images")
     network.eval()
+
+
+def without_first_relu(network: nn.Module) -> nn.Module:
+    """Returns a copy of `network`. If it contains a torchvision ResNet, the copy lacks the ReLU in
+    front of its first stage.
+
+    The authors' notebook makes a list of a ResNet's modules and drops the last one. The first ReLU
+    is missing from that list, because their ResNet calls it as a function.
+    """
+    from torchvision.models import ResNet
+
+    copied = copy.deepcopy(network)
+    for module in copied.modules():
+        if isinstance(module, ResNet):
+            module.relu = nn.Identity()  # type: ignore[assignment]
+    return copied
 
 
 def new_mlp(features: Tensor, seed: int) -> nn.Module:

@@ -7,6 +7,8 @@ the network that distinguishes clean images, adjusted outlyingness and the thres
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -23,6 +25,7 @@ from backdoor_lab.defenses.asset import (
     threshold,
 )
 from backdoor_lab.numerics.layers import before_pooling
+from backdoor_lab.training.models import build_model
 from tests.helpers.contexts import context
 from tests.helpers.mutations import Mutation
 from tests.helpers.two_layers import Precise, TwoLayers, precise, softmax
@@ -57,6 +60,9 @@ MUTATIONS = [
     Mutation(FILE, "ITERATIONS = 100", "ITERATIONS = 50",
              "half as many iterations"),
     Mutation(FILE, "attacked.train()", "attacked.eval()", "running statistics are used"),
+    Mutation(FILE, "module.relu = nn.Identity()", "pass", "the first ReLU of a ResNet is kept"),
+    Mutation(FILE, "attacked = without_first_relu(attacked)", "pass",
+             "features come from the network as it is"),
     Mutation(FILE, "DENSITY = 1e-6", "DENSITY = 1e-3",
              "eps is the default of the notebook's function"),
     Mutation(FILE, "lower = lower[lower <=", "lower = lower[lower >=", "the upper half is fitted"),
@@ -254,6 +260,30 @@ def test_features_are_outputs_of_the_last_layer_before_pooling() -> None:
     expected = network.first(images.float()).flatten(1)
     assert torch.equal(before_pooling(network, images), expected)
     assert not network.first._forward_hooks
+
+
+def test_features_of_a_resnet_lack_its_first_relu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The notebook's modules are the first convolution, its batch normalization and four stages.
+    The attacked network itself keeps its ReLU and its running statistics."""
+    config = {"name": "resnet18", "width": 2, "stem": "cifar"}
+    attacked = build_model(config, channels=1, classes=CLASSES, seed=5)
+    before = copy.deepcopy(attacked.state_dict())
+    images, known = (noise(n, seed).float() / 255 for n, seed in ((12, 1), (9, 2)))
+    seen: list[Tensor] = []
+
+    def outputs(_: nn.Module, inspected: Tensor, clean: Tensor) -> Tensor:
+        seen.extend((inspected, clean))
+        return torch.zeros(len(inspected)).index_fill(0, torch.tensor([0, 1]), 1)
+
+    monkeypatch.setattr("backdoor_lab.defenses.asset.distinguished", outputs)
+    victim = build_model(config, channels=1, classes=CLASSES, seed=6)
+    offset(victim, attacked, [(images, torch.arange(12) % CLASSES, known, 0)], LR)
+    assert all(torch.equal(attacked.state_dict()[name], each) for name, each in before.items())
+    parts = dict(attacked.named_children())
+    names = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
+    listed = nn.Sequential(*(parts[name] for name in names), nn.Flatten()).train()
+    for found, shown in zip(seen, (images, known), strict=True):
+        assert torch.allclose(found, listed(shown), atol=1e-5)
 
 
 def test_scores_are_losses_in_a_new_network_after_one_epoch() -> None:
