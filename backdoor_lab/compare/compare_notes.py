@@ -154,7 +154,7 @@ def _values_of(facts: CellFields, number: int, flats: dict[str, dict[str, Any]])
 
 
 def _left(facts: CellFields, sides: Sequence[PairedGroup]) -> list[str]:
-    """Notes that list the cells that are in no pair, with their status."""
+    """Notes that list the unpaired cells with their status."""
     used = {n for side in sides for pair in side.pairs for n in (pair.ours, pair.base)}
     lonely = dict.fromkeys(n for side in sides for n in side.lonely if n not in used)
     names = [f"{facts.cells[n].id} ({facts.cells[n].status})" for n in lonely]

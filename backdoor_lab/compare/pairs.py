@@ -113,8 +113,8 @@ def one_sweep(facts: CellFields, by: str, base: str) -> tuple[list[PairedGroup],
 
 
 def _base(by: str, base: str, values: Mapping[str, Sequence[int]]) -> str:
-    """Returns the value of the choice `by` that matches `base`, which may omit the version. Raises
-    ConfigError if no value matches, or if several match and none is equal to `base`."""
+    """Returns the value of the choice `by` that matches `base`; `base` may omit the version. Raises
+    ConfigError if no value matches, or if several match and none equals `base`."""
     same = [name for name in values if by in SECTIONS and unversioned(name) == base]
     if base in values or len(same) == 1:
         return base if base in values else same[0]

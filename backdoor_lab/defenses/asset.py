@@ -151,8 +151,8 @@ def new_mlp(features: Tensor, seed: int) -> nn.Module:
 
 def distinguished(mlp: nn.Module, inspected: Tensor, clean: Tensor) -> Tensor:
     """Trains `mlp` to return 1 for the rows of `inspected` (n, d) and 0 for those of `clean` (m,
-    d), in alternating steps that decrease the squared error. Returns its outputs (n,) for
-    `inspected`."""
+    d): the steps, which decrease the squared error, alternate between the two. Returns the outputs
+    (n,) for `inspected`."""
     kinds = [
         (rows, wanted, torch.optim.Adam(mlp.parameters(), lr=MLP_LR))
         for rows, wanted in ((inspected, 1.0), (clean, 0.0))

@@ -16,8 +16,8 @@ _FORM = re.compile(
     r"(?P<eps>\d+(\.\d+)?)eps|(?P<percent>\d+(\.\d+)?)%|p(?P<percentile>\d+(\.\d+)?)|(?P<count>\d+)"
 )
 RULE = (
-    "one of 1.5eps (1.5 times the number of poisoned images), 15% (of the class), p85 (scores"
-    " above the 85th percentile), 100 (examples) or auto"
+    "a budget such as 1.5eps (1.5 times the number of poisoned images), 15% (of the class), p85"
+    " (scores above the 85th percentile), 100 (examples) or auto"
 )
 
 

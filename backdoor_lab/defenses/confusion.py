@@ -45,8 +45,8 @@ sum."""
 @dataclass(frozen=True)
 class Round:
     """One round: `epochs` epochs of pretraining, then `steps` steps of confusion training with the
-    learning rate `lr`. `share` is the fraction of the set that is kept for the next round, or None
-    in the last round. `weight`: see `confuse`."""
+    learning rate `lr`. `share` is the fraction of the training set that is kept for the next
+    round, or None in the last round. `weight`: see `confuse`."""
 
     share: float | None
     steps: int

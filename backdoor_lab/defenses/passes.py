@@ -1,4 +1,4 @@
-"""Trains a network in passes over chosen images, as in the authors' code of ABL and D-BR."""
+"""Trains a network in passes over chosen images, as the authors' code of ABL and D-BR does."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ ALWAYS = ("data", "poison", "train", "measure", "extract", "record")
 
 
 def marks(cell: Cell, source: Source) -> identity.Marks:
-    """The version of each component, and the hash of its code if that differs from
+    """The version of each component, and the hash of its code if the code differs from
     identity.json."""
     return {
         **identity.of("triggers", cell.trigger),

@@ -16,7 +16,7 @@ UNDER = tuple(figure + _UNDER for figure in TRANSFORMED)
 
 
 def before_defense(name: str) -> bool:
-    """Whether a measure describes the network before the defense, so that it is the same for all
+    """Whether a measure describes the network before the defense and is therefore the same for all
     defenses.
 
     >>> before_defense("asr1"), before_defense("asr2")

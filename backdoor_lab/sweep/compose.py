@@ -22,7 +22,7 @@ Plain = dict[str, Any]
 
 
 class ConfigComposer:
-    """Composes the configurations of cells, and caches compositions."""
+    """Composes the configurations of cells, once for all cells that override the same keys."""
 
     def __init__(self, loader: ConfigLoaderImpl, master: DictConfig) -> None:
         self.loader, self.master = loader, master

@@ -1,5 +1,4 @@
-"""Describes the estimate of a sweep as text for the terminal: its cells, its time and its disk
-space."""
+"""Formats the estimate of a sweep as text for the terminal: its cells, time and disk space."""
 
 from __future__ import annotations
 

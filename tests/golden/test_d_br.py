@@ -119,7 +119,7 @@ def test_the_first_model_is_trained_with_cross_entropy_and_a_cosine_learning_rat
         agree(weights_of(network), first_model(epochs, 0))
 
 
-def test_the_fine_tuning_equals_descent_on_the_similarity_of_class_centers() -> None:
+def test_fine_tuning_equals_gradient_descent_on_the_similarity_of_class_centers() -> None:
     """The weights are compared after two epochs of training and ten of fine-tuning, the
     defaults."""
     network = DBR().distinguishing(given())

@@ -205,7 +205,7 @@ def test_the_text_of_every_table_is_unchanged(
 
 
 @pytest.mark.parametrize(("name", "part"), CASES)
-def test_the_csv_of_every_table_still_has_its_columns_and_values(
+def test_the_csv_columns_and_values_of_every_table_are_unchanged(
     computed: dict[str, dict[str, Any]], name: str, part: str
 ) -> None:
     assert (

@@ -257,7 +257,7 @@ def imported_by(node: ast.AST) -> set[str]:
     [("from marshal import dumps", True), ("from marshal import loads", False),
      ("import marshal", False), ("from marshal import dumps, load", False)],
 )  # fmt: skip
-def test_only_dumps_may_be_imported_from_marshal(text: str, allowed: bool) -> None:
+def test_only_the_function_dumps_may_be_imported_from_marshal(text: str, allowed: bool) -> None:
     assert only_dumps_of_marshal(ast.parse(text)) is allowed
 
 
@@ -453,7 +453,7 @@ def test_every_trigger_and_defense_yaml_builds(path: Path) -> None:
 OF_LIBRARIES = {"ArgumentTypeError", "ReadError", "UndefinedError"}
 
 
-def test_docstrings_name_existing_errors() -> None:
+def test_errors_named_in_docstrings_exist() -> None:
     """The word after "Raises" is a class of the package, of Python, or of a library."""
     known = {node.name for path in SOURCES for node in ast.walk(tree(path))
              if isinstance(node, ast.ClassDef)} | set(vars(builtins)) | OF_LIBRARIES  # fmt: skip

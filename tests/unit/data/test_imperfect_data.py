@@ -191,7 +191,7 @@ def test_a_data_set_of_only_damaged_images_is_refused(tmp_path: Path) -> None:
         ImageFolder(root=str(root), skip_broken=True).read()
 
 
-def test_images_of_another_format_or_size_are_not_skipped(tmp_path: Path) -> None:
+def test_images_of_another_format_or_size_are_refused_and_not_skipped(tmp_path: Path) -> None:
     """Such images are intact, and skipping them would hide a mistake."""
     root = filled(tmp_path)
     picture(9, (7, 7)).save(root / "train/cat/9.png")

@@ -361,7 +361,7 @@ def test_a_plugin_file_with_the_name_of_a_listed_component_is_not_mistaken_for_i
     del sys.modules["elsewhere.stripe"]
 
 
-def test_a_class_without_a_file_is_refused() -> None:
+def test_a_class_without_a_source_file_is_refused() -> None:
     kind = type("Nowhere", (Pixel,), {"__module__": "nowhere"})
     with pytest.raises(ConfigError, match=r"nowhere\.Nowhere has no source file"):
         identity.of("triggers", kind())
