@@ -40,7 +40,7 @@ MAX_VISITS = 1000
 
 
 def check_file_size(size: int, where: object) -> None:
-    """Raises DataError if a file is too large for an image."""
+    """Raises DataError if a file is too large to be read as an image."""
     if size > MAX_BYTES:
         raise DataError(
             f"{where}: {size:,} bytes exceed the limit for an image file ({MAX_BYTES:,})"

@@ -21,7 +21,7 @@ OUTLYING = 2.0
 WIDTH = 128
 """Width of the hidden layers of the network that distinguishes training images from clean ones."""
 ITERATIONS = 100
-"""Training iterations, of two steps each, of the network that is trained anew for each batch."""
+"""Training iterations, two steps each, of this network, trained from scratch for each batch."""
 MLP_LR = 1e-4
 DENSITY = 1e-6
 """The loss threshold is derived from this density of a normal distribution that is fitted to the
@@ -41,12 +41,12 @@ class ASSET(ModelBasedFilter):
     Learning Paradigms", USENIX Security 2023, as in the authors' notebook. An untrained model of
     the attacked architecture takes two steps of Adam for each batch of the training set. The first
     decreases the variance of the logits of held-out clean images (see `offset`). The second
-    increases the loss of some images of the batch. To find them, a small network, trained anew for
-    each batch, learns to distinguish the batch from the clean images by features of the attacked
-    model (see `without_first_relu`). The images for which its outputs are outliers are unlearned.
-    The first step cancels the effect of the second on clean images, but not on poison. The score of
-    an image is its loss in the trained model. ``removal_budget=auto`` removes the images whose loss
-    is at least `threshold`, but at most half of a class.
+    increases the loss of some images of the batch. To find them, a small network, trained from
+    scratch for each batch, learns to distinguish the batch from the clean images by features of the
+    attacked model (see `without_first_relu`). The images for which its outputs are outliers are
+    unlearned. The first step cancels the effect of the second on clean images, but not on poison.
+    The score of an image is its loss in the trained model. ``removal_budget=auto`` removes the
+    images whose loss is at least `threshold`, but at most half of a class.
 
     The authors' code uses 1,000 clean images; here `protocol.clean_holdout` sets their number. It
     computes the losses of the poison, which it knows, with batch statistics, and all others with

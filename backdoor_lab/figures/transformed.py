@@ -36,8 +36,9 @@ _LOSSLESS = 110
 class Curve:
     """One trigger under one kind of transformation.
 
-    `strengths` float64 (k,) includes the strength of untransformed images. `means` are in percent;
-    `halves` are the half-widths of their 95 % confidence intervals, NaN if there is only one seed.
+    `strengths` float64 (k,) includes the strength that leaves images unchanged. `means` are in
+    percent; `halves` are the half-widths of their 95 % confidence intervals, NaN if there is only
+    one seed.
     """
 
     trigger: str

@@ -124,8 +124,8 @@ def _grids(tables: Sequence[PivotTable]) -> list[TextTable]:
 
 
 def _compared(found: Comparison | None) -> TextTable | None:
-    """Format the comparison of the defenses with the control `random`. A long comparison is
-    reduced to its summary lines where there are any. None if `found` is None."""
+    """Format the comparison of the defenses with the control `random`. In a long
+    comparison, lines that a summary line covers are omitted. None if `found` is None."""
     if found is not None and (every := len(found.lines)) > MOST_LINES:
         summed = {(line.side, line.measure) for line in found.lines if line.lines}
         lines = [x for x in found.lines if x.lines or (x.side, x.measure) not in summed]

@@ -58,7 +58,7 @@ class CellRecord:
     `error`: the message of a failed cell. `hashes`: the hashes of the data, the poison and the
     weights. `notes`: the notes of the defense. `top_class`: the most frequently predicted classes,
     under the names in TOP_CLASSES. `applied`: the filter options that the defense uses; None if not
-    recorded. `run`: omits the code hashes and the hardware of each stage.
+    recorded. `run`: without the code hashes and the hardware of each stage.
 
     Records share objects with equal values: do not modify the values of a record.
     """

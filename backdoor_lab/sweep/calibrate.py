@@ -193,7 +193,7 @@ def _speed(found: Sequence[Samples], slowest: float | None) -> Speed:
 
 
 class _Here:
-    """Runs a worker's jobs in this process, with the methods of `Worker` that calibration uses."""
+    """Replaces `Worker` in calibration: runs the jobs in this process."""
 
     def send(self, job: Any) -> None:
         """Store the job, to be run by `result`."""

@@ -45,8 +45,8 @@ class PivotSpec:
     and `values` names measures.
 
     `report`: the layout of the published report. It has a separate table for each combination of
-    other values. Rows keep the order of the sweep. If a cell is not done, a column shows the
-    status.
+    the values that are on neither axis. Rows keep the order of the sweep. If a cell is not done, a
+    column shows the status.
     """
 
     rows: tuple[str, ...] = ("target", "ratio")

@@ -203,7 +203,7 @@ def test_centered_scores_find_poison_on_either_side_of_the_mean(sign: int) -> No
     assert separation(0.1, sign) >= 0.95
 
 
-def test_without_centering_poison_on_the_side_opposite_to_the_mean_is_ranked_last() -> None:
+def test_poison_on_the_opposite_side_of_the_mean_is_ranked_last_without_centering() -> None:
     """Four published implementations of the method do not center scores."""
     assert separation(0.1, -1, center=False) < 0.1
     assert separation(0.1, 1, center=False) >= 0.95

@@ -79,7 +79,7 @@ def test_patches_are_mixed_into_the_image(
     assert np.abs(trigger(pictures()).double().numpy() - expected).max() < 0.501
 
 
-def test_the_x_and_the_l_of_tran_et_al_have_five_and_three_pixels() -> None:
+def test_the_shapes_x_and_l_of_tran_et_al_have_five_and_three_pixels() -> None:
     """A pixel and its four diagonal neighbors; a pixel and its right and lower neighbors."""
     black = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
     for shape, size, expected in (("x", 3, 5), ("l", 2, 3)):

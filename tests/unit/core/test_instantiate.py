@@ -173,7 +173,7 @@ def test_the_random_control_without_a_filter_is_refused(like: Any) -> None:
         build("defense", {"_target_": "backdoor_lab.defenses.random.Random", "like": like}, kinds)
 
 
-def test_a_plugin_filter_with_separate_option_arguments_is_refused(
+def test_a_plugin_filter_with_a_separate_parameter_for_a_filter_option_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The error says to take all options as one argument `options`."""

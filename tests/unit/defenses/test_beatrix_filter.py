@@ -84,7 +84,7 @@ def test_poison_with_different_channel_correlations_is_removed() -> None:
     assert float(found.scores[:5].min()) > 100 * float(found.scores[5:].max())
 
 
-def test_automatic_budget_removes_what_exceeds_the_threshold() -> None:
+def test_automatic_budget_removes_the_images_that_exceed_the_threshold() -> None:
     """All poison and few clean images are removed. The notes contain the threshold."""
     images = planted(pictures(200, 1), slice(0, 10))
     found = judged(Beatrix(FilterOptions(removal_budget="auto")), images, torch.zeros(200).long())

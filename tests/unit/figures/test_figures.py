@@ -346,7 +346,7 @@ def test_two_triggers_are_shown_on_the_same_image() -> None:
     assert (changed[0] != changed[1]).any()
 
 
-def test_among_random_filters_one_shaped_like_the_trigger_responds_most_to_it() -> None:
+def test_a_filter_shaped_like_the_trigger_responds_more_to_it_than_random_filters() -> None:
     draw = np.random.default_rng(0)
     clean = draw.integers(90, 110, (20, 1, 9, 9), dtype=np.uint8)
     triggered = clean.copy()

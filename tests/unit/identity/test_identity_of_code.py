@@ -104,7 +104,7 @@ def test_component_names_are_unique() -> None:
     assert len(names) == len(set(names))
 
 
-def test_rewording_texts_or_reformatting_code_changes_no_id(
+def test_rewording_text_or_reformatting_code_changes_no_id(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Comments, docstrings, error messages and layout are changed in every file at once."""

@@ -24,7 +24,7 @@ def test_one_step_of_sgd_matches_a_computation_by_hand() -> None:
         assert weight.tolist() == expected
 
 
-def test_a_network_outside_the_optimizer_gets_no_gradient() -> None:
+def test_a_network_that_the_optimizer_does_not_update_gets_no_gradient() -> None:
     net = nn.Linear(3, 2)
     noise = torch.zeros(3, requires_grad=True)
     descend(torch.optim.SGD([noise], lr=1.0), net(noise).sum(), "the loss")

@@ -213,7 +213,7 @@ def test_charts_show_the_stored_artifacts(tmp_path: Path) -> None:
         np.testing.assert_allclose(drawn[np.lexsort(drawn.T)][:, 1], expected[:, 1], atol=0.02)
 
 
-def test_thumbnails_are_the_stored_pixels_with_their_scores(tmp_path: Path) -> None:
+def test_thumbnails_show_the_stored_pixels_with_their_scores(tmp_path: Path) -> None:
     folder, (one, _) = sweep(tmp_path)
     strip = data_of(written(folder))["pictures"]["0"]["images"]
     data = base64.b64decode(strip["sheet"].partition(",")[2])

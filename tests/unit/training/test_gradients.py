@@ -124,7 +124,7 @@ def test_crashes_and_large_errors_count_as_wrong_gradients(changed: Case) -> Non
     assert not wrong({"bf16": True, "convolution": 0.01})
 
 
-def test_a_crashed_case_does_not_stop_the_run() -> None:
+def test_a_crashed_case_does_not_stop_the_gradient_check() -> None:
     case = {"width": 1, "side": 8, "batch": 1, "stem": "cifar", "threads": 1, "bf16": False,
             "channels": 1}  # fmt: skip
     broken, whole = run([{**case, "name": "none"}, case])
