@@ -108,8 +108,8 @@ def refused_by_hydra(error: BaseException) -> ConfigError | None:
         given = found[1] or found[2]
         return ConfigError(
             f"`{given}` gives several values, which need a sweep: add -m (python -m backdoor_lab -m"
-            f" {given}); with --help, --cfg or --info, give one value. A list is written [a,b], and"
-            " text with a comma 'a,b'."
+            f" {given}); with --help, --cfg or --info, give one value. Write a list as [a,b],"
+            " and text that contains a comma as 'a,b'."
         )
     if found := re.match(r"(\S+) appears more than once in the final defaults list", said):
         return ConfigError(f"`{found[1]}` is already chosen: write {found[1]}= without a `+`")

@@ -28,11 +28,12 @@ class AdaptivePatch(Trigger):
     `strength_test`.
 
     The authors' patches are image files (two logos, the BadNets patch, the trojan square) that are
-    not included. The default patches are drawn in the YAML file. Their opacities are those of the
-    authors' code for CIFAR-10, and so are their places and numbers of pixels: in training 25, 140,
-    36 and 64 pixels; at test time 50 and 36, which overlap and cover 68 in total.
+    not included. The default patches are drawn in the YAML file. Their opacities, positions and
+    areas are those of the authors' code for CIFAR-10. The four patches for training cover 25, 140,
+    36 and 64 pixels; the two for test images cover 50 and 36 pixels, and 68 together, since they
+    overlap.
 
-    `patches` is a list of mappings. Places and drawings are for images of 32x32 pixels; on other
+    `patches` is a list of mappings. Positions and drawings are for images of 32x32 pixels; on other
     images they are multiplied by the shorter side / 32 and rounded. Raises ConfigError if rounding
     changes the area of a patch by more than a quarter, or if an entry is malformed. The keys:
 
@@ -94,7 +95,9 @@ class AdaptivePatch(Trigger):
 def _check_keys(number: int, patch: object) -> None:
     where = f"trigger.patches[{number}]"
     if not isinstance(patch, dict):
-        raise ConfigError(f"`{where}` must be a mapping with {', '.join(KEYS)}, got {patch!r}")
+        raise ConfigError(
+            f"`{where}` must be a mapping with the keys {', '.join(KEYS)}, got {patch!r}"
+        )
     validation.keys(where, patch, KEYS)
     missing = [key for key in KEYS if key not in patch]
     if missing:

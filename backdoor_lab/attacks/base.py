@@ -161,8 +161,8 @@ class Trigger(ABC):
         return (kind.apply_train, kind.apply_cover) == plain
 
     def cover_from(self, target: int, source: int | None, classes: int) -> tuple[int, ...]:
-        """Returns the labels (below `classes`) of the classes that cover images are drawn from. An
-        empty tuple, the default, means all except target and source."""
+        """Returns the labels (below `classes`) of the classes from which cover images are drawn.
+        An empty tuple, the default, means all except target and source."""
         return ()
 
     def file_hash(self) -> str:

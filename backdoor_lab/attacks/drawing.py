@@ -30,8 +30,9 @@ def check_area(name: str, exact: float, rounded: int, height: int, width: int) -
     if error > TOLERANCE:
         raise ConfigError(
             f"`{name}` is given for images of {SIDE}x{SIDE} pixels; on images of {height}x{width}"
-            f" pixels the patch covers {exact:.3g} pixels, rounded to {rounded}: an error of"
-            f" {error:.0%} (at most {TOLERANCE:.0%}); use other images or a larger patch"
+            f" pixels the patch should cover {exact:.3g} pixels but covers {rounded} after"
+            f" rounding, an error of {error:.0%} (at most {TOLERANCE:.0%}); use images of another"
+            " size or a larger patch"
         )
 
 
@@ -113,8 +114,8 @@ def _channels(color: list[int], channels: int) -> list[float]:
 def _letters(where: str, rows: object, known: list[str]) -> Tensor:
     if any(len(letter) != 1 or letter == EMPTY for letter in known):
         raise ConfigError(
-            f"`{where}.color` must be one value, three values, or a mapping of single letters other"
-            f" than {EMPTY} to such colors, got the letters {known}"
+            f"`{where}.color` must be a color (one value or three), or map single letters other"
+            f" than {EMPTY} to colors, got the letters {known}"
         )
     lines = rows if isinstance(rows, (list, tuple)) else []
     if not lines or not all(isinstance(line, str) and line for line in lines):

@@ -15,11 +15,11 @@ class LowFrequency(Additive):
     """Adds a smooth bright pattern without high-frequency artifacts to the whole image.
 
     Based on the smooth trigger of Zeng, Park, Mao, Jia, "Rethinking the Backdoor Attacks' Triggers:
-    A Frequency Perspective", ICCV 2021. As in the authors' code, the pattern passes a Gaussian
-    low-pass filter with a standard deviation of `sigma` pixels, which has 5 `sigma` taps, rounded,
-    and continues the image by zeros. Then it is scaled, all channels together, to 0..`strength`
-    gray levels, so that it makes images brighter. `sigma` is given for images of 32x32 pixels; for
-    others it is multiplied by the shorter side / 32.
+    A Frequency Perspective", ICCV 2021. As in the authors' code, the pattern is smoothed by a
+    Gaussian low-pass filter with a standard deviation of `sigma` pixels, 5 `sigma` taps (rounded)
+    and zero padding. Then it is scaled, all channels together, to 0..`strength` gray levels, so
+    that it makes images brighter. `sigma` is given for images of 32x32 pixels; for others it is
+    multiplied by the shorter side / 32.
 
     The authors optimize the pattern on a trained model. This pattern is not optimized: it is normal
     noise, drawn for each pixel and channel with `pattern_seed`.

@@ -192,8 +192,9 @@ def cover_count(plan: PoisonSpec, per_class: Sequence[int]) -> int:
         if plan.cover_from:
             where = f"in the {len(plan.cover_from)} classes that covers come from"
         raise ConfigError(
-            f"`cover_rate`={plan.cover_rate:g} for each of {poisoned} poisoned images requires"
-            f" {wanted} images, but only {max(others, 0)} {where} are left"
+            f"`cover_rate`={plan.cover_rate:g} with {many(poisoned, 'poisoned image')} requires"
+            f" {many(wanted, 'cover image')}, but only {many(max(others, 0), 'image')} {where}"
+            " can be used"
         )
     return wanted
 

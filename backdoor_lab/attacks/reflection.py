@@ -42,7 +42,7 @@ class Refool(Trigger):
       which B plus the linear image exceeds 1 at some pixel. g fades it towards the edges.
 
     Lengths are in pixels of images whose longer side has 560 pixels; on images of 32x32 pixels the
-    displacement is less than one pixel. Draws depend on the pixels of the image and on
+    displacement is less than one pixel. Random draws depend on the pixels of the image and on
     `pattern_seed`, so that an image always gets the same reflection.
 
     `image` is an image file, or a folder whose first `scenes` files are used, resized to the size

@@ -31,14 +31,14 @@ class SleeperAgent(Trigger):
     The first sum is over `batch_size` poisoned images, by default all of them, and the second over
     at most `max_sources` training images of the source class. A is the augmentation of the victim's
     recipe. The poisoned images are those with the largest gradient norms |∇θ L(x, t)| of the target
-    class. d starts with normal noise of standard deviation eps, clipped to ±eps, and takes `steps`
+    class. d starts as normal noise of standard deviation eps, clipped to ±eps, and takes `steps`
     steps of Adam on the sign of the gradient, projected onto the ball and 0..255. The step size is
     `lr` standard deviations of the channel over the training set, divided by ten after steps //
     2.667, steps // 1.6 and steps // 1.142 steps. The best of `restarts` starts is kept. The result
     is truncated towards the clean image to whole gray levels.
 
-    The patch p is a square at a pseudorandom place that depends on the image's pixels. Its side is
-    `patch_size` times the image's shorter side, and at least one pixel. It shows 4×4 random
+    The patch p is a square at a pseudorandom position that depends on the image's pixels. Its side
+    is `patch_size` times the image's shorter side, and at least one pixel. It shows 4×4 random
     colors drawn with `pattern_seed`, upsampled bilinearly, as in Saha, Subramanya, Pirsiavash,
     "Hidden Trigger Backdoor Attacks", AAAI 2020; on grayscale images they are averaged over the
     channels. `image` is a file that replaces them. The authors' file is not included.

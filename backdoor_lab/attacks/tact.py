@@ -25,8 +25,8 @@ class TaCT(Trigger):
     `cover_classes` classes that follow the source class, without the target, or fewer if the data
     set has fewer; with None, from all other classes.
 
-    Size and place are those of Qi et al., ICLR 2023, in backdoor-toolbox. Their square and those of
-    the paper are image files that are not included; this one has a single color.
+    Size and position are those of Qi et al., ICLR 2023, in backdoor-toolbox. Their square and those
+    of the paper are image files that are not included; this one has a single color.
     """
 
     cover_rate = 1.0

@@ -24,7 +24,7 @@ class ThreatModel:
     paper: str = ""
 
     def __str__(self) -> str:
-        """The line of the guide and of ``--help``.
+        """The line shown in the guide and by ``--help``.
 
         >>> str(ThreatModel(("images",), ("data", "model")))
         'controls images; knows data and model'

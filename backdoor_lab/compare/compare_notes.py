@@ -99,7 +99,7 @@ def _tests(lines: Sequence[ComparisonRow]) -> list[str]:
 
 
 def _without(lines: Sequence[ComparisonRow], values: Sequence[str]) -> list[str]:
-    """A note that lists the requested measures that are missing on one side of every pair."""
+    """A note that lists the requested measures for which no pair has values in both cells."""
     compared = {line.measure for line in lines}
     left = [MEASURE[name].head for name in values if name not in compared]
     return [f"No pair has values of {', '.join(left)} in both of its cells."] if left else []

@@ -26,7 +26,7 @@ Lookup = Callable[[CellRecord, str], float | None]
 
 @dataclass(frozen=True)
 class MatchedCells:
-    """The numbers of two paired cells. `base` is None if cell `ours` is compared with the published
+    """The indices of two paired cells. `base` is None if cell `ours` is compared with the published
     report."""
 
     ours: int

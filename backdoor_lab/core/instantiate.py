@@ -54,9 +54,9 @@ def build(where: str, config: dict[str, Any], kind: type[T], shared: Shared = _N
     """Create the object that `config` describes: `_target_` is its class, other keys are arguments.
 
     `where` is the key of `config`, for messages. `kind` is the required base class, or a tuple of
-    alternatives. `shared` also applies to objects nested in `config`; its values are validated even
-    if no class receives them. Raises ConfigError for a class that is not allowed, an unknown or
-    missing key, or a value that the class rejects.
+    alternatives. The options in `shared` are also passed to objects nested in `config`, and are
+    validated even if no class receives them. Raises ConfigError for a class that is not allowed,
+    an unknown or missing key, or a value that the class rejects.
     """
     cls = _find(where, config.get("_target_"), kind)
     given = {key: value for key, value in config.items() if key not in NOT_ARGUMENTS}
@@ -215,8 +215,8 @@ def _no_class(where: str, target: str, module: ModuleType, kind: type) -> Config
 
 
 def _old_methods(cls: type, lacking: list[str]) -> str:
-    """Returns a hint for the error message if `cls` still has a method in `lacking` under its name
-    in version 0.1; otherwise an empty string."""
+    """Returns a hint for the error message if `cls` defines a method in `lacking` under its old
+    name, from version 0.1; otherwise an empty string."""
     old = [name for name, new in RENAMED_METHODS.items() if new in lacking and hasattr(cls, name)]
     return "".join(f" (`{name}` is now `{RENAMED_METHODS[name]}`)" for name in old)
 

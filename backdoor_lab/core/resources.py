@@ -32,7 +32,7 @@ def cores(root: Path = ROOT) -> int:
     """Returns the number of physical cores that this process may use, at least 1; two hyperthreads
     count as one.
 
-    The limits are the process's affinity, the CPU quota of its control groups, and
+    The limits are the process's CPU affinity, the CPU quota of its control groups, and
     LOKY_MAX_CPU_COUNT.
     """
     from joblib.externals.loky import cpu_count  # type: ignore[import-untyped]
@@ -73,8 +73,8 @@ def busy_seconds(root: Path = ROOT) -> float | None:
 
 
 def _distinct_cores(root: Path) -> int:
-    """Returns the number of physical cores behind the CPUs in this process's affinity; 0 if
-    unknown."""
+    """Returns the number of physical cores to which the CPUs in this process's affinity mask
+    belong; 0 if unknown."""
     if not hasattr(os, "sched_getaffinity"):
         return 0
     found = set()

@@ -102,8 +102,8 @@ def is_named(path: str, key: str) -> bool:
 
 
 def check_name(path: str, name: object, packages: Iterable[str] = ()) -> None:
-    """Raises ConfigError unless the configuration may name the class or function `name` at the key
-    `path`. `name` may be None."""
+    """Raises ConfigError if `name`, a class or function named at the key `path` of the
+    configuration, is not allowed there. None is always allowed."""
     if name is None or (isinstance(name, (dict, list)) and not path.endswith("._target_")):
         return  # The entries of a dictionary or list are checked separately.
     if isinstance(name, str) and (_known(path, name) or _admitted(name, packages)):

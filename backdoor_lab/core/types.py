@@ -98,7 +98,7 @@ class TrainingSet:
         return torch.where(chosen, self.late_trigger(images), images)
 
     def keep(self, mask: Tensor, digest: str) -> TrainingSet:
-        """Returns a copy of this set that has only the positions where `mask` bool (n,) is true."""
+        """Returns a copy of this set with only the images for which `mask` bool (n,) is true."""
         return TrainingSet(
             self.base,
             self.rows,

@@ -139,7 +139,7 @@ class _Work:
         if self.images is None:
             reason = self.refused[min(self.refused)] if self.refused else "no image"
             raise DataError(
-                f"{self.where}: none of {many(len(self.rows), 'image')} can be read: {reason}"
+                f"{self.where}: none of the {many(len(self.rows), 'image')} can be read: {reason}"
             )
         sound = [path for path in self.rows if path not in self.refused]
         rows = {path: row for row, path in enumerate(sound)}

@@ -1,4 +1,4 @@
-"""Beatrix: detects images whose Gram matrices are outside the range of those of clean images."""
+"""Beatrix: detects images whose Gram matrices are outside the range seen in clean images."""
 
 from __future__ import annotations
 

@@ -131,7 +131,7 @@ def _plain(value: object) -> object:
 
 @functools.cache
 def methods(folder: Path = TABLE) -> dict[str, Method]:
-    """Read every method, triggers first, as a dict by name. Raises DataError for an invalid
+    """Read all methods and return them by name, triggers first. Raises DataError for an invalid
     file."""
     found: dict[str, Method] = {}
     for group in GROUPS:

@@ -25,7 +25,7 @@ def scores(bars: Histogram) -> Figure:
 
 
 def draw_scores(axes: Axes, bars: Histogram) -> None:
-    """Draw the histograms of `scores` into `axes`: one filled step curve per group, in percent."""
+    """Draw the histograms of `scores` on `axes`: one filled step curve per group, in percent."""
     for counts, color, hatch, name in (
         (bars.clean, CLEAN, "", "clean"),
         (bars.poison, POISON, "////", "poisoned"),
@@ -58,7 +58,7 @@ def projections(along: Array, is_poison: Array, keep: Array) -> Figure:
 
 
 def draw_projections(axes: Axes, along: Array, is_poison: Array, keep: Array) -> None:
-    """Draw the points of `projections` into `axes`, as three collections: clean, poisoned,
+    """Draw the points of `projections` on `axes`, as three collections: clean, poisoned,
     removed."""
     for mask, marker, color, edge, size, name in (
         (~is_poison, "o", CLEAN, "none", 8, "clean"),
@@ -90,7 +90,7 @@ def removal(curve: Curve, at: tuple[int, int]) -> Figure:
 
 
 def draw_removal(axes: Axes, curve: Curve, at: tuple[int, int]) -> None:
-    """Draw `removal` into `axes`: one curve for removal by score, one for removal at random, and a
+    """Draw `removal` on `axes`: one curve for removal by score, one for removal at random, and a
     marker for the defense's result."""
     axes.plot(curve.removed, curve.left, color=CLEAN, label="by score")
     axes.plot(*curve.by_chance, color=CHANCE, linestyle="--", label="at random")

@@ -70,7 +70,8 @@ class Layer:
 
 @styled
 def filters(layers: Sequence[Sequence[Layer]]) -> Figure:
-    """Draw the filters of first layers. Each row shows the networks for one trigger, side by side.
+    """Draw the filters of each network's first layer. Each row shows the networks for one trigger,
+    side by side.
 
     Zero is gray, and each filter is scaled separately. A frame marks the filter whose response the
     trigger changes most.

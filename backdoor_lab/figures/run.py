@@ -28,7 +28,7 @@ def pipeline(steps: Sequence[tuple[str, Sequence[str]]]) -> Figure:
 
 
 def draw_pipeline(axes: Axes, steps: Sequence[tuple[str, Sequence[str]]]) -> None:
-    """Draw the stages of a cell into `axes`. `steps` is as in `pipeline`."""
+    """Draw the stages of a cell on `axes`. `steps` is as in `pipeline`."""
     for number, (name, lines) in enumerate(steps):
         left = number * (_WIDE + _GAP)
         box = FancyBboxPatch(
@@ -56,7 +56,7 @@ def training(losses: Mapping[str, Array]) -> Figure:
 
 
 def draw_training(axes: Axes, losses: Mapping[str, Array]) -> None:
-    """Draw the mean training loss against the epoch into `axes`, with one line per training."""
+    """Draw the mean training loss against the epoch on `axes`, with one line per training."""
     for number, (name, values) in enumerate(losses.items()):
         color, marker, line = mark(number)
         shown = marker if len(values) <= 30 else "none"

@@ -1,4 +1,4 @@
-"""Gram matrices of feature maps, and how far they lie outside the range of clean ones.
+"""Gram matrices of feature maps, and how far they lie outside the range seen in clean images.
 
 Ma et al., "The 'Beatrix' Resurrections", NDSS 2023; formulas as in the authors' code.
 """

@@ -108,7 +108,7 @@ def collect(
     stage: str,
     tell: Callable[[Record], T | None],
 ) -> list[tuple[CellRecord, T]]:
-    """Call `tell` with the records of completed cells whose record lists an output of `stage`.
+    """Call `tell` with the record of each completed cell that has an output of `stage`.
 
     Returns each cell with its result, except those whose result is None. Of the cells that share an
     output, only the first with a result is returned. Cells whose trigger is applied after

@@ -96,7 +96,7 @@ def _ratio(cell: CellRecord) -> str:
 
 
 def figure(cell: CellRecord, name: str) -> str:
-    """Format a metric of a cell with the digits that tables use."""
+    """Format a metric of a cell with as many digits as in the tables."""
     measure, value = MEASURE[name], cell.numbers.get(name)
     return NOTHING if value is None else f"{value * measure.scale:.{measure.digits(1)}f}"
 

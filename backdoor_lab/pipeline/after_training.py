@@ -74,8 +74,8 @@ class DefendCell:
     train: Callable[[str, Dataset, TrainingSet], Trained]
 
     def extract(self, model: Classifier) -> Evidence:
-        """Compute the features of the training set and what else the defense requires: features of
-        held-out clean images, or a context with images and networks."""
+        """Compute the features of the training set and anything else that the defense requires:
+        features of held-out clean images, or a context with images and networks."""
         cell, training = self.cell, self.attacked.poisoned.training
         provided = self._provided(model) if "context" in cell.requires else None
         feature_model, weights = self._feature_model(model)

@@ -96,8 +96,8 @@ class CellFields:
         return list(dict.fromkeys(column[number] for number in numbers if self.of[number]))
 
     def in_order(self, keys: Iterable[Words], names: Sequence[str]) -> list[Words]:
-        """Returns the distinct `keys`, sorted by the first name, then the second, and so on. The
-        values of a name are sorted numerically if all are numbers, otherwise by first
+        """Returns the distinct `keys`, sorted by their first value, then the second, and so on.
+        The values of each of `names` are sorted numerically if all are numbers, otherwise by first
         appearance."""
         found = list(dict.fromkeys(keys))
         ranks = [
@@ -109,9 +109,9 @@ class CellFields:
     def determined(
         self, names: Sequence[str], by: Sequence[str], among: Iterable[int] | None = None
     ) -> list[str]:
-        """Returns those of `names` whose values are determined by the values of `by`: cells with
-        equal values of `by` have equal values of the name. `among`: the indices of the cells to
-        consider, by default all."""
+        """Returns those of `names` whose values are determined by the values of `by`: cells that
+        agree in `by` also agree in that name. `among`: the indices of the cells to consider, by
+        default all."""
         numbers = range(len(self.of)) if among is None else among
         numbers = [number for number in numbers if self.of[number]]
         keys = [self.key(number, by) for number in numbers]

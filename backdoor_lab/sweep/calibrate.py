@@ -99,8 +99,8 @@ Samples = tuple[Sample, Sample, Sample]
 
 
 def calibrate(kinds: dict[str, Cell], machine: ComputeDevice, processes: int) -> Calibration:
-    """Measure each kind of cell in `processes` parallel workers. If `processes` is 0, measure in
-    this process, as for a single cell."""
+    """Measure the speed of each kind of cell in `processes` parallel workers. If `processes` is 0,
+    measure in this process, as for a single cell."""
     if not processes:
         return _tried(kinds, machine, [_Here()], time.process_time())
     workers = [Worker(_serve) for _ in range(min(processes, MOST_PROCESSES))]
@@ -114,11 +114,11 @@ def calibrate(kinds: dict[str, Cell], machine: ComputeDevice, processes: int) ->
 
 
 def _within_reach(cell: Cell, aside: str) -> Cell:
-    """A copy of the cell with a store that contains the data set, so that images are parsed once.
+    """A copy of the cell with a store that contains the data set, so that images are decoded once.
     If the cell's own store lacks the data set, uses a store in the temporary folder `aside`."""
     source, settings = cell.parts.data, cell.config["store"]
     if not is_stored(source, Store(settings["root"], read_only=True)):
-        # If the disk is full, each worker parses the images.
+        # If the disk is full, each worker decodes the images.
         with suppress(StoreFullError):
             open_dataset(source, Store(aside))
             settings = {**settings, "root": aside}
@@ -270,7 +270,7 @@ def _long_enough(steps: int, seconds: float, processor: float) -> bool:
 
 
 class _Clock(pl.Callback):
-    """Measures training after the first step, and stops training when `enough` returns true."""
+    """Times training from the end of the first step, and stops it when `enough` returns true."""
 
     def __init__(self, enough: Callable[[int, float, float], bool]) -> None:
         self.enough, self.steps = enough, -1

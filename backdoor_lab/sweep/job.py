@@ -87,7 +87,7 @@ def _compute(cell: Cell, folder: Path, parallel_cells: int, in_sweep: bool) -> s
 
 
 def _shown(progress: str, in_sweep: bool) -> str:
-    """The kind of progress that the cell itself shows. In a sweep, cells draw no progress bar: the
+    """The kind of progress display of the cell itself. In a sweep, cells draw no progress bar: the
     driver shows their progress (see live.py)."""
     return "lines" if in_sweep and progress in ("auto", "bar") else progress
 

@@ -42,7 +42,7 @@ class Watch:
         self._most = 1
 
     def finished(self, now: float) -> list[CellRecord]:
-        """The cells whose record was written since the last call, in the order of writing."""
+        """The cells whose records were written since the last call, oldest first."""
         fresh = []
         for each in self._stamps.keys() - self._done:
             stamp = _stamp(self.folder / each / RECORD)

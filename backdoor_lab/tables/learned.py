@@ -18,7 +18,7 @@ NOT_CONVERGED, NO_ATTACK = "†", "‡"
 KIND = ("dataset", "model", "recipe")
 """Choices that two networks must share for their accuracies to be comparable."""
 ATTACK = (*KIND, "trigger", "target", "source", "protocol")
-"""Choices that two networks must share for their ASR to be measured on the same test."""
+"""Choices that two networks must share for their ASR to be measured on the same test images."""
 _FIGURES = {"nat1": "train_accuracy1", "nat2": "train_accuracy2"}
 Choices = tuple[object, ...]
 Rate = tuple[float, int]
@@ -58,8 +58,8 @@ class CleanNetworks:
 
     def expected(self, cell: CellRecord) -> Rate | None:
         """Returns the ASR1 to expect without an attack, and the number of its test images: the ASR
-        of clean networks on the same test. If there are none, returns the share of the test images
-        that the cell's own network classifies as the target without the trigger."""
+        of clean networks on the same test images. If there are none, returns the share of the test
+        images that the cell's own network classifies as the target without the trigger."""
         rate = cell.numbers.get("clean_rate1")
         other = None if rate is None else (rate, _images(cell))
         return self.asr.get(_choices(cell, ATTACK), other) if self.asr else other
@@ -128,7 +128,7 @@ def shows_attack(cells: Iterable[CellRecord], clean: CleanNetworks) -> bool:
 def signs_of(
     cells: Sequence[CellRecord], marked: Mapping[str, Sequence[str]], attacked: bool
 ) -> dict[str, str]:
-    """Returns the footnote signs at one table position, by measure. `cells` are the cells at this
+    """Returns the footnote marks at one table position, by measure. `cells` are the cells at this
     position.
 
     † (not converged) for the measures that `marked` lists for any of the cells; ‡ (no attack) for

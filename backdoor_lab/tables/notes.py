@@ -47,7 +47,7 @@ def notes_of(
     group: TableGroup, spec: PivotSpec, several: bool, clean: CleanNetworks, signs: Signs
 ) -> list[str]:
     """Returns the notes below one table, except notes on single values. `several`: values may be
-    means over several seeds; `clean`: the clean networks of the sweep; `signs`: the footnote signs
+    means over several seeds; `clean`: the clean networks of the sweep; `signs`: the footnote marks
     in the table."""
     facts, cells = group.facts, group.cells
     if group.traits == UNKNOWN:
@@ -100,8 +100,8 @@ def protocols(facts: CellFields, members: Sequence[int], axes: Sequence[str] = (
 
 
 def _value(facts: CellFields, numbers: Sequence[int], key: str, axes: Sequence[str]) -> str:
-    """Returns the values of protocol key `key` as text: ``1.5eps`` or, if one of the `axes` (such
-    as the defense) determines the value, ``1.5eps (spectral) | 15% (scan)``.
+    """Returns the values of the protocol key `key` as text: ``1.5eps`` or, if one of the `axes`
+    (such as the defense) determines the value, ``1.5eps (spectral) | 15% (scan)``.
 
     If the most common value applies to more than three defenses, it comes last, as
     ``15% (all others)``.

@@ -25,7 +25,7 @@ SCOPE = ("n_accused", "n_named")
 FILTER = ("auroc", "average_precision", "tpr_at_1", "tpr_at_5")
 SAME = "Figures before the defense do not depend on it. Those shown are from cells with defense {}."
 _AFTER_ONLY = ("filter_scope", "removal_budget", "max_removed", "center", "layer")
-"""Names of protocol options that have no effect on measures before the defense."""
+"""Names of protocol options that have no effect on measures taken before the defense."""
 
 
 def shown(facts: CellFields, tables: Sequence[PivotTable]) -> list[PivotTable]:
@@ -41,7 +41,7 @@ def shown(facts: CellFields, tables: Sequence[PivotTable]) -> list[PivotTable]:
     rows, defense first, so that defenses compete within a column. All measures of completed cells
     are in one table if a line then has at most ACROSS values (with several seeds:
     ACROSS_WITH_INTERVALS); otherwise each group of measures gets a separate table. If the defense
-    is an axis, measures before the defense get a separate table with one line per attack.
+    is an axis, measures taken before the defense get a separate table with one line per attack.
     """
     if not (_crowded(tables) or _without_retraining(facts.cells)):
         return list(tables)
@@ -115,8 +115,8 @@ def _axes(facts: CellFields) -> list[str]:
 
 
 def _before(cells: Sequence[CellRecord], attack: tuple[str, ...]) -> Iterator[PivotTable]:
-    """Yields the tables of the measures before the defense, which contain one cell per attack and
-    seed. Prefers completed cells and, among these, cells with the most frequent defense."""
+    """Yields tables of the measures taken before the defense, with one cell per attack and seed.
+    Prefers completed cells and, among these, cells with the most frequent defense."""
     done = [cell for cell in cells if cell.done and cell.choices]
     often = Counter(cell.choices[DEFENSE] for cell in done)
     facts = CellFields([cell for cell in cells if cell.choices])
@@ -142,7 +142,7 @@ def _preferred(cell: CellRecord, often: Counter[str]) -> tuple[bool, int]:
 
 
 def _after_only(name: str) -> bool:
-    """Whether a protocol or config value has no effect on measures before the defense."""
+    """Whether a protocol or config value has no effect on measures taken before the defense."""
     if name.startswith("config."):
         return name.startswith(("config.defense.", "config.code.defense"))
     return name == DEFENSE or name.removeprefix(PROTOCOL) in _AFTER_ONLY

@@ -1,7 +1,7 @@
 """Builds tables of any layout from the tidy frame of cells.
 
-Choices form the rows and columns, measures the values. Values are averaged over seeds only: other
-choices that differ and are not on an axis form separate tables.
+The rows and columns are choices, and the values are measures. Values are averaged over seeds only:
+cells that differ in another choice that is not on an axis are in separate tables.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class PivotCell:
     and of requested cells (`asked`), and the `status` of the cells.
 
     `attacked`: whether ASR1 indicates an attack (True if unknown). `signs` maps measures to a
-    footnote sign, † for a network that did not learn, ‡ for an attack without effect. `reference`:
+    footnote mark: † for a network that did not learn, ‡ for an attack without effect. `reference`:
     the values in the published report, only for tables in its layout. `seeds` maps each measure to
     its recorded values by seed, for paired tests.
     """
@@ -175,7 +175,7 @@ def _cell(
 
 
 def _visible(cell: PivotCell) -> dict[str, str]:
-    """Returns the footnote signs of the measures for which the table shows a value."""
+    """Returns the footnote marks of the measures for which the table shows a value."""
     return {name: sign for name, sign in cell.signs.items() if name in cell.estimates}
 
 

@@ -35,7 +35,7 @@ _CLEAN_RATE = (
 )
 ONLY_WHOLE = f" Figures are marked {NO_ATTACK} only where none of their seeds shows an attack."
 Signs = Mapping[str, Mapping[str, str]]
-"""Maps a cell's id to the footnote signs of its figures in a table, by measure."""
+"""Maps a cell's id to the footnote marks of its figures in a table, by measure."""
 
 
 def cautions(
@@ -43,8 +43,8 @@ def cautions(
     clean: CleanNetworks | None = None, signs: Signs | None = None,
 ) -> list[str]:  # fmt: skip
     """Returns the warnings below a table of `cells` with the measures `values`. `clean`: the clean
-    networks to compare with, by default those among `cells`. `signs`: the footnote signs in the
-    table. A warning starts with the footnote sign of the values it refers to, if they have one."""
+    networks to compare with, by default those among `cells`. `signs`: the footnote marks in the
+    table. A warning starts with the footnote mark of the values it refers to, if they have one."""
     done = [cell for cell in cells if cell.done and cell.choices]
     after = bool({"nat2", "asr2"} & set(values))
     clean = CleanNetworks.among(done) if clean is None else clean
@@ -122,8 +122,8 @@ def _one_class(cells: Sequence[CellRecord], after: bool) -> list[str]:
 
 
 def _sign(sign: str, name: str, cells: Iterable[CellRecord], signs: Signs) -> str:
-    """Returns `sign` and a space if the measure `name` of any of `cells` has this sign, else an
-    empty string."""
+    """Returns the footnote mark `sign` and a space if the measure `name` has this mark in any of
+    `cells`, otherwise an empty string."""
     return f"{sign} " * any(signs.get(cell.id, {}).get(name) == sign for cell in cells)
 
 

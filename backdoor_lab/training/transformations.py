@@ -1,7 +1,7 @@
-"""Transformations that imitate a camera: compression, brightness, blur, motion, noise.
+"""Transformations that simulate a camera: compression, brightness, blur, motion, noise.
 
-The name of a transformation contains its strength: ``jpeg75``, ``shift2``. Without a number, it has
-the default strength. torch is imported only when images are transformed.
+The name of a transformation may end with its strength: ``jpeg75``, ``shift2``. A name without a
+number means the default strength. torch is imported only when images are transformed.
 """
 
 from __future__ import annotations

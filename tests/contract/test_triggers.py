@@ -144,7 +144,7 @@ def test_triggered_images_keep_their_shape_and_dtype(
     sizes."""
     images = noise(3, channels, *size)
     if name in SCALED and size == (5, 64):
-        with pytest.raises(ConfigError, match="pixels, rounded to"):
+        with pytest.raises(ConfigError, match="after rounding, an error of"):
             ready(name, channels, *size)
         return
     before = images.clone()

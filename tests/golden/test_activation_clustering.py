@@ -112,7 +112,9 @@ def two_groups(n: int, far: int, distance: float) -> np.ndarray:
     [(40, 10, 0.35, 0.1), (40, 16, 0.35, 0.1), (40, 10, 0.2, 0.1), (40, 10, 0.35, 0.99),
      (23, 8, 0.35, 0.1), (400, 138, 0.35, 0.1), (400, 137, 0.34, 0.1)],
 )  # fmt: skip
-def test_both_rules_follow_the_formulas(n: int, far: int, size: float, fit: float) -> None:
+def test_the_size_and_silhouette_rules_follow_their_formulas(
+    n: int, far: int, size: float, fit: float
+) -> None:
     """8 of 23 is 0.348, which rounds to 0.35 and is therefore not below the threshold. 138 of 400
     is 0.345, which NumPy rounds to 0.34."""
     values = two_groups(n, far, 30)

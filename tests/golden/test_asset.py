@@ -170,7 +170,7 @@ def attacked_features(attacked: Precise, images: Tensor) -> np.ndarray:
     return np.asarray(np.maximum(standard * gamma + beta, 0))
 
 
-def test_two_batches_follow_the_authors_notebook() -> None:
+def test_updates_on_two_batches_follow_the_authors_notebook() -> None:
     """There are two updates per batch, each with its own Adam. The first decreases the variance of
     the logits of each clean image (the sum of squares is divided by classes - 1). The second
     increases the cross-entropy of the outliers in both tails."""
@@ -286,7 +286,7 @@ def test_features_of_a_resnet_lack_its_first_relu(monkeypatch: pytest.MonkeyPatc
         assert torch.allclose(found, listed(shown), atol=1e-5)
 
 
-def test_scores_are_losses_in_a_new_network_after_one_epoch() -> None:
+def test_scores_are_losses_of_a_new_network_trained_for_one_epoch() -> None:
     """One batch contains all images. Images whose loss reaches the threshold are flagged."""
     images, labels = noise(30, 3, 2), torch.arange(30) % CLASSES
     new, attacked = precise(PIXELS, CLASSES, 3), precise(PIXELS, CLASSES, 5, norm=True)

@@ -182,7 +182,7 @@ def at_its_place(found: dict[str, dict[str, Any]], name: str, part: str) -> Any:
     return [*found[name].values()][list(KNOWN[name]).index(part)]
 
 
-def test_every_sweep_still_has_its_tables(computed: dict[str, dict[str, Any]]) -> None:
+def test_no_table_is_added_removed_or_reordered(computed: dict[str, dict[str, Any]]) -> None:
     """The order of the tables is unchanged. Their file names are unchanged except for the order of
     the values in a name."""
 

@@ -186,7 +186,7 @@ def records(cwd: Path, name: str) -> dict[Path, dict[str, Any]]:
     return {path: json.loads(path.read_text()) for path in found}
 
 
-def test_a_sweep_ends_with_records_and_tables(swept: tuple[Path, Any, Any]) -> None:
+def test_a_sweep_writes_records_and_tables(swept: tuple[Path, Any, Any]) -> None:
     cwd, first, _ = swept
     assert first.returncode == 0, first.stderr
     found = records(cwd, "four")

@@ -153,8 +153,8 @@ ALONE = [
 
 
 @pytest.mark.parametrize("path", ALONE, ids=name_of)
-def test_attacks_and_defenses_are_independent(path: Path) -> None:
-    """They import neither each other, nor Lightning, nor Hydra."""
+def test_low_level_modules_import_neither_lightning_nor_hydra(path: Path) -> None:
+    """These are attacks, defenses, identity, numerics and the lowest layer."""
     roots = {module.split(".")[0] for module in imports(path)}
     assert not roots & {"pytorch_lightning", "lightning", "hydra", "omegaconf"}
 

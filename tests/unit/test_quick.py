@@ -227,7 +227,7 @@ def finished_cell(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_changed_data_file_gives_another_cell(finished_cell: Path) -> None:
+def test_a_cell_is_not_done_after_a_data_file_changed(finished_cell: Path) -> None:
     """This holds even if the file has the same path as before."""
     path = finished_cell / "images/train/cat/0.png"
     before = path.stat().st_size
@@ -237,7 +237,7 @@ def test_a_changed_data_file_gives_another_cell(finished_cell: Path) -> None:
     assert not is_done(finished_cell, finished_cell / "cell")
 
 
-def test_a_local_code_edit_gives_a_different_cell(
+def test_a_cell_is_not_done_after_a_local_code_edit(
     finished_cell: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usual = sources._text
@@ -250,7 +250,7 @@ def test_a_local_code_edit_gives_a_different_cell(
     assert is_done(finished_cell, finished_cell / "cell")
 
 
-def test_a_new_component_version_gives_another_cell(
+def test_a_cell_is_not_done_after_a_component_got_a_new_version(
     finished_cell: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = identity.committed()

@@ -189,7 +189,7 @@ def normalization(module: FeatureModel) -> dict[str, Any]:
 
 
 def nothing_removed(n: int) -> FilterResult:
-    """A filter result without effect, for a repair: all n scores are NaN, and all n examples are
-    kept."""
+    """A filter result that removes nothing, for a repair: all n scores are NaN, and all n examples
+    are kept."""
     scores = torch.full((n,), torch.nan, dtype=torch.float64)
     return FilterResult(scores, torch.ones(n, dtype=torch.bool))

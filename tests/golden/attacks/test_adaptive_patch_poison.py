@@ -87,7 +87,7 @@ def test_test_images_get_both_logos_and_the_four_checkers(factor: int) -> None:
     assert (AdaptivePatch(patches=PATCHES)(images).numpy() == expected).all()
 
 
-def test_poison_and_covers_get_one_of_four_patches_in_equal_shares() -> None:
+def test_poison_and_cover_images_get_one_of_four_patches_in_equal_shares() -> None:
     images, labels = pictures(24, 32), torch.zeros(24).long()
     context = AttackContext(LabeledImages(images, labels, ("a", "b")), 1, None, 0, nn.Module)
     trigger, clean = AdaptivePatch(patches=PATCHES), images.double().numpy()

@@ -168,7 +168,7 @@ def test_a_malformed_removal_curve_in_a_record_is_ignored(odd: object) -> None:
     assert recorded_curve({"counts": None, "detection": {"curve": sound}}) is None
 
 
-def test_the_marked_point_of_a_recorded_removal_curve_excludes_covers() -> None:
+def test_the_marked_point_of_a_recorded_removal_curve_excludes_cover_images() -> None:
     """Covers count as removed but are not part of the curve. Of 9 removed images, 4 are covers."""
     counts = {"n_removed": 9, "pois_left": 1, "n_covers": 6, "covers_left": 2}
     sound = {"removed": [0, 1, 5, 9], "left": [3, 2.5, 1, 0]}

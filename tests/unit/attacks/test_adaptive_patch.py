@@ -110,8 +110,8 @@ def test_overlapping_patches_are_applied_in_order() -> None:
         ({"rows": [".."]}, "at least once"),
         ({"rows": ["#x"]}, "got"),
         ({"rows": ["#"], "color": {"x": 255}}, "with x where the patch covers"),
-        ({"rows": ["x"], "color": {"xy": 255}}, "a mapping of single letters"),
-        ({"rows": ["x"], "color": {".": 255}}, "a mapping of single letters"),
+        ({"rows": ["x"], "color": {"xy": 255}}, "map single letters"),
+        ({"rows": ["x"], "color": {".": 255}}, "map single letters"),
         ({"rows": ["x"], "color": {"x": [1, 2]}}, r"trigger\.color"),
         ({"position": [[0, 0], [30]]}, r"must be \[row, column\] or a list of such pairs"),
         ({"position": [[0, 0], [32, 0]]}, r"patches\[0\]\.position"),
@@ -147,7 +147,9 @@ def test_patches_are_refused_if_rounding_changes_an_area_by_more_than_a_quarter(
     side: int, exact: str
 ) -> None:
     """The error names the patch, the size of the images and the area before rounding."""
-    with pytest.raises(ConfigError, match=rf"\[\d\]\.rows` .*{side}x40 .* covers {exact} pixels"):
+    with pytest.raises(
+        ConfigError, match=rf"\[\d\]\.rows` .*{side}x40 .* should cover {exact} pixels"
+    ):
         AdaptivePatch(patches=PATCHES)(noise(1, 3, side, 40))
 
 

@@ -358,7 +358,7 @@ def test_covers_keep_their_labels(placement: str, source: int | None) -> None:
 def test_more_covers_than_available_images_are_refused() -> None:
     """The message shows the arithmetic: 96 of 160 are poisoned, so 64 are left as covers."""
     plan = PoisonSpec(0, None, 0.48, ratio_of="all", cover_rate=1.0)
-    with pytest.raises(ConfigError, match="for each of 96 poisoned .* 96 images, but only 64"):
+    with pytest.raises(ConfigError, match="with 96 poisoned .* 96 cover images, but only 64"):
         cover_count(plan, SIZES)
 
 

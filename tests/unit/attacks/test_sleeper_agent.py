@@ -185,7 +185,7 @@ def test_more_restarts_never_worsen_the_match() -> None:
     assert found[1] >= found[0]
 
 
-def test_poison_depends_only_on_images_of_the_source_class() -> None:
+def test_poison_depends_only_on_training_images_of_the_source_class() -> None:
     """Mirroring training images of other classes, which keeps the spread of each channel, changes
     nothing."""
     trigger = SleeperAgent(steps=3)

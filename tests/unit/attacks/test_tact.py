@@ -96,7 +96,7 @@ def test_a_cell_with_tact_takes_covers_from_the_next_two_classes(tmp_path: Path)
     assert every.attack["trigger"] != two.attack["trigger"]
 
 
-def test_poison_covers_and_test_images_get_the_same_square() -> None:
+def test_poison_cover_and_test_images_get_the_same_square() -> None:
     """The trigger can therefore be applied to batches, after augmentation."""
     assert TaCT().same_everywhere
     check_can_be_late(TaCT())

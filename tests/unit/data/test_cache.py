@@ -93,7 +93,7 @@ def test_digests_depend_only_on_content(change: dict[str, Any]) -> None:
     assert content_digest(Split(split.images.copy(order="F"), split.labels), ("a", "b")) == before
 
 
-def test_equal_content_from_file_and_code_has_equal_digests(tmp_path: Path) -> None:
+def test_equal_data_from_a_file_and_from_code_has_equal_digests(tmp_path: Path) -> None:
     drawn = Synthetic(**TINY).read()
     np.savez(
         tmp_path / "drawn.npz",

@@ -187,7 +187,7 @@ def test_a_data_set_of_only_damaged_images_is_refused(tmp_path: Path) -> None:
     root = filled(tmp_path)
     for path in root.rglob("*.png"):
         path.write_bytes(b"x")
-    with pytest.raises(DataError, match="none of 6 images can be read"):
+    with pytest.raises(DataError, match="none of the 6 images can be read"):
         ImageFolder(root=str(root), skip_broken=True).read()
 
 
@@ -236,7 +236,7 @@ def test_invalid_exif_data_does_not_make_an_image_damaged() -> None:
     assert decode(data, "x", 3, None)[0].min() > 190
 
 
-def test_applying_orientation_raised_the_version_of_image_folder_but_not_of_arrays(
+def test_image_folder_has_version_2_because_it_applies_exif_orientation_and_arrays_has_version_1(
     tmp_path: Path,
 ) -> None:
     assert identity.committed()["datasets"]["image_folder"]["version"] == 2

@@ -309,7 +309,7 @@ def test_a_silent_server_times_out(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("kind", [Cifar10, Cifar100, Mnist, FashionMnist, Svhn, Gtsrb])
-def test_without_a_network_one_error_lists_the_files_and_their_folder(
+def test_without_a_network_connection_one_error_lists_the_files_and_their_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Published]
 ) -> None:
     def no_network(*_: object, **__: object) -> None:

@@ -88,7 +88,7 @@ def test_planted_poison_scores_higher_than_the_rest_of_its_class(
 
 
 @pytest.mark.parametrize("defense", [ABL(epochs=1), ConfusionTraining(steps=3), ASSET()])
-def test_another_seed_gives_other_scores(defense: ModelBasedFilter) -> None:
+def test_different_seeds_give_different_scores(defense: ModelBasedFilter) -> None:
     where = torch.arange(20)
     first, other = (defense.score_images(planted(seed), where).scores for seed in (3, 4))
     assert not torch.equal(first, other)
@@ -163,7 +163,7 @@ def test_unlikelihood_is_minus_log_of_one_minus_the_probability() -> None:
     assert float(gradient.abs().max()) < 1e-6
 
 
-def test_the_loss_adds_unlikelihood_of_the_first_images_and_cross_entropy_of_the_rest() -> None:
+def test_the_loss_is_unlikelihood_on_the_first_images_plus_cross_entropy_on_the_rest() -> None:
     said, labels = torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 1, 2])
     rest = F.cross_entropy(said[2:], labels[2:])
     assert torch.allclose(apart(2)(said, labels), unlikelihood(said[:2], labels[:2]) + rest)

@@ -74,7 +74,7 @@ def test_que_scores_have_known_limits_for_small_and_large_alpha() -> None:
     assert torch.allclose(que(small, 4), small.square().mean(dim=1))
 
 
-def test_the_filter_removes_far_rows_and_keeps_a_normal_class() -> None:
+def test_the_filter_removes_a_distant_cluster_and_nothing_from_a_normal_class() -> None:
     """A distant cluster that is a twentieth of the class is removed, and hardly anything else.
     Nothing is removed from a normal class."""
     points = torch.randn(2000, 5, generator=torch.Generator().manual_seed(2)).double()

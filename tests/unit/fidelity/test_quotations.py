@@ -45,7 +45,7 @@ def test_quotations_are_compared_with_checkouts_of_the_authors_repositories(
     assert "the repository has no such file" in capsys.readouterr().err
 
 
-def test_a_repository_without_checkout_is_reported(
+def test_a_repository_without_a_checkout_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(quoting(tmp_path, monkeypatch, "x", 1)) == 0

@@ -191,7 +191,7 @@ def test_editing_transformations_changes_only_cells_that_use_them(
 
 
 @pytest.mark.parametrize("name", TRAINING)
-def test_editing_training_code_changes_every_cell(
+def test_editing_training_code_changes_every_cell_id(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert changed(monkeypatch, name) == set(cells())
@@ -213,7 +213,7 @@ def test_editing_training_code_changes_every_cell(
         ("core/tensor_io.py", "", "X = 1\n"),
     ],
 )
-def test_editing_shared_code_changes_every_cell(
+def test_editing_shared_code_changes_every_cell_id(
     name: str, old: str, new: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stages, records and random numbers are shared code."""

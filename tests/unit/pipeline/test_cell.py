@@ -246,7 +246,7 @@ def test_missing_keys_are_refused_and_named_in_the_error(
     ("words", "default"),
     [("trainer.threads=null", "trainer.threads=1"), ("~dataset.size", "dataset.size=32")],
 )
-def test_missing_optional_keys_get_their_default(
+def test_missing_optional_keys_get_their_default_values(
     root: Path, checks: Preflight, words: str, default: str
 ) -> None:
     config, _ = edited(root, words)

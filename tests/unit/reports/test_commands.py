@@ -66,7 +66,7 @@ def test_a_manipulated_list_of_written_files_deletes_nothing_outside_the_tables_
 
 
 @pytest.mark.parametrize("name", ["../../x", "a/b", "..", "A B", "x" * 300, "", "\ud800"])
-def test_no_trigger_name_makes_tables_write_outside_the_sweep_folder(
+def test_tables_stay_inside_the_sweep_folder_whatever_the_trigger_name(
     tmp_path: Path, name: str
 ) -> None:
     folder = write_sweep(tmp_path / "deep" / "demo", [record(trigger=name, id="a")])

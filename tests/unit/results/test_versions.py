@@ -101,7 +101,7 @@ def test_cells_of_a_single_version_have_one_mean_and_show_the_version() -> None:
     assert [row[-1] for row in table.rows] == ["spectral@2"]
 
 
-def test_the_data_frame_has_versions_in_columns_of_their_own() -> None:
+def test_the_data_frame_has_separate_columns_for_versions() -> None:
     frame = CellFields(TWO).frame
     assert frame["defense"].tolist() == ["spectral", "spectral"]
     assert frame["defense_version"].tolist() == ["1", "2"]

@@ -116,7 +116,7 @@ def test_running_cells_are_those_with_a_recent_heartbeat(tmp_path: Path) -> None
     assert watch.running(2.0) == {}
 
 
-def test_time_left_follows_from_the_finished_cells(tmp_path: Path) -> None:
+def test_the_time_left_is_estimated_from_finished_cells(tmp_path: Path) -> None:
     """Three cells take 60 seconds each, two at a time. The first two start at second 100."""
     watch = Watch(tmp_path, ids())
     assert watch.seconds_left(100.0) is None
@@ -134,7 +134,7 @@ def test_time_left_follows_from_the_finished_cells(tmp_path: Path) -> None:
     assert watch.seconds_left(175.0) == pytest.approx((60 - 15) / 2)
 
 
-def test_before_any_cell_has_finished_the_time_left_follows_from_the_progress(
+def test_before_any_cell_has_finished_the_time_left_is_estimated_from_progress(
     tmp_path: Path,
 ) -> None:
     """A quarter of the first cell took 30 seconds, so each of the three cells takes two minutes."""
@@ -148,7 +148,7 @@ def test_before_any_cell_has_finished_the_time_left_follows_from_the_progress(
     ("load", None, 0.0), ("surrogate", 0.9, 0.0), ("train", 0.5, 0.25), ("filter", 0.2, 0.5),
     ("retrain", 0.5, 0.75), ("repair", 1.0, 1.0), ("measure2", None, 1.0),
 ])  # fmt: skip
-def test_the_progress_of_a_cell_follows_from_its_stage_and_the_progress_of_that_stage(
+def test_the_progress_of_a_cell_is_computed_from_its_stage_and_the_progress_of_that_stage(
     tmp_path: Path, stage: str, fraction: float | None, share: float
 ) -> None:
     beat(tmp_path, "x", stage, fraction=fraction)

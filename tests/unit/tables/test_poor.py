@@ -99,7 +99,7 @@ def test_a_large_difference_in_accuracy_between_seeds_is_noted(
     ] * noted  # fmt: skip
 
 
-def test_a_poor_retrained_network_has_no_note_below_a_table_without_its_values(
+def test_no_note_on_a_poor_retrained_network_is_below_a_table_without_its_values(
     tmp_path: Path,
 ) -> None:
     sweep = read_sweep(write_sweep(tmp_path / "s", [record(nat1=0.9, nat2=0.2)]))

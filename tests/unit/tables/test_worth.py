@@ -203,7 +203,7 @@ def test_a_rate_of_an_unknown_number_of_images_is_taken_as_exact() -> None:
     [((0.1, 0.1), True, False), ((0.9, 0.1), False, True), ((0.9, 0.9), None, None)],
     ids=["no seed shows an attack", "one seed shows an attack", "every seed shows an attack"],
 )
-def test_the_note_on_ineffective_attacks_has_a_footnote_sign_only_if_a_row_has_the_sign(
+def test_the_note_on_ineffective_attacks_has_a_footnote_mark_only_if_a_row_has_the_mark(
     tmp_path: Path, report: bool, asr1: tuple[float, ...], marked: bool | None,
     unmarked: bool | None,
 ) -> None:  # fmt: skip
@@ -217,7 +217,7 @@ def test_the_note_on_ineffective_attacks_has_a_footnote_sign_only_if_a_row_has_t
     )
 
 
-def test_a_note_starts_with_a_footnote_sign_only_below_a_table_that_shows_the_marked_measure(
+def test_a_note_starts_with_a_footnote_mark_only_below_a_table_that_shows_the_marked_measure(
     tmp_path: Path,
 ) -> None:
     made = [*fitted("1", 0.90, 0.85, clean=0.95), record(target="cat", asr1=0.1, clean_rate1=0.1)]

@@ -160,7 +160,7 @@ def lying(shape: tuple[int, ...], *, channels_last: bool) -> Tensor:
 @pytest.mark.parametrize("channels_last", [True, False])
 @pytest.mark.parametrize("shape", [(2, 3, 8, 8), (2, 1, 8, 8), (2, 3, 1, 1), (2, 1, 1, 1),
                                    (1, 1, 8, 8), (1, 3, 8, 8)])  # fmt: skip
-def test_channels_last_images_reach_no_narrow_convolution(
+def test_narrow_convolutions_never_receive_channels_last_images(
     shape: tuple[int, ...], channels_last: bool, kind: torch.dtype
 ) -> None:
     """With one channel or one pixel, the strides match both formats, so `contiguous` does not
@@ -234,7 +234,7 @@ class Inputs(Store):
 
 
 @pytest.mark.parametrize(("width", "extra"), [(16, set()), (15, {"revision"})])
-def test_wide_networks_keep_their_ids_and_narrow_ones_get_new_ones(
+def test_training_inputs_contain_a_revision_only_for_narrow_networks(
     tmp_path: Path, width: int, extra: set[str]
 ) -> None:
     """A store may hold narrow networks trained with wrong gradients."""

@@ -40,7 +40,7 @@ def test_the_pooled_last_stage_equals_the_penultimate_features() -> None:
     assert torch.allclose(values("layer4:pool"), values("penultimate"), atol=1e-6)
 
 
-def test_pooling_a_layer_without_positions_changes_nothing() -> None:
+def test_pooling_a_layer_without_spatial_positions_changes_nothing() -> None:
     assert torch.equal(values("fc:pool"), values("fc"))
 
 

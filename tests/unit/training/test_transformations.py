@@ -168,7 +168,7 @@ def test_every_transformation_accepts_any_image_size_and_does_not_modify_the_ima
 
 
 @pytest.mark.parametrize("kind", ["noise", "shift", "rotate"])
-def test_another_seed_gives_another_random_transformation(kind: str) -> None:
+def test_different_seeds_give_different_random_transformations(kind: str) -> None:
     assert off(after(kind, photos(), 1), after(kind, photos(), 2)) > 0
 
 
