@@ -188,7 +188,7 @@ def pair_word(facts: CellFields, pair: MatchedCells, name: str) -> str:
 
 def versions_meet(facts: CellFields, pairs: Sequence[MatchedCells]) -> bool:
     """Whether these pairs contain several versions of a method, so that a mean over all pairs would
-    have no meaning."""
+    be meaningless."""
     for name in SECTIONS:
         found: dict[object, set[str]] = defaultdict(set)
         for pair in pairs:

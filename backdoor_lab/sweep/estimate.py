@@ -40,7 +40,7 @@ FLOAT32 = 4
 
 @dataclass
 class Amount:
-    """Numbers of images: trained on (counted once per epoch), evaluated, and used to compute
+    """How many images are trained on (counted once per epoch), evaluated, and used to compute
     features."""
 
     trained: int = 0

@@ -83,8 +83,8 @@ class TableGroup:
 
 
 def split(facts: CellFields, spec: PivotSpec = REPORT) -> list[TableGroup]:
-    """Groups these cells into tables, in the order of the sweep. Cells with unknown choices get a
-    separate table in the layout of the published report and are omitted in other layouts."""
+    """Groups these cells into tables, in the order of the sweep. In the published report's layout,
+    cells with unknown choices get a separate table; other layouts omit them."""
     apart = _every_trait(facts) if spec.report else splitting(facts, spec)
     members: dict[Any, list[int]] = {}
     for number, key in enumerate(facts.keys(apart)):

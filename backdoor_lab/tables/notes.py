@@ -83,7 +83,7 @@ def _what(group: TableGroup, spec: PivotSpec) -> str:
 
 def protocols(facts: CellFields, members: Sequence[int], axes: Sequence[str] = ()) -> list[str]:
     """Returns one line per protocol with its values. If a value depends only on one of the `axes`,
-    the line states where on this axis it applies."""
+    the line states for which values of that axis it applies."""
     found: dict[str, list[int]] = {}
     for number in members:
         version = facts.of[number].get(VERSION)

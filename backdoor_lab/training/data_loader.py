@@ -19,7 +19,7 @@ from backdoor_lab.training.recipe import ALTERNATING, Recipe
 class BatchLoader:
     """Iterates over the batches of one training epoch: images uint8 and labels.
 
-    The order and the augmentation depend only on `seed` and the number of the epoch, so that
+    The order and the augmentation depend only on `seed` and the epoch number, so that
     resumed training continues exactly as if it had not been interrupted. The last batch of an epoch
     is dropped if it is incomplete, unless it is the only one; the omitted images differ between
     epochs.
@@ -45,7 +45,7 @@ class BatchLoader:
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the number of the epoch for the next iteration."""
+        """Set the epoch number of the next iteration."""
         self.epoch = epoch
 
     def __len__(self) -> int:

@@ -201,7 +201,7 @@ def test_the_text_on_all_class_pairs_matches_the_records() -> None:
         assert said in text
 
 
-def test_every_pair_of_classes_was_run_once() -> None:
+def test_the_pairs_sweep_contains_every_pair_of_classes_once() -> None:
     pairs = [(r["choices"]["source"], r["choices"]["target"]) for r in _of("paper/pairs")]
     assert len(pairs) == len(set(pairs)) == 90
     assert all(source != target for source, target in pairs)

@@ -90,7 +90,9 @@ def test_covers_are_not_shown_as_poisoned_images(
     assert "6 rows" in capsys.readouterr().out
 
 
-def test_a_row_of_the_preview_says_which_class_is_labeled_as_which(tmp_path: Path) -> None:
+def test_each_row_of_the_preview_shows_the_original_class_and_the_training_label(
+    tmp_path: Path,
+) -> None:
     """This holds for dirty-label and clean-label attacks, and for attacks that label every class as
     the next one."""
     asked = [*TINY, f"store.root={tmp_path / 'store'}", "target=dog"]

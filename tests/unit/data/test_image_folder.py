@@ -343,7 +343,7 @@ def test_unknown_folder_layouts_are_refused(tmp_path: Path) -> None:
         ImageFolder(root=str(root)).fingerprint()
 
 
-def test_a_missing_root_is_refused_with_advice(tmp_path: Path) -> None:
+def test_the_error_for_a_missing_root_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no such folder.*train/<class>/.*experiment=demo"):
         ImageFolder(root=str(tmp_path / "none")).fingerprint()
     (tmp_path / "x.rar").write_bytes(b"")

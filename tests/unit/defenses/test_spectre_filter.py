@@ -121,7 +121,7 @@ def test_scores_depend_neither_on_order_nor_dtype_nor_scale() -> None:
 
 
 @pytest.mark.parametrize("values", [torch.full((50, 4), 0.1), torch.randn(9, 4), torch.ones(1, 2)])
-def test_classes_too_small_or_constant_are_skipped(values: Tensor) -> None:
+def test_too_small_and_constant_classes_are_skipped(values: Tensor) -> None:
     """If rows are identical or fewer than ten, all scores are 0 and there is a note."""
     look = SPECTRE().score_class(values, 0, KNOWN)
     assert not look.scores.any()

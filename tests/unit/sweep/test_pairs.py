@@ -186,7 +186,7 @@ def test_every_trigger_has_heat_maps_averaged_over_seeds(tmp_path: Path) -> None
     assert pattern.maps[0].values[1, 2] == pytest.approx(12)
 
 
-def test_a_failed_cell_leaves_its_square_empty_and_one_target_per_source_gives_no_heat_map(
+def test_heat_maps_leave_failed_cells_empty_and_need_several_targets_per_source(
     tmp_path: Path,
 ) -> None:
     made = pairs(("cat", "dog", "frog"))

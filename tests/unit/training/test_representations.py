@@ -45,7 +45,7 @@ def test_pooling_a_layer_without_spatial_positions_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("layer", ["layer9:pool", ":pool", "layer4:max", ""])
-def test_an_unknown_layer_is_refused_with_examples(layer: str) -> None:
+def test_the_error_for_an_unknown_layer_lists_examples(layer: str) -> None:
     with pytest.raises(ConfigError, match=r"`protocol.layer`.*layer4:pool, .*autoencoder"):
         layer_of(new_classifier(job(), CPU).net, layer)
 
