@@ -21,8 +21,9 @@ ROOT = Path(__file__).resolve().parents[1]
 CHECKOUT = ROOT.parent
 
 NEUTRAL = frozenset((
-    "__init__.py", "__main__.py", "config_loader.py", "export.py", "export_weights.py",
-    "hydra_options.py", "preview.py", "run.py", "separation.py", "status.py", "visibility.py",
+    "__init__.py", "__main__.py", "config_loader.py", "distortion.py", "export.py",
+    "export_weights.py", "hydra_options.py", "preview.py", "run.py", "separation.py", "status.py",
+    "visibility.py",
     "analysis", "compare", "fidelity", "figures", "identity", "page", "reports", "results", "sweep",
     "tables", "templates",
     "core/lease.py", "core/errors.py", "core/failpoints.py", "core/atomic_io.py", "core/letters.py",

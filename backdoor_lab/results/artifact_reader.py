@@ -7,7 +7,7 @@ made from checked files.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -21,6 +21,7 @@ from backdoor_lab.core import small_files
 from backdoor_lab.core.artifacts import (
     FEATURES,
     POISON,
+    PREPARED,
     VERDICT,
     WEIGHTS,
     TensorFile,
@@ -35,6 +36,7 @@ from backdoor_lab.results.records import decode as decode_without_indices
 from backdoor_lab.results.records import mapping
 from backdoor_lab.results.seal import read_sealed
 from backdoor_lab.results.sweeps import cell_folders
+from backdoor_lab.results.weights import first_convolution
 
 MANIFEST = "manifest.json"
 NO_STORE = "no store was found for this sweep, so the outputs of its stages cannot be shown"
@@ -165,6 +167,20 @@ class ArtifactReader:
         `channels` input channels."""
         return self._try("weights", lambda: self._first_layer(record, stage, channels))
 
+    def test_set(self, record: dict[str, Any]) -> tuple[Array, Array] | None:
+        """Returns the clean test images, uint8 (n, C, H, W), and their labels, int (n,)."""
+        return self._try(
+            "test images", lambda: map_split(self._datasets(record["hashes"]["data"])[0], "test")
+        )
+
+    def prepared(self, record: dict[str, Any]) -> dict[str, Array] | None:
+        """Returns the tensors that the trigger optimized or trained; empty if it prepares
+        nothing."""
+        if "prepare" not in record["run"]["stages"]:
+            return {}
+        read = self._arrays
+        return self._try("triggers", lambda: read(PREPARED, self._entry(record, "prepare")))
+
     def _try(self, what: str, read: Callable[[], T]) -> T | None:
         from safetensors import SafetensorError
 
@@ -258,19 +274,6 @@ def _never_ran(record: dict[str, Any], stage: str) -> bool:
     run = record.get("run")
     stages = run.get("stages") if isinstance(run, dict) else None
     return isinstance(stages, dict) and bool(stages) and stage not in stages
-
-
-def first_convolution(shapes: Iterable[tuple[str, tuple[int, ...]]], channels: int) -> str:
-    """Returns the name of the first convolution's weights: a tensor with four axes, `channels`
-    inputs and a square kernel larger than 1. Prefers ``conv1.weight``, else takes the first by
-    name. Raises KeyError if there is none."""
-    fit = sorted(
-        name for name, shape in shapes
-        if len(shape) == 4 and shape[1] == channels and shape[2] == shape[3] > 1
-    )  # fmt: skip
-    if not fit:
-        raise KeyError(f"the network has no convolution with {channels} input channels")
-    return "conv1.weight" if "conv1.weight" in fit else fit[0]
 
 
 def _check(made: Training) -> None:

@@ -60,6 +60,8 @@ def put(store: Path, made: Made, name: str) -> dict[str, dict[str, Any]]:
     data.mkdir(parents=True)
     np.save(data / "train_images.npy", made.base)
     np.save(data / "train_labels.npy", made.clean_labels)
+    np.save(data / "test_images.npy", made.base[::-1])
+    np.save(data / "test_labels.npy", made.clean_labels[::-1])
     meta = {"classes": list(CLASSES), "digests": {"train": f"digest-{name}", "test": "t"}}
     _seal(data, "data", {}, meta, 0.0)
     tensors: dict[str, tuple[str, dict[str, Array]]] = {

@@ -7,7 +7,7 @@ import io
 from pathlib import Path
 from typing import Any
 
-from backdoor_lab import export, separation, status, visibility
+from backdoor_lab import distortion, export, separation, status, visibility
 from backdoor_lab.compare import __main__ as compare
 from backdoor_lab.reports.__main__ import main as reports
 from tests.helpers.records import everything, write_sweep
@@ -60,6 +60,7 @@ def write_everything(folder: Path, sweep: Path) -> None:
         assert compare.main([str(sweep), "by=defense", "base=random", "--out", out]) == 0
     assert status.main([str(sweep)]) == 0
     # These commands need artifacts that the sweep has not stored.
+    assert distortion.main([str(sweep)]) == 2
     assert separation.main([str(sweep)]) == 2
     assert visibility.main([str(sweep)]) == 2
 

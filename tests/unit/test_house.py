@@ -36,8 +36,8 @@ LAYERS: dict[str, int] = {
         ["compare", "pipeline"],
         ["page"],
         ["sweep"],
-        ["export", "export_weights", "figures", "reports", "run", "separation", "status",
-         "visibility"],
+        ["distortion", "export", "export_weights", "figures", "reports", "run", "separation",
+         "status", "visibility"],
         ["__main__", "preview"],
     ])
     for name in names

@@ -171,6 +171,7 @@ def test_auxiliary_commands_refuse_bad_arguments_without_torch(tmp_path: Path, a
     "backdoor_lab", "backdoor_lab.reports", "backdoor_lab.status", "backdoor_lab.compare",
     "backdoor_lab.export", "backdoor_lab.figures", "backdoor_lab.results", "backdoor_lab.preview",
     "backdoor_lab.separation", "backdoor_lab.visibility", "backdoor_lab.export_weights",
+    "backdoor_lab.distortion",
 ])  # fmt: skip
 def test_help_imports_no_torch(tmp_path: Path, module: str) -> None:
     done = watched(tmp_path, module, "--help")

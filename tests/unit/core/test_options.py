@@ -8,7 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from backdoor_lab import export, export_weights, preview, separation, status, visibility
+from backdoor_lab import (
+    distortion,
+    export,
+    export_weights,
+    preview,
+    separation,
+    status,
+    visibility,
+)
 from backdoor_lab.compare import __main__ as compare
 from backdoor_lab.core.options import path_of
 from backdoor_lab.figures import __main__ as figures
@@ -17,6 +25,7 @@ from tests.helpers.records import record, write_sweep
 
 PARSED: dict[str, tuple[Callable[[list[str]], int], list[str]]] = {
     "compare": (compare.main, ["A", "reference", "--out", ""]),
+    "distortion": (distortion.main, ["A", "--out", ""]),
     "export": (export.main, [""]),
     "export to": (export.main, ["--out", ""]),
     "export_weights": (export_weights.main, ["", "--out", "w.safetensors"]),

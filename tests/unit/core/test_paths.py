@@ -10,7 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from backdoor_lab import export, export_weights, preview, separation, status, visibility
+from backdoor_lab import (
+    distortion,
+    export,
+    export_weights,
+    preview,
+    separation,
+    status,
+    visibility,
+)
 from backdoor_lab.attacks.base import Trigger
 from backdoor_lab.compare import __main__ as compare
 from backdoor_lab.core.errors import ConfigError
@@ -276,6 +284,7 @@ def test_tilde_is_expanded_and_chdir_does_not_change_paths(
 COMMANDS: dict[str, Callable[[str], tuple[Callable[[list[str]], int], list[str]]]] = {
     "compare": lambda path: (compare.main, [path, "reference"]),
     "compare to": lambda path: (compare.main, ["A", "reference", "--out", path]),
+    "distortion": lambda path: (distortion.main, [path]),
     "export": lambda path: (export.main, [path, "--out", "x.csv"]),
     "export to": lambda path: (export.main, ["A", "--out", path]),
     "export_weights": lambda path: (export_weights.main, [path, "--out", "w.safetensors"]),

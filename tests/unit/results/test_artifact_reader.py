@@ -17,14 +17,10 @@ from backdoor_lab.analysis.evidence import operating_point, recorded_curve, remo
 from backdoor_lab.core.store import Store
 from backdoor_lab.pipeline.cell_pipeline import CellPipeline
 from backdoor_lab.pipeline.progress import Progress
-from backdoor_lab.results.artifact_reader import (
-    NO_STORE,
-    ArtifactReader,
-    first_convolution,
-    raw_records,
-)
+from backdoor_lab.results.artifact_reader import NO_STORE, ArtifactReader, raw_records
 from backdoor_lab.results.seal import sealed
 from backdoor_lab.results.store_location import find_store
+from backdoor_lab.results.weights import first_convolution
 from backdoor_lab.sweep.preflight import Preflight
 from backdoor_lab.training.device import machine_of
 from tests.helpers.cells import configuration, run_here

@@ -1,0 +1,102 @@
+"""python -m backdoor_lab.distortion FOLDER: how visible is each attack's trigger?
+
+For every attack of a sweep, prints PSNR, SSIM and the largest change of a value, of poisoned
+training images and of triggered test images compared with the originals. The store must contain the
+images, the poison and what the trigger prepared.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backdoor_lab.analysis.distortion import (
+    HEADS,
+    LIMIT,
+    NOTES,
+    TriggerDistortion,
+    distortion,
+    text,
+)
+from backdoor_lab.analysis.evidence import sampled
+from backdoor_lab.page.analysis_command import (
+    AnalysisSpec,
+    AnswerRow,
+    Answers,
+    Record,
+    answer,
+    collect,
+    named,
+)
+from backdoor_lab.results.artifact_reader import ArtifactReader
+from backdoor_lab.results.records import CellRecord
+
+Array = NDArray[Any]
+LABELS = ("trigger", "target", "source", "ratio", "seed")
+QUESTION = AnalysisSpec(
+    "distortion", __doc__, TriggerDistortion, HEADS, NOTES,
+    wants="poison, images and the trigger", text=text,
+)  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command. Exit codes: 0 done, 2 if FOLDER is not a sweep or the store lacks what is
+    needed."""
+    return answer(QUESTION, lines_of, arguments)
+
+
+def lines_of(
+    cells: Sequence[CellRecord], records: dict[str, Record], reader: ArtifactReader
+) -> Answers:
+    """The names of the label columns, and one row for each attack whose poison is stored. Cells
+    without poison are omitted."""
+    found = collect(cells, records, "poison", lambda record: _distortion(reader, record))
+    labels = list(LABELS)
+    return labels, [AnswerRow(tuple(named(cell)[n] for n in labels), row) for cell, row in found]
+
+
+def _distortion(reader: ArtifactReader, record: Record) -> TriggerDistortion | None:
+    training, test = reader.training(record), reader.test_set(record)
+    prepared = reader.prepared(record)
+    if training is None or test is None or prepared is None or not training.poisoned:
+        return None
+    poison = sampled(np.arange(training.poisoned), LIMIT)
+    images, labels = test
+    where = sampled(_attacked(record, labels, training.classes), LIMIT)
+    clean = images[where]
+    return TriggerDistortion.of(
+        training.poisoned,
+        distortion(training.base[training.original[poison]], training.rows[poison]),
+        distortion(clean, _triggered(record, clean, prepared)),
+    )
+
+
+def _attacked(record: Record, labels: Array, classes: Sequence[str]) -> Array:
+    """Returns the indices of the test images on which ASR is measured: int (n,)."""
+    choices, asr_on = record["choices"], record["protocol"]["asr_on"]
+    if asr_on == "all":
+        return np.arange(len(labels))
+    if asr_on == "source":
+        return np.flatnonzero(labels == classes.index(choices["source"]))
+    return np.flatnonzero(labels != classes.index(choices["target"]))
+
+
+def _triggered(record: Record, images: Array, prepared: dict[str, Array]) -> Array:
+    """Returns `images`, uint8 (n, C, H, W), with the trigger as at test time."""
+    import torch
+
+    from backdoor_lab.attacks.base import Trigger
+    from backdoor_lab.core.instantiate import build
+
+    trigger = build("trigger", record["config"]["trigger"], Trigger)
+    if trigger.needs_preparing:
+        trigger.state = {name: torch.from_numpy(np.array(v)) for name, v in prepared.items()}
+    return trigger(torch.from_numpy(np.array(images))).numpy()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
