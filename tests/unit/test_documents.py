@@ -25,6 +25,7 @@ from backdoor_lab.pipeline.parts import source_of
 from backdoor_lab.results.frozen import frozen_lines
 from tests.documents import __main__ as command
 from tests.documents import cells as cells_of_documents
+from tests.documents.attack_papers import REPORTED
 from tests.documents.markers import TABLES, filled, names, outside
 from tests.documents.project import changed, documents, load
 
@@ -240,6 +241,24 @@ def test_committed_results_are_small_and_contain_no_path_outside_the_project() -
     outside = re.compile(rb"(?<![\w.<])/(work|tmp|home|root|mnt|Users|data|scratch)/")
     texts = [path for path in paths if path.suffix != ".png"]
     assert [path for path in texts if outside.search(path.read_bytes())] == []
+
+
+def test_the_figures_of_papers_are_of_every_trigger_once() -> None:
+    """They are listed by preset; some triggers are measured with the preset of other authors."""
+    folder = ROOT / "conf" / "trigger"
+    classes = {path.stem: _class(path) for path in folder.glob("*.yaml")}
+    assert sorted(classes[name] for name in REPORTED) == sorted(set(classes.values()))
+
+
+def _class(path: Path) -> str:
+    (line,) = re.findall(r"(?m)^_target_: (\S+)$", path.read_text())
+    return line
+
+
+def test_a_figure_of_a_paper_has_a_source() -> None:
+    for name, each in REPORTED.items():
+        assert bool(each.accuracy or each.asr) == bool(each.source), name
+        assert each.differs, name
 
 
 def test_every_cell_of_the_ratios_alone_sweep_has_an_asr1_of_100_percent() -> None:
