@@ -100,7 +100,7 @@ def refused_by_hydra(error: BaseException) -> ConfigError | None:
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
         if current := new_value(group, name):
-            return ConfigError(f"`{group}={name}` is now `{group}={current}`")
+            return ConfigError(f"`{group}={name}` was renamed to `{group}={current}`")
         return unknown(f"choice of `{group}`:", name, error.options)
     if found := re.match(
         r"Ambiguous value for argument '(.*)'\n|Sweep parameters '(.*)' req", said
@@ -169,7 +169,7 @@ def no_such_key(key: str, config: DictConfig, conf: Path) -> ConfigError:
     keys = [k for k in map(str, section) if k not in hidden and not new_name(where, k)]
     if new := new_name(re.sub(r"\.(\d+)", r"[\1]", where), missing):
         new = f"{where}.{new}" if where else new
-        text = f"`{key}` is now `{new}`"
+        text = f"`{key}` was renamed to `{new}`"
         known = new.rpartition(".")[2] in keys
         return ConfigError(text if known else f"{text}: {no_such_key(new, config, conf)}")
     if not where:

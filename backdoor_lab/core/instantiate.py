@@ -205,7 +205,7 @@ def _no_class(where: str, target: str, module: ModuleType, kind: type) -> Config
     """Returns the error for a module without the class `target`. The message gives the current name
     of a renamed class, or else the most similar name."""
     if current := new_class(target):
-        return ConfigError(f"`{where}._target_`: {target} is now {current}")
+        return ConfigError(f"`{where}._target_`: {target} was renamed to {current}")
     usable = [
         name for name, each in vars(module).items()
         if inspect.isclass(each) and each.__module__ == module.__name__ and issubclass(each, kind)
@@ -218,7 +218,7 @@ def _old_methods(cls: type, lacking: list[str]) -> str:
     """Returns a hint for the error message if `cls` defines a method in `lacking` under its old
     name, from version 0.1; otherwise an empty string."""
     old = [name for name, new in RENAMED_METHODS.items() if new in lacking and hasattr(cls, name)]
-    return "".join(f" (`{name}` is now `{RENAMED_METHODS[name]}`)" for name in old)
+    return "".join(f" (`{name}` was renamed to `{RENAMED_METHODS[name]}`)" for name in old)
 
 
 def _module(name: str) -> str:

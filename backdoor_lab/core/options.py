@@ -43,7 +43,7 @@ def names(key: str, value: str, known: Iterable[str], more: Iterable[str] = ()) 
         if name not in listed and name not in others:
             families = {f"{other.partition('.')[0]}.*" for other in others}
             current = new_column(name)
-            moved = "" if current is None else f"`{key}`: `{name}` is now `{current}`"
+            moved = "" if current is None else f"`{key}`: `{name}` was renamed to `{current}`"
             if current in (*listed, *others):
                 raise ConfigError(moved)
             error = unknown(f"`{key}`:", current or name, [*listed, *sorted(families)])

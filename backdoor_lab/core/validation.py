@@ -159,7 +159,7 @@ def choice(name: str, value: Any, known: Iterable[Any]) -> Any:
     known = list(known)
     if value not in known:
         if (current := new_value(name, value)) in known:
-            raise ConfigError(f"`{name}`: {value!r} is now {current!r}")
+            raise ConfigError(f"`{name}`: {value!r} was renamed to {current!r}")
         raise unknown(f"`{name}`", value, known)
     return value
 
@@ -228,7 +228,7 @@ def refuse_renamed(section: str, given: Iterable[str]) -> None:
     for key in given:
         if current := new_name(section, key):
             prefix = f"{section}." if section else ""
-            raise ConfigError(f"`{prefix}{key}` is now `{prefix}{current}`")
+            raise ConfigError(f"`{prefix}{key}` was renamed to `{prefix}{current}`")
 
 
 def new_column(name: str) -> str | None:

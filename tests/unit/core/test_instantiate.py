@@ -205,7 +205,7 @@ def test_the_error_of_a_trigger_that_needs_a_missing_library_names_the_library(
 def test_an_old_class_name_is_refused_with_a_hint_to_the_new_name(old: str) -> None:
     target = f"backdoor_lab.{old}"
     new = str(new_class(target))
-    with pytest.raises(ConfigError, match=re.escape(f"{target} is now {new}")):
+    with pytest.raises(ConfigError, match=re.escape(f"{target} was renamed to {new}")):
         build("defense", {"_target_": target}, object)
     assert isinstance(attribute(new), type)
     assert f"`{new.rpartition('.')[2]}`" in (ROOT / "CHANGELOG.md").read_text()

@@ -173,19 +173,23 @@ def test_a_renamed_key_is_refused_with_a_hint_to_the_new_key() -> None:
     for where, old, prefix in (("protocol", "inject", "protocol."), ("", "labels", ""),
                                ("trigger=blended", "alpha", "trigger.")):  # fmt: skip
         new = validation.new_name(where.partition("=")[0], old)
-        with pytest.raises(ConfigError, match=f"^`{prefix}{old}` is now `{prefix}{new}`$"):
+        with pytest.raises(ConfigError, match=f"^`{prefix}{old}` was renamed to `{prefix}{new}`$"):
             validation.keys(where, [old], [str(new), "other"])
         with pytest.raises(ConfigError, match="is not known"):
             validation.keys(where, [old], ["other"])
 
 
 def test_a_renamed_key_of_a_composed_section_is_refused_even_if_the_new_key_is_missing() -> None:
-    with pytest.raises(ConfigError, match="^`protocol.inject` is now `protocol.placement`$"):
+    with pytest.raises(
+        ConfigError, match="^`protocol.inject` was renamed to `protocol.placement`$"
+    ):
         validation.refuse_renamed("protocol", ["name", "inject"])
     validation.refuse_renamed("protocol", ["name", "placement"])
     # A user's own protocol after composition. The defense refers to a key that it lacks.
     config = {"protocol": {"stamp": "after"}, "defense": {"center": "${protocol.center}"}}
-    with pytest.raises(ConfigError, match="^`protocol.stamp` is now `protocol.apply_trigger`$"):
+    with pytest.raises(
+        ConfigError, match="^`protocol.stamp` was renamed to `protocol.apply_trigger`$"
+    ):
         check_composed(OmegaConf.create(config), ())
 
 
@@ -205,8 +209,10 @@ def test_the_column_of_a_renamed_key_is_refused_with_a_hint_to_the_new_column(
 ) -> None:
     assert validation.new_column(new) is None
     with pytest.raises(
-        ConfigError, match=rf"^`rows`: `{re.escape(old)}` is now `{re.escape(new)}`$"
+        ConfigError, match=rf"^`rows`: `{re.escape(old)}` was renamed to `{re.escape(new)}`$"
     ):
         names("rows", f"target,{old}", ["target"], [new])
-    with pytest.raises(ConfigError, match=rf"is now `{re.escape(new)}`\. `rows`: .* is not known"):
+    with pytest.raises(
+        ConfigError, match=rf"was renamed to `{re.escape(new)}`\. `rows`: .* is not known"
+    ):
         names("rows", old, ["target"])
