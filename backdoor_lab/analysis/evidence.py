@@ -109,9 +109,9 @@ def projections(values: Array) -> Array:
 def removal_curve(scores: Array, is_poison: Array) -> Curve | None:
     """Returns the curve for removal in order of decreasing score.
 
-    `scores` float64 (n,), `is_poison` bool (n,). Among tied scores, `left` is the expectation over
-    a random order. Examples without a score are never removed. Returns None if there are no scores
-    or no poison.
+    `scores` float64 (n,), `is_poison` bool (n,). If scores are tied, `left`, the number of poisoned
+    examples that remain, is the mean over all orders of the tied examples. Examples without a score
+    are never removed. Returns None if there are no scores or no poison.
     """
     seen = np.isfinite(scores)
     if not seen.any() or not is_poison.any():

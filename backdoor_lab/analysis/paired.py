@@ -36,7 +36,7 @@ class PairedStats:
 
 
 def paired(differences: Sequence[float]) -> PairedStats:
-    """Computes the statistics of one or more finite differences, one per pair.
+    """Computes the statistics of `differences`: one per pair, at least one, all finite.
 
     >>> paired([1.0, 2.0, 3.0]).sign
     0.25

@@ -40,12 +40,16 @@ NOTES = (
 
 @dataclass(frozen=True)
 class Separation:
-    """Statistics of the features of one class, of which some examples are poisoned.
+    """Statistics of the features of a class that contains poisoned examples.
+
+    δ is the mean of the poisoned examples minus the mean of the clean examples. The top direction
+    is the top singular direction of the centered features of the class.
 
     - `share`: the fraction p of poisoned examples.
-    - `shift`: the variance p (1 - p) |δ|² between the two means, where δ is the difference of the
-      means of poisoned and clean examples. `along`: the total variance along δ.
-    - `own`: the largest variance of the clean examples along any direction. `ratio`: along / own.
+    - `shift`: the variance p (1 - p) |δ|² due to the difference between the two means. `along`: the
+      total variance along δ.
+    - `own`: the largest variance of the clean examples along any direction. `ratio`: `along`
+      divided by `own`.
     - `cosine`: |cos| of the angle between δ and the top direction.
     - `auroc_top`, `auroc_shift`: AUROC of the squared projections on the top direction and on δ.
     - `predicted`: see `predicted_auroc`.

@@ -24,8 +24,8 @@ class AdaptivePatch(Trigger):
 
     Each poisoned image and each cover image gets one of the patches with a `strength_train` above
     0, with opacity a = `strength_train`. Patches are assigned at random, each to an equal share of
-    the images. Test images get every patch with a `strength_test` above 0 in turn, with opacity a =
-    `strength_test`.
+    the images. Each test image gets all patches with a `strength_test` above 0, one after the
+    other, with opacity a = `strength_test`.
 
     The authors' patches are image files (two logos, the BadNets patch, the trojan square) that are
     not included. The default patches are drawn in the YAML file. Their opacities, positions and
@@ -34,8 +34,9 @@ class AdaptivePatch(Trigger):
     overlap.
 
     `patches` is a list of mappings. Positions and drawings are for images of 32x32 pixels; on other
-    images they are multiplied by the shorter side / 32 and rounded. Raises ConfigError if rounding
-    changes the area of a patch by more than a quarter, or if an entry is malformed. The keys:
+    images, positions and the sizes of patches are multiplied by the shorter side / 32 and rounded.
+    Raises ConfigError if rounding changes the area of a patch by more than a quarter, or if an
+    entry is malformed. The keys:
 
     - `position`: [row, column] of the upper left pixel, or a list of such pairs; negative values
       count from the lower right corner.

@@ -55,10 +55,10 @@ class Trigger(ABC):
 
     A subclass takes the keys of its YAML as keyword-only arguments, validates them, and implements
     `apply_test`, which is applied to test images. If the paper treats training images differently,
-    it overrides `apply_train`; if the paper treats cover images (triggered images that keep their
-    label) differently, `apply_cover`. A trigger that must be optimized or trained sets
-    `needs_preparing` and implements `prepare`, whose returned tensors are cached and assigned to
-    `state`.
+    the subclass also overrides `apply_train`; if the paper treats cover images (triggered images
+    that keep their label) differently, `apply_cover`. A trigger that must be optimized or trained
+    sets `needs_preparing` and implements `prepare`, whose returned tensors are cached and assigned
+    to `state`.
     """
 
     #: The paper's label mode, used if the configuration has `label_mode=null`: all_to_one,

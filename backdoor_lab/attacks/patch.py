@@ -31,9 +31,9 @@ class Patch(PixelTrigger):
     With a mask m in 0..1 (the shape times the image file's opacity), color k and `strength`
     a: x' = (1 - a m) x + a m k, rounded.
 
-    - `shape`: square (the whole rectangle), x (both diagonals), l (first row and column) or
-      checker (every other pixel, starting at the upper left one). `size`: pixels, or [height,
-      width]; x must be square.
+    - `shape`: square (the whole rectangle), x (both diagonals), l (first row and column) or checker
+      (every other pixel, starting at the upper left one). `size`: pixels, or [height, width]; for
+      the shape x, height and width must be equal.
     - `positions`: one [row, column] or a list of them. Non-negative values place the patch's
       upper left pixel, counted from the image's upper left corner; negative values place its
       lower right pixel, counted from the lower right corner: [-1, -1] touches that corner.

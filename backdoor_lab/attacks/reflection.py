@@ -32,7 +32,7 @@ class Refool(Trigger):
 
         x' = (a t^2.2 + R)^(1 / 2.2), clipped and rounded down
 
-    For each image 1 - a is drawn from the range `strength`, r from the scenes, and R is one of:
+    For each image, 1 - a is drawn from the range `strength`, r from the scenes, and R is one of:
 
     - with probability `ghost_rate`, the double reflection seen in thick glass, (1 - a) G. G is the
       sum of two copies of r^2.2, displaced by whole numbers of pixels from the range `shift`, with
@@ -41,19 +41,21 @@ class Refool(Trigger):
       Gaussian with a standard deviation from the range `sigma`, and darkened in every channel in
       which B plus the linear image exceeds 1 at some pixel. g fades it towards the edges.
 
-    Lengths are in pixels of images whose longer side has 560 pixels; on images of 32x32 pixels the
-    displacement is less than one pixel. Random draws depend on the pixels of the image and on
-    `pattern_seed`, so that an image always gets the same reflection.
+    Lengths are in pixels at the resolution at which the longer side of an image is 560 pixels; on
+    images of 32x32 pixels the displacement is less than one pixel. Random draws depend on the
+    pixels of the image and on `pattern_seed`, so that an image always gets the same reflection.
 
     `image` is an image file, or a folder whose first `scenes` files are used, resized to the size
-    of the images; transparent areas do not reflect. By default `scenes` scenes are drawn with
-    `pattern_seed`: normal noise with an amplitude proportional to 1 / frequency, as in photographs
-    (Field, J. Opt. Soc. Am. A 4(12), 1987). A scene is the sum of noise shared by all channels and
-    of separate noise per channel with a third of the amplitude, rescaled to 0..255.
+    of the images; transparent areas do not reflect. By default, random scenes are generated with
+    `pattern_seed`, as many as `scenes`: normal noise with an amplitude proportional to 1 /
+    frequency, as in photographs (Field, J. Opt. Soc. Am. A 4(12), 1987). A scene is the sum of
+    noise shared by all channels and of separate noise per channel with a third of the amplitude,
+    rescaled to 0..255.
 
     Differences: the authors' scenes are photographs of PASCAL VOC, chosen by training 16 models on
     them. They enlarge images to 560 pixels before mixing, and redraw scenes until the brightness
-    and SSIM of the result meet their limits. Few results of this trigger meet them.
+    and SSIM of the result are within limits. Few images made by this trigger would meet these
+    limits.
     """
 
     label_mode: ClassVar[str] = "clean"

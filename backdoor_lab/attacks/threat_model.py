@@ -14,9 +14,10 @@ KNOWS = ("data", "model")
 class ThreatModel:
     """What the attacker controls (some of `CONTROLS`) and must know (some of `KNOWS`).
 
-    ``images`` and ``labels`` are those of the poisoned training images. ``data`` is the clean
-    training set, and ``model`` the victim's architecture and recipe. `paper` says where the paper's
-    attacker differs. Every attacker can change test images. None controls the victim's training.
+    ``images`` are the poisoned training images, and ``labels`` the labels of these images. ``data``
+    is the clean training set, and ``model`` the victim's architecture and recipe. `paper` says
+    where the paper's attacker differs. Every attacker can change test images. No attacker controls
+    the victim's training.
     """
 
     controls: tuple[str, ...] = CONTROLS

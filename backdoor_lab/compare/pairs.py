@@ -113,13 +113,14 @@ def one_sweep(facts: CellFields, by: str, base: str) -> tuple[list[PairedGroup],
 
 
 def _base(by: str, base: str, values: Mapping[str, Sequence[int]]) -> str:
-    """Returns the value of the choice `by` that matches `base`; `base` may omit the version. Raises
-    ConfigError if no value matches, or if several match and none equals `base`."""
+    """Returns the value that matches `base`, which may omit the version. `by`: the choice that is
+    compared; `values`: the values of this choice. Raises ConfigError if no value matches, or if
+    several match and none equals `base`."""
     same = [name for name in values if by in SECTIONS and unversioned(name) == base]
     if base in values or len(same) == 1:
         return base if base in values else same[0]
     if same:
-        raise ConfigError(f"`base={base}` has several versions here: give one of {', '.join(same)}")
+        raise ConfigError(f"`base={base}` matches several versions: use one of {', '.join(same)}")
     raise unknown(f"`base`: {by}", base, values)
 
 

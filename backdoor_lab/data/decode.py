@@ -57,7 +57,7 @@ def decode(data: bytes, where: str, channels: int, size: int | None) -> NDArray[
     """Decodes an image file to uint8 (channels, H, W), resized to (size, size) if size is given.
 
     Resizing uses Pillow's bilinear filter, which antialiases. Raises DataError, or its subclass
-    BrokenImageError for a damaged file; the message names `where`.
+    BrokenImageError for a damaged file. `where` describes the source of the image in the message.
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:

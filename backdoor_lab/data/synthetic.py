@@ -63,7 +63,8 @@ def _deer(u: Grid, v: Grid) -> Grid:
 
 
 def _dog(u: Grid, v: Grid) -> Grid:
-    """Signed distance to the outline of a dog, drawn as an H: four legs and a back."""
+    """Signed distance to the outline of a dog, drawn as an H: four legs at the ends, joined by the
+    back."""
     return np.minimum(_box(u, v, 0.95, 0.27), _box(np.abs(u) - 0.68, v, 0.27, 0.95))
 
 
@@ -73,7 +74,7 @@ def _frog(u: Grid, v: Grid) -> Grid:
 
 
 def _horse(u: Grid, v: Grid) -> Grid:
-    """Signed distance to the outline of a horse, drawn as an arch: a back on legs."""
+    """Signed distance to the outline of a horse, drawn as an arch: the body on two legs."""
     return np.minimum(_box(u, v + 0.65, 0.95, 0.3), _box(np.abs(u) - 0.68, v, 0.27, 0.95))
 
 

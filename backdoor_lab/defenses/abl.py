@@ -22,8 +22,8 @@ class ABL(ModelBasedFilter):
     loss sign(L - `gamma`) · L, where L is the mean cross-entropy of a batch. This keeps the loss of
     most images near gamma, while the loss of poisoned images falls below it. The score of an image
     is its negative cross-entropy in eval mode. ``removal_budget=auto`` removes the images with the
-    lowest loss: a fraction `isolation_ratio` of all images, rounded down but at least two, and at
-    most half of a class.
+    lowest loss: a fraction `isolation_ratio` of all images, rounded down, but at least two images,
+    and never more than half of any class.
 
     As in the authors' code, images are not augmented, every epoch has the same batches of 128, and
     SGD has the constant learning rate `lr`, Nesterov momentum 0.9 and weight decay 1e-4, regardless

@@ -1,4 +1,4 @@
-"""Base classes of defenses, and how filters remove the examples with the highest scores."""
+"""Base classes of defenses, and the code that removes the examples with the highest scores."""
 
 from __future__ import annotations
 

@@ -215,10 +215,11 @@ def confuse(
     """Trains `network` in place by SGD on batches of `clean` with wrong labels and, in every second
     step, also on batches of `inspected`.
 
-    `clean` has predicted classes as labels. The labels are shifted by 1 in the first step, by 2 in
-    the second, and so on, never by a multiple of `classes`. A step with both kinds of images
-    minimizes (L_inspected + (weight - 1) · L_clean) / weight, where L_inspected is a mean weighted
-    by the `weights` (classes,) of the labels; the other steps minimize L_clean.
+    The labels of `clean` are predicted classes. To make them wrong, the labels are shifted by 1 in
+    the first step, by 2 in the second, and so on, never by a multiple of `classes`. A step with
+    both kinds of images minimizes (L_inspected + (w - 1) · L_clean) / w, where w is
+    ``round_.weight`` and L_inspected is a mean in which `weights` (classes,) gives the weight of
+    each label. The other steps minimize L_clean.
     """
     sgd = torch.optim.SGD(network.parameters(), lr=round_.lr, momentum=MOMENTUM, weight_decay=DECAY)
     network.train()

@@ -12,10 +12,11 @@ class EllipticEnvelope(Detector):
     """Removes the examples with the largest robust Mahalanobis distance.
 
     Rousseeuw and Van Driessen, "A Fast Algorithm for the Minimum Covariance Determinant Estimator",
-    Technometrics 1999: the squared distance uses the mean and the covariance of the half of the
-    class whose covariance has the smallest determinant. There must be at least five examples per
-    dimension (section 4 of the paper), so small classes are reduced to fewer dimensions. If all
-    examples of that half are equal, the mean and covariance of the whole class are used.
+    Technometrics 1999: the squared distance uses the mean and the covariance of one half of the
+    class: the half that has the covariance with the smallest determinant. Since there must be at
+    least five examples per dimension (section 4 of the paper), the features of small classes are
+    reduced to fewer dimensions. If all examples of that half are equal, the mean and covariance of
+    the whole class are used.
     """
 
     stream = streams.ELLIPTIC_ENVELOPE

@@ -62,8 +62,8 @@ class FinePruning(ModelRepair):
 
 
 def dormant(values: Tensor, last: nn.Linear, labels: Tensor, max_accuracy_drop: float) -> Tensor:
-    """Returns which inputs of the linear layer `last` to prune, as int64 indices. Inputs with the
-    smallest mean over the images come first.
+    """Returns the indices, int64 (k,), of the inputs to prune of the final linear layer (`last`).
+    Inputs with the smallest mean over the images come first.
 
     `values` float64 (n, d) are the inputs of `last` for n images with the labels `labels` int64
     (n,). At least one input is kept.

@@ -1,4 +1,5 @@
-"""The last step of confusion training: finds the classes whose fitted images form a cluster."""
+"""The last step of confusion training: finds the classes in which the images that the confused
+model still fits form a cluster."""
 
 from __future__ import annotations
 

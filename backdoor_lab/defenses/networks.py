@@ -1,4 +1,4 @@
-"""Defenses that use models: filters that score images, repairs, and functions that they share."""
+"""Base classes of filters and repairs that use models, and functions for these defenses."""
 
 from __future__ import annotations
 

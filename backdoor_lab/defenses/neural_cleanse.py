@@ -222,9 +222,12 @@ def trigger_of(values: Tensor) -> Reversed:
 
 
 def objective(outputs: Tensor, label: int, weight: float, mask: Tensor) -> Tensor:
-    """Returns the cross-entropy of the logits `outputs` (n, classes) for `label` plus `weight`
-    times the mask size, summed over images as in the authors' code. (Adam's updates hardly depend
-    on the scale of the loss.)"""
+    """Returns the sum of the losses of all images, as in the authors' code. (Adam's updates hardly
+    depend on the scale of the loss.)
+
+    The loss of an image is the cross-entropy between the logits `outputs` (n, classes) and `label`,
+    plus the product of `weight` and the mask size.
+    """
     wanted = torch.full((len(outputs),), label, device=outputs.device)
     entropy = F.cross_entropy(outputs, wanted, reduction="sum")
     return entropy + len(outputs) * weight * mask.abs().sum()

@@ -75,7 +75,7 @@ def batches_of(where: Tensor, size: int) -> list[Tensor]:
 
 
 def in_random_order(where: Tensor, generator: torch.Generator) -> Tensor:
-    """Returns the indices `where` int64 (n,) in random order."""
+    """Returns the indices in `where`, int64 (n,), in random order."""
     return where[torch.randperm(len(where), generator=generator)]
 
 

@@ -157,12 +157,14 @@ class Variation:
         return cls(whiten, whiten.T @ identity @ whiten, means)
 
     def own(self, label: int, middle: Tensor) -> Tensor | None:
-        """Returns the whitened mean (r,) of a class's clean examples; None if it has none."""
+        """Returns the whitened mean (r,) of the clean examples of a class; None if the class has no
+        clean examples."""
         return (self.means[label] - middle) @ self.whiten if label in self.means else None
 
     def identity(self, white: Tensor) -> Tensor:
-        """Returns the most likely identity (r,) of a class, given its whitened rows `white` (n, r):
-        their mean, shrunk toward 0 by the prior N(0, `between`)."""
+        """Returns the most likely identity (r,) of a class, which is the component that all
+        features of the class share: the mean of the whitened features `white` (n, r), shrunk toward
+        0 by the prior N(0, `between`)."""
         both = self.between + torch.eye(len(self.between), dtype=white.dtype) / len(white)
         return self.between @ torch.linalg.solve(both, white.mean(dim=0))
 

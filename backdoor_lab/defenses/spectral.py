@@ -111,11 +111,11 @@ class _Axes:
 
 
 def tail(x: Tensor) -> float:
-    """Returns the variance of `x` float64 (n,) divided by its squared half-width. This is about 1
-    for a normal sample, larger if there are a few distant values, and 1 if the variance is zero. It
-    does not depend on the scale of `x`.
+    """Returns the variance of `x` float64 (n,) divided by the squared half-width of `x`, which is
+    the distance from the median within which 68.27 % of the values lie.
 
-    The half-width is the distance from the median within which 68.27 % of the values lie.
+    The result is about 1 for a normal sample, larger if there are a few distant values, and 1 if
+    the variance is zero. The result does not depend on the scale of `x`.
     """
     variance = x.square().mean() - x.mean().square()
     if float(variance) <= 0:

@@ -80,8 +80,8 @@ def _check(row: Row, method: Method, options: dict[str, Any], root: Path) -> lis
 
 
 def _quoted(token: str, component: str) -> tuple[str, str]:
-    """Splits `token` into a file and the text quoted from this file. If `token` does not begin with
-    a file name, the file is `component`."""
+    """Splits `token` into the name of a file and the text quoted from this file. If `token` does
+    not begin with a file name, the text is quoted from the file named `component`."""
     match = _ELSEWHERE.fullmatch(token)
     return (match["place"], match["text"]) if match else (component, token)
 

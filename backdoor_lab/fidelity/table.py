@@ -1,5 +1,5 @@
-"""Reads the methods from their YAML files: our values, the paper's and those of the authors'
-code."""
+"""Reads the settings of each method from its YAML file: our values, the paper's, and those in the
+authors' code."""
 
 from __future__ import annotations
 

@@ -68,7 +68,8 @@ def promised(whole: SweepData, cells: Sequence[CellRecord]) -> dict[str, float]:
     """Map the id of each cell to the AUROC predicted from the cell's features (see
     `separation.predicted_auroc`).
 
-    Cells without a prediction are omitted. Empty if `cells` have fewer than SEVERAL ratios.
+    Cells without a prediction are omitted. The result is empty if `cells` have fewer than `SEVERAL`
+    different poison ratios.
     """
     if len({cell.choices["ratio"] for cell in cells if cell.choices}) < SEVERAL:
         return {}

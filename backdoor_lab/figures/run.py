@@ -77,7 +77,8 @@ def draw_training(axes: Axes, losses: Mapping[str, Array]) -> None:
 def cost(names: Sequence[str], stages: Sequence[str], seconds: Array) -> Figure:
     """Draw `seconds`, float64 (cells, stages), as one stacked bar for each of `names`.
 
-    If several cells share a stage, each of them shows the seconds of the run that computed it.
+    If several cells share a stage, each bar shows the time that the stage took when it was
+    computed.
     """
     figure = new(7.0, 1.3 + 0.22 * len(names))
     axes = figure.add_subplot()

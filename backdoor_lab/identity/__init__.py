@@ -97,7 +97,8 @@ def modified(marks: Marks) -> list[str]:
 
 
 def is_modified(mark: object) -> bool:
-    """Whether `mark` contains a code hash, which means that the code differs from identity.json."""
+    """Whether `mark` contains a code hash. A mark contains a code hash if the code does not match
+    the hash in identity.json."""
     return isinstance(mark, str) and "+" in mark
 
 

@@ -1,4 +1,4 @@
-"""Compare the code with identity.json, or record it there.
+"""Compares the hashes of the code with those in identity.json, or updates identity.json.
 
 python -m backdoor_lab.identity                    # list differences; exit code 1 if any
 python -m backdoor_lab.identity --accept blended   # same results, as tests/golden proves

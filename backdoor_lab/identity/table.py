@@ -53,11 +53,11 @@ def files(names: Sequence[str]) -> list[str]:
 
 def record(names: Sequence[str], *, new_version: bool) -> list[str]:
     """Write the current code hashes of `names` to identity.json. The name ``all`` means every
-    component that differs. With `new_version`, the version of each component that the file already
-    contains increases by 1. Returns one line per entry written.
+    component that differs. With `new_version`, the version of each of these components that is
+    already in the file increases by 1. Returns one line per entry written.
 
-    Raises ConfigError for an unknown name, and for a protocol whose meaning changed under the same
-    version.
+    Raises ConfigError for an unknown name. Without `new_version`, also raises ConfigError for a
+    protocol whose meaning changed although its version did not.
     """
     now = current()
     wanted = differing() if "all" in names else _keys(names, now)

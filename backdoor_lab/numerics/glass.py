@@ -2,7 +2,8 @@
 
 All tensors are float64. Images and scenes have the shape (n, channels, height, width); they are in
 0..1 and, if called linear, raised to the power `GAMMA`. Numbers that are drawn for each image have
-the shape (n,). Lengths are in pixels of images whose longer side has `SIDE` pixels.
+the shape (n,). Lengths are in pixels at the resolution at which the longer side of an image is
+`SIDE` pixels.
 """
 
 from __future__ import annotations

@@ -17,9 +17,9 @@ TEMPORARIES = 6
 
 
 def gram_entries(maps: Tensor, p: int) -> Tensor:
-    """Returns the upper triangles of the Gram matrices of order `p` of `maps` (n, C, HW):
-    (n, C (C + 1) / 2). Entry (i, j) is the signed p-th root of the sum over positions of
-    v_i^p v_j^p."""
+    """Returns the upper triangles, (n, C (C + 1) / 2), of the Gram matrices of order `p` of `maps`
+    (n, C, HW). Entry (i, j) is the signed p-th root of the sum of v_i^p v_j^p over all positions,
+    where v_i are the values of channel i."""
     upper = torch.triu_indices(maps.shape[1], maps.shape[1])
     power = maps**p
     gram = (power @ power.transpose(1, 2))[:, upper[0], upper[1]]

@@ -90,8 +90,9 @@ def layer_of(net: nn.Module, layer: str, key: str = "protocol.layer") -> tuple[n
 
 
 def before_pooling(network: nn.Module, images: Tensor) -> Tensor:
-    """Returns the last layer output with spatial dimensions, flattened to (n, d). Ignores
-    pooling layers. If there is no such output, returns the inputs of the last linear layer."""
+    """Returns the last of the layer outputs that have spatial dimensions, flattened to (n, d).
+    Ignores pooling layers. If there is no such output, returns the inputs of the last linear
+    layer."""
     found: list[Tensor] = []
 
     def catch(module: nn.Module, _: object, output: object) -> None:

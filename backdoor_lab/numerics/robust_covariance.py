@@ -1,7 +1,7 @@
 """Robust estimation of a covariance: the filter of Diakonikolas et al. 2017.
 
 Diakonikolas, Kamath, Kane, Li, Moitra, Stewart, "Being Robust (in High Dimensions) Can Be
-Practical", ICML 2017, with the constants of the code of SPECTRE (Hayase et al. 2021).
+Practical", ICML 2017, with the constants from the code of SPECTRE (Hayase et al. 2021).
 """
 
 from __future__ import annotations

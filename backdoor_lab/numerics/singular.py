@@ -215,7 +215,7 @@ def _lanczos(gram: Tensor) -> tuple[float, float, Tensor] | None:
     `gram`.
 
     Each new Lanczos vector is orthogonalized twice against all earlier ones. Returns None if no
-    vector reaches a residual of at most KRYLOV times the top eigenvalue.
+    vector reaches a residual of at most `KRYLOV` (a tolerance) times the top eigenvalue.
     """
     side = len(gram)
     steps = min(STEPS, side)

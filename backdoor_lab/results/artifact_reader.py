@@ -79,7 +79,7 @@ class Training:
         return np.asarray(self.index >= len(self.base) + self.poisoned)
 
     def images(self, where: Array) -> Array:
-        """Returns the images at positions `where` int (b,): uint8 (b, C, H, W)."""
+        """Returns the images, uint8 (b, C, H, W), with the indices in `where`, int (b,)."""
         found = np.empty((len(where), *self.base.shape[1:]), np.uint8)
         index, first = self.index[where], len(self.base)
         laid_over = index >= first
@@ -88,7 +88,8 @@ class Training:
         return found
 
     def before(self, where: Array) -> Array:
-        """Returns the labels before the attack at positions `where` int (b,): int (b,)."""
+        """Returns the labels, int (b,), that the examples with the indices in `where`, int (b,),
+        had before the attack."""
         index, first = self.index[where], len(self.base)
         clean = np.where(index < first, index, 0)
         if len(self.original):
@@ -151,8 +152,8 @@ class ArtifactReader:
         return self._try("scores", lambda: self._filter_result(record, n))
 
     def features(self, record: dict[str, Any], where: Array, n: int) -> Array | None:
-        """Returns the features, float64 (b, d), of the examples at indices `where`, int (b,). There
-        are `n` examples in total."""
+        """Returns the features, float64 (b, d), of the examples with the indices in `where`, int
+        (b,). `n` is the total number of examples."""
         return self._try("features", lambda: self._features(record, where, n))
 
     def losses(self, record: dict[str, Any], stage: str) -> Array | None:

@@ -70,8 +70,8 @@ class CellFields:
         return frame_of(self)
 
     def word(self, number: int, name: str) -> str:
-        """Returns the value of `name` for cell `number` as text. Ratios are in percent unless they
-        are counts."""
+        """Returns the value of `name` for the cell at index `number`, as text. A poison ratio is in
+        percent, or a number of images if it was configured as a number of images."""
         return self._column(name)[number]
 
     def words(self, name: str) -> list[str | None]:

@@ -68,8 +68,8 @@ def _values(facts: CellFields) -> dict[str, list[Any]]:
 
 
 def _family(before: str, of: Sequence[Any]) -> dict[str, list[Any]]:
-    """Returns a column for each key that occurs in `of`, which has one mapping (or None) per cell.
-    The name of a column is `before` followed by the key."""
+    """Returns a column for each key that occurs in the mappings `of`, one mapping (or None) per
+    cell. The name of a column is the key with the prefix `before`."""
     found = by_key([each if isinstance(each, dict) else {} for each in of])
     return {before + key: values for key, values in found.items()}
 

@@ -16,8 +16,7 @@ from backdoor_lab.sweep.manifest import clear_way, finished
 
 
 class EndedEarly(BaseException):
-    """Raised to end a command before its cell runs. The reason is `error`; if that is None, the
-    command was given `dry_run`.
+    """Raised to end a command before its cell runs. `error` is the reason, or None for a dry run.
 
     Not a subclass of Exception: Hydra would turn an Exception into a warning and continue.
     """

@@ -12,9 +12,13 @@ _LISTED = 3
 
 
 def named(cells: Sequence[CellRecord], some: Sequence[CellRecord], *, after: str = "1") -> str:
-    """Returns ``every cell`` if `some` contains all of `cells` and there are several. Otherwise,
-    returns the attacks and seeds of `some`; if `after` is "2" (as in Nat2 and ASR2), also the
-    defenses."""
+    """Returns ``every cell`` if `cells` has more than one cell and `some` contains all of them.
+    Otherwise, returns the attacks and seeds of the cells `some`, and also their defenses if `after`
+    is "2".
+
+    `after`: "1" for values measured before the defense (such as Nat1), "2" for values measured
+    after the defense (such as Nat2 and ASR2).
+    """
     if len(some) == len(cells) > 1:
         return "every cell"
     names = list(dict.fromkeys(_attack(cell, defended=after == "2") for cell in some))

@@ -39,8 +39,8 @@ def shown(facts: CellFields, tables: Sequence[PivotTable]) -> list[PivotTable]:
     The axes of wide tables are all choices that differ, except the seed. If there are several axes,
     the one with the fewest values (other than the defense) forms the columns; the others form the
     rows, defense first, so that defenses compete within a column. All measures of completed cells
-    are in one table if a line then has at most ACROSS values (with several seeds:
-    ACROSS_WITH_INTERVALS); otherwise each group of measures gets a separate table. If the defense
+    are in one table if a line then has at most `ACROSS` values (with several seeds:
+    `ACROSS_WITH_INTERVALS`); otherwise each group of measures gets a separate table. If the defense
     is an axis, measures taken before the defense get a separate table with one line per attack.
     """
     if not (_crowded(tables) or _without_retraining(facts.cells)):

@@ -1,7 +1,7 @@
 """Builds tables of any layout from the tidy frame of cells.
 
-The rows and columns are choices, and the values are measures. Values are averaged over seeds only:
-cells that differ in another choice that is not on an axis are in separate tables.
+The rows and columns are choices, and the values are measures. Values are averaged over seeds only.
+Cells that also differ in a choice that is on neither axis go into separate tables.
 """
 
 from __future__ import annotations

@@ -34,9 +34,9 @@ def document(table: PivotTable) -> Document:
 def grids(table: PivotTable) -> list[TextTable]:
     """Returns the table as one or more text tables.
 
-    In the layout of the published report (``spec.report``), a comparison follows if the report has
-    any of the rows. In other layouts, the columns are divided into panels. A panel has at most
-    ACROSS values per line, but at least one column.
+    In the layout of the published report (``spec.report``), a comparison with the published values
+    follows if the report contains any of the rows. In other layouts, the columns are divided into
+    panels. A panel has at most `ACROSS` values per line, but at least one column.
     """
     if table.spec.report:
         return [grid(table), *[_compared(table)] * bool(table.compared)]

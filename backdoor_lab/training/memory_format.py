@@ -1,11 +1,11 @@
 """Chooses the memory format of networks and activations.
 
 For a strided 1x1 convolution in channels-last format, oneDNN's code for the weight gradient writes
-past its workspace if the input has fewer channels than a vector register holds floats
-(uxlfoundation/oneDNN#6035): the process crashes, hangs, or silently computes wrong gradients. With
-AVX2 this affects fewer than 8 channels at any image size, with AVX-512 fewer than 16 channels on
-images larger than 32 pixels (seen at 48 pixels and more, with torch 2.14.1). The contiguous format
-is safe.
+past its workspace if the number of input channels is smaller than the number of floats in a vector
+register (uxlfoundation/oneDNN#6035): the process crashes, hangs, or silently computes wrong
+gradients. With AVX2 this affects fewer than 8 channels at any image size, with AVX-512 fewer than
+16 channels on images larger than 32 pixels (seen at 48 pixels and more, with torch 2.14.1). The
+contiguous format is safe.
 """
 
 from __future__ import annotations

@@ -262,7 +262,9 @@ def test_features_are_outputs_of_the_last_layer_before_pooling() -> None:
     assert not network.first._forward_hooks
 
 
-def test_features_of_a_resnet_lack_its_first_relu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resnet_features_are_computed_without_the_first_relu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The notebook's modules are the first convolution, its batch normalization and four stages.
     The attacked network itself keeps its ReLU and its running statistics."""
     config = {"name": "resnet18", "width": 2, "stem": "cifar"}

@@ -319,7 +319,7 @@ def test_a_budget_of_one_and_a_half_epsilon_that_would_empty_clean_classes_is_re
     )
 
 
-def test_exactly_the_budget_is_removed_if_all_scores_are_equal() -> None:
+def test_the_number_of_removed_examples_equals_the_budget_if_all_scores_are_equal() -> None:
     """The removed examples are drawn at random with the seed."""
     removed = top_scoring(torch.ones(1000, dtype=torch.float64), 100, seed=1)
     assert len(set(removed.tolist())) == 100
@@ -441,7 +441,9 @@ KNOWN = DefenderKnowledge(tuple("abcdefghij"), None, None, seed=0)
 
 
 @pytest.mark.parametrize("heavy", [False, True])
-def test_filter_scope_suspicious_rarely_flags_a_clean_class(heavy: bool) -> None:
+def test_a_clean_class_is_rarely_flagged_if_only_suspicious_classes_are_filtered(
+    heavy: bool,
+) -> None:
     """At most 4 % of 150 clean sets of ten classes have a flagged class. The rule aims at 1 %; over
     1,000 sets, 0.8 % were measured for normal features and 1.8 % for heavy tails. If a tenth of a
     class is distant poison, the class is found in most sets."""

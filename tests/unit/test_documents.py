@@ -115,7 +115,7 @@ def test_attack_and_defense_succeed_in_every_demo_cell(sweep: str) -> None:
         assert cell["nat2"] >= cell["nat1"] - 0.01, cell["id"]
 
 
-def test_the_demo_records_have_the_settings_of_the_demo() -> None:
+def test_the_committed_demo_records_match_the_current_demo_settings() -> None:
     with initialize_config_dir(conf_dir(), version_base="1.3"):
         demo = compose("config", ["experiment=demo"])
     for sweep in ("demo/report", "demo/controls", "demo/seeds", "demo/seeds_bf16"):

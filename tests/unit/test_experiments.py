@@ -102,7 +102,9 @@ def test_the_readings_experiment_repeats_report_cells_under_other_protocols(tmp_
     )
 
 
-def test_the_layers_experiment_uses_the_networks_of_report_small(tmp_path: Path) -> None:
+def test_the_report_layers_experiment_uses_the_same_networks_as_report_small(
+    tmp_path: Path,
+) -> None:
     small, layers = (
         configuration(tmp_path, f"experiment={name}") for name in ("report_small", "report_layers")
     )

@@ -158,7 +158,9 @@ def test_a_finished_cell_is_reported_without_torch(tmp_path: Path) -> None:
     ["preview trigger=pixle", "preview trigger=blended trigger.strength_test=7",
      "export_weights nowhere --out n.safetensors", "reports nowhere", "compare nowhere reference"],
 )  # fmt: skip
-def test_auxiliary_commands_refuse_bad_arguments_without_torch(tmp_path: Path, asked: str) -> None:
+def test_auxiliary_commands_refuse_bad_arguments_before_importing_torch(
+    tmp_path: Path, asked: str
+) -> None:
     module, *arguments = asked.split()
     done = watched(tmp_path, f"backdoor_lab.{module}", *arguments)
     assert done.returncode == 2, done.stderr

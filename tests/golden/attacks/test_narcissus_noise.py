@@ -165,7 +165,7 @@ def test_the_noise_follows_the_authors_code(size: int, warmup: int, lr: float) -
     assert found == pytest.approx(np.trunc(exact + np.sign(exact) * 1e-5))
 
 
-def test_poison_gets_the_noise_and_test_images_get_three_times_the_noise() -> None:
+def test_the_noise_is_added_once_to_poison_and_three_times_to_test_images() -> None:
     train, trigger = pictures(), Narcissus()
     noise = torch.arange(-6, 6).view(SHAPE).float()
     trigger.state = {"noise": noise}

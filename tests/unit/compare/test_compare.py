@@ -191,7 +191,7 @@ def test_a_note_explains_that_with_few_pairs_only_a_large_difference_is_signific
     assert not any(note.startswith('"no" in the column') for note in found.notes)
 
 
-def test_the_comparison_with_the_published_report_uses_its_values(tmp_path: Path) -> None:
+def test_the_comparison_with_the_report_uses_the_published_values(tmp_path: Path) -> None:
     made = [record(seed=s, nat2=v) for s, v in enumerate((0.91, 0.93, 0.92))]
     made += [
         record(target="cat"),

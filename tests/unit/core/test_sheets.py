@@ -47,7 +47,7 @@ def test_csv_header_and_rows_are_guarded_against_formulas() -> None:
 
 
 @pytest.mark.parametrize("kind", ["object", "string", "category"])
-def test_data_frames_of_every_text_dtype_are_guarded_against_formulas(kind: str) -> None:
+def test_text_that_looks_like_a_formula_is_escaped_for_every_text_dtype(kind: str) -> None:
     frame = pd.DataFrame({"=a": pd.Series(["=1", "-0.5", None], dtype=kind), "n": [-0.5, -1, 2]})
     lines = list(csv.reader(io.StringIO(csv_of_frame(frame))))
     assert lines == [["'=a", "n"], ["'=1", "-0.5"], ["-0.5", "-1.0"], ["", "2.0"]]

@@ -204,9 +204,7 @@ def test_anything_at_the_path_of_a_stored_file_is_renamed_and_the_file_is_comput
 
 
 @pytest.mark.parametrize("what", [each for each in FILES if each != "directory"])
-def test_files_at_the_paths_of_stage_and_scratch_folders_are_renamed(
-    what: str, tmp_path: Path
-) -> None:
+def test_a_file_in_place_of_a_stage_or_scratch_folder_is_renamed(what: str, tmp_path: Path) -> None:
     obstacle(tmp_path / "train", what)
     assert entry_of(tmp_path).is_dir()
     scratch = Store(tmp_path).scratch("train", {"a": 2})

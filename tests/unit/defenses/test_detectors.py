@@ -202,9 +202,8 @@ def test_an_invalid_option_is_refused_and_named_in_the_error(name: str) -> None:
         KNN(FilterOptions(filter_scope="suspicious"))
 
 
-def test_sorting_by_row_order_gives_the_same_rows_for_any_input_order() -> None:
-    """Sorting by row_order gives the same rows for any input order, with duplicates next to each
-    other."""
+def test_rows_sorted_with_row_order_do_not_depend_on_the_input_order() -> None:
+    """Duplicate rows are next to each other after sorting."""
     values = normal(30, 3)[torch.arange(60) % 30]
     shuffled = values[torch.randperm(60, generator=torch.Generator().manual_seed(0))]
     ordered = values[row_order(values)]

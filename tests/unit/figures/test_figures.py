@@ -346,7 +346,7 @@ def test_two_triggers_are_shown_on_the_same_image() -> None:
     assert (changed[0] != changed[1]).any()
 
 
-def test_a_filter_shaped_like_the_trigger_responds_more_to_it_than_random_filters() -> None:
+def test_a_kernel_shaped_like_the_trigger_responds_to_it_more_than_random_kernels_do() -> None:
     draw = np.random.default_rng(0)
     clean = draw.integers(90, 110, (20, 1, 9, 9), dtype=np.uint8)
     triggered = clean.copy()
@@ -431,7 +431,7 @@ def test_luminance_and_contrast_of_colors_follow_the_wcag_standard() -> None:
     assert style.contrast("#777777", "#FFFFFF") == pytest.approx(4.48, abs=0.01)
 
 
-def test_the_colors_of_clean_poisoned_and_removed_images_differ_in_grayscale() -> None:
+def test_clean_and_poisoned_and_removed_images_have_colors_that_differ_in_grayscale() -> None:
     for one, other in itertools.combinations((style.CLEAN, style.POISON, style.REMOVED), 2):
         assert style.contrast(one, other) >= 2
     # Colors with a contrast below 3:1 to white have a dark edge.

@@ -84,7 +84,7 @@ def test_the_record_has_every_field(lab: tuple[Path, dict[str, Any]]) -> None:
     assert record["id"] == cell_of(folder / "store", "recipe.epochs=3").id
 
 
-def test_counts_in_the_record_match_the_data_the_attack_and_the_filter(
+def test_the_record_counts_the_images_that_the_attack_added_and_the_filter_removed(
     lab: tuple[Path, dict[str, Any]],
 ) -> None:
     counts, verdict = lab[1]["counts"], published(lab, "filter", "verdict")
@@ -249,7 +249,7 @@ def test_controls_run_under_a_protocol_with_filter_scope_suspicious(
     assert not {"n_accused", "n_named"} & set(record["counts"])
 
 
-def test_the_random_control_scores_exactly_the_examples_that_the_filter_scores(
+def test_the_random_control_assigns_scores_to_the_same_examples_as_the_filter(
     tmp_path: Path,
 ) -> None:
     """After `n_removed` removals, the removal curve has the value `pois_left`."""

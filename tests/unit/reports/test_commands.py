@@ -211,7 +211,7 @@ def test_status_distinguishes_cells_by_their_configuration(tmp_path: Path) -> No
     assert "done: one; failed: two" in text
 
 
-def test_status_shows_a_ratio_counted_in_images_without_a_percent_sign(tmp_path: Path) -> None:
+def test_status_shows_no_percent_sign_if_the_ratio_is_a_number_of_images(tmp_path: Path) -> None:
     made = [record(ratio=500, protocol={**PROTOCOL, "ratio_of": "count"})]
     text = status.show(*states(write_sweep(tmp_path / "s", made), 0.0))
     assert re.search(r"bird +500 +spectral", text)

@@ -127,7 +127,7 @@ def test_parts_of_records_are_shared_only_if_their_types_are_equal(other: Any) -
     assert [cell.config for cell in kept] == [json.dumps({"x": v}) for v in (1, other)]
 
 
-def test_find_sweeps_skips_hidden_folders(tmp_path: Path) -> None:
+def test_hidden_folders_are_not_searched_for_sweeps(tmp_path: Path) -> None:
     write_sweep(tmp_path / "b", [record()])
     write_sweep(tmp_path / "a" / "deeper", [record()], asked=[])
     write_sweep(tmp_path / ".store" / "x", [record()])

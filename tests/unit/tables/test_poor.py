@@ -81,7 +81,9 @@ def test_a_poor_network_is_noted_below_every_table(
     ids=["a good network", "a failed cell", "above chance", "chance unknown", "a usual gap",
          "slightly worse after the defense", "not retrained"],
 )  # fmt: skip
-def test_networks_not_known_to_be_poor_have_no_note(tmp_path: Path, made: dict[str, Any]) -> None:
+def test_there_is_no_note_on_a_network_without_evidence_of_poor_accuracy(
+    tmp_path: Path, made: dict[str, Any]
+) -> None:
     assert poor(tmp_path / "s", [made]) == []
 
 

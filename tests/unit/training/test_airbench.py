@@ -331,7 +331,7 @@ def test_an_unknown_layer_is_refused_with_a_list_of_the_known_layers(tmp_path: P
         cell_of(tmp_path, *AIRBENCH, "protocol.layer=layer4")
 
 
-def test_the_label_of_a_model_contains_a_width_other_than_the_default() -> None:
+def test_the_label_of_a_model_contains_the_width_only_if_it_is_not_the_default() -> None:
     assert [model_label(spec(width)) for width in (64, 32)] == ["airbench", "airbench-w32"]
 
 

@@ -101,7 +101,7 @@ def test_augmentation_of_float_images_is_differentiable() -> None:
     assert torch.equal((shown * leaf).sum(), seen.sum())
 
 
-def test_without_augmentation_images_are_unchanged() -> None:
+def test_images_are_unchanged_without_augmentation() -> None:
     images = noise(10)
     assert torch.equal(augmented(images, recipe(), torch.Generator()), images)
 

@@ -212,7 +212,7 @@ def test_bad_transformations_are_refused_before_any_work(words: str, tmp_path: P
         assert all(f"{kind} (" in str(refused.value) for kind in KINDS)
 
 
-def test_a_shift_by_the_whole_image_size_and_unknown_keys_are_refused(tmp_path: Path) -> None:
+def test_unknown_keys_and_a_shift_by_the_whole_image_size_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"shift8 would move images of 8x8 out of view.*most 7"):
         cell_of(tmp_path, "measure.asr_under=[shift8]")
     assert cell_of(tmp_path, "measure.asr_under=[shift7]").asr_under == ("shift7",)
