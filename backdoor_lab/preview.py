@@ -1,8 +1,9 @@
 """python -m backdoor_lab.preview trigger=all: a picture of what triggers do to images.
 
 Each row shows an image in five forms: clean; with the trigger as at test time; the difference
-between these two, amplified ten times and centered on gray; as poisoned in the training set; and
-the difference between the poisoned and the clean image. Takes the same configuration as a sweep
+between these two; as poisoned in the training set; and the difference between the poisoned and the
+clean image. A difference is multiplied by the number on it and drawn around gray: gray is
+unchanged, white brighter, black darker. Takes the same configuration as a sweep
 (experiment=…, dataset=…, target=…), or any images with --folder. If a trigger needs training or
 optimization, its result is read from the store, or computed and stored there for the sweep.
 """
@@ -31,11 +32,12 @@ if TYPE_CHECKING:
     from backdoor_lab.pipeline.after_training import Attacked
     from backdoor_lab.pipeline.cell import Cell
 
-COLUMNS = ("clean", "test", "test diff x 10", "training", "training diff x 10")
+COLUMNS = ("clean", "test", "test - clean", "training", "training - clean")
+LEGEND = "Differences: gray is unchanged, white brighter, black darker; x 5: multiplied by 5."
 PRESETS = ("_authors", "_backdoorbench", "_backdoor_toolbox")
 """Endings of the names of presets, which `trigger=all` leaves out."""
 TILE, GAP, LABEL = 96, 6, 120
-ENLARGED, BACKGROUND = 10, (225, 225, 225)
+FACTORS, GRAY, BACKGROUND = (10, 5, 2, 1), 128, (225, 225, 225)
 LONGEST = 16
 """The maximum length of a class name in the label of a row."""
 COPIES = 5
@@ -94,22 +96,27 @@ def _preview(given: Namespace) -> int:
     data = io.BytesIO()
     grid(rows).save(data, format="PNG")
     write_atomic(out, data.getvalue())
-    print(plain(f"{out}: {many(len(rows), 'row')}"))
+    print(plain(f"{out}: {many(len(rows), 'row')}"), LEGEND, sep="\n")
     return EXIT_DONE
 
 
-def difference(clean: Tensor, other: Tensor) -> Tensor:
-    """The difference `other` - `clean` of two images uint8 (C, H, W), multiplied by ten, centered
-    at 128 and clipped to uint8."""
+def difference(clean: Tensor, other: Tensor) -> tuple[Tensor, int]:
+    """The difference `other` - `clean` of two images uint8 (C, H, W), multiplied by the largest
+    factor that clips at most 2 % of its values. Zero is shown as gray. Returns the image and the
+    factor."""
     import torch
 
-    enlarged = 128 + ENLARGED * (other.int() - clean.int())
-    return enlarged.clamp(0, 255).to(torch.uint8)
+    change = other.int() - clean.int()
+    for factor in FACTORS:
+        clipped = (factor * change).abs() >= GRAY
+        if clipped.float().mean() <= 0.02:
+            break
+    return (GRAY + factor * change).clamp(0, 255).to(torch.uint8), factor
 
 
 def grid(rows: Sequence[tuple[str, Sequence[Tensor]]]) -> Image:
-    """Draw one picture of labeled rows. Each row is a list of images uint8 (C, H, W), one per
-    column."""
+    """Draw one picture of labeled rows. Each row has three images uint8 (C, H, W): clean, triggered
+    and training."""
     from PIL import Image, ImageDraw, ImageFont
 
     width = LABEL + len(COLUMNS) * (TILE + GAP)
@@ -121,8 +128,15 @@ def grid(rows: Sequence[tuple[str, Sequence[Tensor]]]) -> Image:
         top = 24 + row * (TILE + GAP)
         lines = len(label.splitlines())
         draw.multiline_text((4, top + TILE // 2 - 8 * lines), label, "black", font)
-        for column, image in enumerate(images):
+        clean, tested, trained = images
+        seen, taught = difference(clean, tested), difference(clean, trained)
+        for column, image in enumerate((clean, tested, seen[0], trained, taught[0])):
             picture.paste(_tile(image), (LABEL + column * (TILE + GAP), top))
+        for column, factor in ((2, seen[1]), (4, taught[1])):
+            # At the middle of the upper edge, since triggers are in the corners.
+            place = (LABEL + column * (TILE + GAP) + TILE // 2, top + 2)
+            draw.text(place, f"x {factor}", "black", font, "ma",
+                      stroke_width=2, stroke_fill="white")  # fmt: skip
     return picture
 
 
@@ -150,7 +164,8 @@ def _triggers(overrides: list[str]) -> tuple[list[str], list[str]]:
 
 def rows_of(name: str, overrides: list[str], shown: int) -> list[tuple[str, list[Tensor]]]:
     """One row for each of the first `shown` images that the trigger `name` poisons. A row has a
-    label and one image, uint8 (C, H, W), for each of `COLUMNS`.
+    label and three images uint8 (C, H, W): clean, triggered as at test time, and as poisoned in
+    training.
 
     The label states the trigger, the class of the image and the class that the attack assigns.
     Raises ConfigError for an invalid configuration.
@@ -171,8 +186,7 @@ def rows_of(name: str, overrides: list[str], shown: int) -> list[tuple[str, list
     if made.training.late_trigger is not None:
         trained = tested
     return [
-        (label, [a, b, difference(a, b), c, difference(a, c)])
-        for label, a, b, c in zip(relabeled, clean, tested, trained, strict=True)
+        (label, [*images]) for label, *images in zip(relabeled, clean, tested, trained, strict=True)
     ]
 
 

@@ -21,8 +21,7 @@ from tests.pictures.small import small
 
 SIZES = (32, 224)
 TILE, GAP, LABEL, TOP = 112, 4, 148, 46
-BACKGROUND, INK, GRAY = "white", "black", 128
-FACTORS = (10, 5, 2, 1)
+BACKGROUND, INK = "white", "black"
 #: Settings with which optimized triggers are affordable on a CPU at 224 pixels.
 FEWER = {
     "label_consistent": ["trigger.steps=20"],
@@ -78,7 +77,7 @@ def grid(names: list[str], tiles: dict[int, dict[str, tuple[Tensor, Tensor]]]) -
             draw.text((left + column * step, 26), title, INK, usual)
         for row, name in enumerate(names):
             clean, triggered = tiles[size][name]
-            changed, factor = difference(clean, triggered)
+            changed, factor = preview.difference(clean, triggered)
             top = TOP + row * step
             for column, image in enumerate((clean, triggered, changed)):
                 picture.paste(_tile(image, column == 2), (left + column * step, top))
@@ -89,17 +88,6 @@ def grid(names: list[str], tiles: dict[int, dict[str, tuple[Tensor, Tensor]]]) -
     for row, name in enumerate(names):
         draw.text((4, TOP + row * step + TILE // 2 - 9), name, INK, large)
     return picture
-
-
-def difference(clean: Tensor, triggered: Tensor) -> tuple[Tensor, int]:
-    """The difference of two images, multiplied by the largest factor that clips at most 2 % of its
-    values. Zero is shown as gray. Returns the result and the factor."""
-    change = triggered.int() - clean.int()
-    for factor in FACTORS:
-        clipped = (factor * change).abs() >= GRAY
-        if clipped.float().mean() <= 0.02:
-            break
-    return (GRAY + factor * change).clamp(0, 255).to(torch.uint8), factor
 
 
 def _tile(image: Tensor, is_difference: bool) -> Image.Image:
@@ -118,6 +106,8 @@ def _tile(image: Tensor, is_difference: bool) -> Image.Image:
 def _largest(image: Tensor, factor: int) -> Tensor:
     """Reduce squares of `factor` x `factor` pixels to the one value in each that is farthest from
     gray."""
-    blocks = image.int().unfold(1, factor, factor).unfold(2, factor, factor).flatten(3) - GRAY
+    blocks = (
+        image.int().unfold(1, factor, factor).unfold(2, factor, factor).flatten(3) - preview.GRAY
+    )
     at = blocks.abs().argmax(dim=3, keepdim=True)
-    return (blocks.gather(3, at)[..., 0] + GRAY).to(torch.uint8)
+    return (blocks.gather(3, at)[..., 0] + preview.GRAY).to(torch.uint8)

@@ -15,26 +15,44 @@ from backdoor_lab.attacks.pattern import Pattern
 from tests.helpers.cells import TINY
 
 
-def test_the_difference_image_shows_ten_times_the_change_centered_on_gray() -> None:
-    """An unchanged pixel is 128. Each level of change adds or subtracts ten. Values are clipped and
-    do not wrap around."""
-    clean = torch.tensor([[[100, 100, 100, 0, 255]]], dtype=torch.uint8)
-    other = torch.tensor([[[100, 101, 98, 255, 0]]], dtype=torch.uint8)
-    assert preview.difference(clean, other).tolist() == [[[128, 138, 108, 255, 0]]]
+def test_the_difference_is_magnified_as_far_as_possible_without_clipping() -> None:
+    """A faint change is multiplied by ten, and a strong change is not magnified. Unchanged pixels
+    are gray."""
+    clean = torch.full((3, 4, 4), 100, dtype=torch.uint8)
+    faint, strong = clean.clone(), clean.clone()
+    faint[:, 0, 0] += 3
+    strong[:, 2:] += 100
+    changed, factor = preview.difference(clean, faint)
+    assert (factor, changed[0, 0, 0].item(), changed[0, 1, 1].item()) == (10, 158, 128)
+    changed, factor = preview.difference(clean, strong)
+    assert (factor, changed[0, 3, 3].item()) == (1, 228)
+
+
+def test_a_change_of_few_pixels_is_clipped_and_does_not_wrap_around() -> None:
+    clean = torch.full((1, 10, 10), 100, dtype=torch.uint8)
+    clean[0, 0, 0], clean[0, 0, 1] = 0, 255
+    other = clean.clone()
+    other[0, 0, :3] = torch.tensor([255, 0, 98])
+    changed, factor = preview.difference(clean, other)
+    assert (factor, changed[0, 0, :4].tolist()) == (10, [255, 0, 108, 128])
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_preview_grid_shows_the_images_enlarged(channels: int) -> None:
-    """Each tile's center has the color of the image's pixel. Grayscale images stay gray."""
+    """Each tile's center has the color of the image's pixel. Grayscale images stay gray, as do the
+    differences of equal images."""
     image = torch.zeros(channels, 4, 4, dtype=torch.uint8)
     image[0, :2, :2] = 200
-    picture = preview.grid([("a", [image] * 5), ("b", [255 - image] * 5)])
+    picture = preview.grid([("a", [image] * 3), ("b", [255 - image] * 3)])
     step = preview.TILE + preview.GAP
     assert picture.size == (preview.LABEL + 5 * step, 24 + 2 * step)
     for column in range(5):
         corner = (preview.LABEL + column * step + 10, 24 + 10)
-        assert picture.getpixel(corner) == ((200, 0, 0) if channels == 3 else (200, 200, 200))
         below = (corner[0], corner[1] + step)
+        if column in (2, 4):
+            assert picture.getpixel(corner) == picture.getpixel(below) == (128, 128, 128)
+            continue
+        assert picture.getpixel(corner) == ((200, 0, 0) if channels == 3 else (200, 200, 200))
         assert picture.getpixel(below) == ((55, 255, 255) if channels == 3 else (55, 55, 55))
 
 
@@ -46,7 +64,9 @@ def test_preview_draws_the_triggers_of_the_sweep(
     out = tmp_path / "p.png"
     arguments = [*TINY, f"store.root={tmp_path / 'store'}", "trigger=pattern,sinusoid"]
     assert preview.main([*arguments, "--images", "2", "--out", str(out)]) == 0
-    assert "4 rows" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "4 rows" in said
+    assert "gray is unchanged" in said
     picture = Image.open(out)
     step, pixel = preview.TILE + preview.GAP, preview.TILE // 8
     assert picture.size[1] == 24 + 4 * step
