@@ -8,6 +8,7 @@ import difflib
 import functools
 import importlib.util
 import re
+import traceback
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NoReturn
@@ -16,11 +17,14 @@ from hydra._internal.utils import get_args_parser
 from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf, flag_override
 
-from backdoor_lab.core.errors import ConfigError, unknown
+from backdoor_lab.core import validation
+from backdoor_lab.core.errors import ConfigError, reason_of, unknown
 from backdoor_lab.core.instantiate import takes
 from backdoor_lab.core.paths import absolute, check_writable
 from backdoor_lab.core.validation import new_name, new_value
 
+BAD_VALUE = (ValueError, TypeError, AttributeError, LookupError)
+"""Errors of the standard library for a wrong logging configuration."""
 SUBDIR = "${cell_id:}"
 LAUNCHERS = {
     "hydra_joblib_launcher": ("joblib", "hydra-joblib-launcher"),
@@ -84,6 +88,24 @@ def check_hydra(config: DictConfig, conf: Path) -> None:
             with flag_override(config, ["readonly", "struct"], [False, False]):
                 hydra[section].dir = _folder(f"hydra.{section}.dir", given)
     _check_launcher(str(OmegaConf.select(hydra, "launcher._target_") or ""))
+    batch = OmegaConf.select(hydra, "sweeper.max_batch_size")
+    if batch is not None:
+        validation.whole("hydra.sweeper.max_batch_size", batch, low=1)
+
+
+def logging_error(error: BaseException) -> ConfigError | None:
+    """Returns an error that names the setting of Hydra if `error` was raised while Hydra configured
+    the logging, otherwise None."""
+    frames = [frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if "configure_log" not in frames or not isinstance(error, (*BAD_VALUE, AssertionError)):
+        return None
+    if frames[-1] == "configure_log" and isinstance(error, AssertionError):
+        return ConfigError(
+            "`hydra.verbose` must be true, false, or the names of loggers: [NAME,NAME]"
+        )
+    key = "hydra.job_logging" if "run_job" in frames else "hydra.hydra_logging"
+    cause = f": {reason_of(error.__cause__)}" if error.__cause__ else ""
+    return ConfigError(f"`{key}`: {reason_of(error)}{cause}")
 
 
 def not_there(error: BaseException) -> str | None:

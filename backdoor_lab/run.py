@@ -37,7 +37,7 @@ from backdoor_lab.core.errors import (
 from backdoor_lab.core.output import survive_lost_output
 from backdoor_lab.core.resources import wait_briefly
 from backdoor_lab.core.terminal import plain
-from backdoor_lab.hydra_options import flags_first, set_by_experiment
+from backdoor_lab.hydra_options import flags_first, logging_error, set_by_experiment
 
 # Prefixes of overrides that do not affect results. Sweeps that differ only in these share a folder.
 NO_EFFECT = ("hydra", "hydra/", "hydra.", "trainer", "logger", "store", "name", "dry_run",
@@ -251,10 +251,7 @@ def _known(error: BaseException | None) -> BaseException | None:
             first = ConfigError(f"{error}: for --cfg and --info, leave out -m (--multirun)")
         if isinstance(error, ValueError) and str(error).startswith("Config group override must"):
             first = ConfigError(f"{error}: set the group to one of its choices (see --help)")
-        if isinstance(error, ValueError) and str(error).startswith("Unable to configure"):
-            first = ConfigError(
-                f"`hydra.job_logging`: {error}: {reason_of(error.__cause__ or error)}"
-            )
+        first = logging_error(error) or first
         error = error.__cause__ or error.__context__
     return first
 

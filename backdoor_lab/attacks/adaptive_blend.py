@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 
 from backdoor_lab.attacks.base import AttackContext, Trigger, to_bytes
+from backdoor_lab.attacks.images import file_bytes, not_an_image
 from backdoor_lab.core import streams, validation
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.lazy import F, Tensor, torch
 from backdoor_lab.core.rng import torch_generator
-from backdoor_lab.data.decode import decode
+from backdoor_lab.data.decode import BrokenImageError, decode
 
 BLOBS = 8
 """Height and width of the grid of random black and white squares that is enlarged to the default
@@ -65,7 +65,7 @@ class AdaptiveBlend(Trigger):
                 " smaller value"
             )
         self.pattern_seed = validation.whole("trigger.pattern_seed", pattern_seed)
-        content = None if image is None else _read(image)
+        content = None if image is None else file_bytes("trigger.image", image)
         self.digest = "" if content is None else hashlib.sha256(content).hexdigest()
         self.picture = _blobs(self.pattern_seed) if content is None else _picture(content, image)
 
@@ -115,17 +115,12 @@ class AdaptiveBlend(Trigger):
         return shown[:, piece][:, None].to(images.device)
 
 
-def _read(image: object) -> bytes:
-    if not isinstance(image, str) or not image:
-        raise ConfigError(f"`trigger.image` must be the path of an image or null, got {image!r}")
-    path = Path(image).expanduser()
-    if not path.is_file():
-        raise ConfigError(f"`trigger.image`: file {path} does not exist; give an image or null")
-    return path.read_bytes()
-
-
 def _picture(content: bytes, image: str | None) -> Tensor:
-    return torch.from_numpy(decode(content, f"`trigger.image` {image}", 3, None).copy())
+    try:
+        pixels = decode(content, f"`trigger.image` {image}", 3, None)
+    except BrokenImageError as error:
+        raise not_an_image("trigger.image", image, error.__cause__ or error) from error
+    return torch.from_numpy(pixels.copy())
 
 
 def _blobs(seed: int) -> Tensor:

@@ -27,7 +27,7 @@ class Picture:
     """
 
     def __init__(self, key: str, path: object) -> None:
-        data = _bytes(key, path)
+        data = file_bytes(key, path)
         self.content = hashlib.sha256(data).hexdigest()
         self._pixels = _decoded(key, path, data)
 
@@ -57,7 +57,10 @@ def pictures(key: str, path: object, most: int) -> list[Picture]:
         return [] if path is None else [Picture(key, path)]
     files = sorted(each for each in folder.iterdir() if each.is_file() and each.name[0] != ".")
     if not files:
-        raise ConfigError(f"`{key}`: the folder {path} has no image files")
+        raise ConfigError(
+            f"`{key}`: the folder {path} has no image files; put some into it, or give an image"
+            " file or null"
+        )
     return [Picture(key, str(each)) for each in files[:most]]
 
 
@@ -76,7 +79,8 @@ def share(name: str, value: Any) -> float:
     return float(value)
 
 
-def _bytes(key: str, path: object) -> bytes:
+def file_bytes(key: str, path: object) -> bytes:
+    """Returns the content of the file at `path`. Raises ConfigError if it cannot be read."""
     if not isinstance(path, str) or not path:
         raise ConfigError(f"`{key}` must be the path of an image file or null, got {path!r}")
     try:
@@ -88,6 +92,14 @@ def _bytes(key: str, path: object) -> bytes:
         ) from error
 
 
+def not_an_image(key: str, path: object, reason: object) -> ConfigError:
+    """The error for a file that cannot be decoded as an image."""
+    return ConfigError(
+        f"`{key}`: {path} is not a valid image file: {reason}. Give a file in one of these formats:"
+        f" {', '.join(FORMATS)}; or null"
+    )
+
+
 def _decoded(key: str, path: object, data: bytes) -> NDArray[np.uint8]:
     """Decodes an image file to RGBA pixels, uint8 (H, W, 4)."""
     try:
@@ -95,7 +107,7 @@ def _decoded(key: str, path: object, data: bytes) -> NDArray[np.uint8]:
             mode = image.mode
             pixels = np.array(image.convert("RGBA")) if mode in MODES else None
     except Exception as error:  # decoders raise almost any exception on damaged files
-        raise ConfigError(f"`{key}`: {path} is not a valid image file: {error}") from error
+        raise not_an_image(key, path, error) from error
     if pixels is None:
         raise ConfigError(
             f"`{key}`: {path} has mode {mode}, which is not supported; convert it to 8-bit gray,"

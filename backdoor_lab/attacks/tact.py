@@ -8,6 +8,9 @@ from backdoor_lab.core import validation
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.lazy import Tensor
 
+COVER_CLASSES = 2
+"""The default of `cover_classes`, which a data set of three classes lowers to 1."""
+
 
 class TaCT(Trigger):
     """Places a square near the lower right corner of source-class and cover images.
@@ -22,8 +25,9 @@ class TaCT(Trigger):
     pixels of images of 32x32 pixels; on other images both are multiplied by the shorter side / 32
     and rounded. Raises ConfigError if rounding changes the area of the square by more than a
     quarter. `color` is one value in 0..255 or one per channel. Cover images are drawn from the
-    `cover_classes` classes that follow the source class, without the target, or fewer if the data
-    set has fewer; with None, from all other classes.
+    `cover_classes` classes that follow the source class, without the target; with None, from all
+    other classes. Raises ConfigError if `cover_classes` exceeds `COVER_CLASSES` and the number of
+    other classes.
 
     Size and position are those of Qi et al., ICLR 2023, in backdoor-toolbox. Their square and those
     of the paper are image files that are not included; this one has a single color.
@@ -38,7 +42,7 @@ class TaCT(Trigger):
         size: int = 8,
         margin: int = 3,
         color: int | list[int] = 255,
-        cover_classes: int | None = 2,
+        cover_classes: int | None = COVER_CLASSES,
     ) -> None:
         self.size = validation.whole("trigger.size", size, low=1, below=SIDE + 1)
         self.margin = validation.whole("trigger.margin", margin, low=0, below=SIDE)
@@ -64,6 +68,11 @@ class TaCT(Trigger):
         first = target if source is None else source
         others = [(first + step) % classes for step in range(1, classes)]
         others = [each for each in others if each != target]
+        if others and self.cover_classes > max(len(others), COVER_CLASSES):
+            raise ConfigError(
+                f"`trigger.cover_classes` must be at most {len(others)}, the number of classes"
+                f" other than target and source, or null for all; got {self.cover_classes}"
+            )
         return tuple(others[: self.cover_classes])
 
     def _square(self, height: int, width: int) -> PixelTrigger:

@@ -34,7 +34,10 @@ def foretell(
     work = estimate(cells, finished, machine)
     if work.kinds:
         kinds = many(len(work.kinds), "kind")
-        said = f"measuring the speed of this machine: {kinds} of training, up to a minute each ..."
+        said = (
+            f"measuring the speed of this machine: {kinds} of training, up to a minute each, longer"
+            " if other programs use its cores ..."
+        )
         print(said, file=sys.stderr, flush=True)
     began = time.process_time()
     tried = calibrate(work.kinds, machine, min(processes, len(work.amounts)))

@@ -31,11 +31,11 @@ def section(text: str, heading: str) -> str:
 
 
 def item(label: str) -> set[str]:
-    """The names in a line of "What is inside"."""
+    """The names in a line of "What is inside", with presets."""
     (found,) = re.findall(
         rf"(?ms)^- (?:\[{label}\]\S+|{label}:)(.*?)(?=^- |\Z)", section(README, "## What is inside")
     )
-    return set(re.findall(r"\w+", found))
+    return set(re.findall(r"\w+", found)) - {"presets"}
 
 
 def rows(text: str, heading: str) -> list[list[str]]:
@@ -70,6 +70,9 @@ def test_readme_lists_every_method_data_set_and_protocol() -> None:
     filters, repairs = item("Filters"), item("Repairs")
     assert item("Triggers") == options("trigger") - AUTHORS
     assert filters | repairs == options("defense") - AUTHORS - CONTROLS
+    presets = re.search(r"\(presets: ([\w, ]+)\)", README)
+    assert presets
+    assert set(presets[1].split(", ")) == PRESETS - AUTHORS
     assert not filters & repairs
     assert item("Data sets") == options("dataset")
     assert item("Protocols") == options("protocol")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from backdoor_lab.attacks.adaptive_blend import AdaptiveBlend
 from backdoor_lab.attacks.base import AttackContext
-from backdoor_lab.core.errors import ConfigError, DataError
+from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.types import LabeledImages
 
 
@@ -116,12 +116,14 @@ def test_an_image_file_is_identified_by_its_content(tmp_path: Path) -> None:
 def test_bad_options_are_refused(tmp_path: Path) -> None:
     """Cases: a missing file, a path that is a number, a file that is not an image, a mask that
     hides all pieces, and tiny images."""
-    with pytest.raises(ConfigError, match=r"file .*nowhere\.png does not exist"):
+    with pytest.raises(ConfigError, match=r"cannot read .*nowhere\.png: No such file"):
         AdaptiveBlend(image=str(tmp_path / "nowhere.png"))
-    with pytest.raises(ConfigError, match="must be the path of an image or null, got 7"):
+    with pytest.raises(ConfigError, match=r"cannot read .*: Is a directory\. Give the path of an"):
+        AdaptiveBlend(image=str(tmp_path))
+    with pytest.raises(ConfigError, match="must be the path of an image file or null, got 7"):
         AdaptiveBlend(image=7)  # type: ignore[arg-type]
     (tmp_path / "text.png").write_text("no picture")
-    with pytest.raises(DataError, match=r"trigger\.image"):
+    with pytest.raises(ConfigError, match=r"`trigger\.image`: .* Give a file in one of these"):
         AdaptiveBlend(image=str(tmp_path / "text.png"))
     with pytest.raises(ConfigError, match="hides all 4 pieces"):
         AdaptiveBlend(grid=2, mask_rate=0.9)

@@ -191,5 +191,7 @@ def test_bad_options_are_refused_and_named_in_the_error(wrong: dict[str, Any]) -
 
 
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"`trigger.image`: the folder .* has no image files"):
+    with pytest.raises(
+        ConfigError, match=r"`trigger.image`: the folder .* has no image files; put"
+    ):
         Refool(image=str(tmp_path))

@@ -86,6 +86,15 @@ def test_with_three_classes_tact_takes_covers_from_the_only_remaining_class() ->
     assert TaCT().cover_from(0, 1, 3) == (2,)
 
 
+@pytest.mark.parametrize(("wanted", "classes", "most"), [(50, 10, 8), (9, 10, 8), (3, 3, 1)])
+def test_more_cover_classes_than_the_data_set_has_are_refused(
+    wanted: int, classes: int, most: int
+) -> None:
+    with pytest.raises(ConfigError, match=rf"`trigger.cover_classes` must be at most {most},"):
+        TaCT(cover_classes=wanted).cover_from(0, 1, classes)
+    assert len(TaCT(cover_classes=most).cover_from(0, 1, classes)) == most
+
+
 def test_a_cell_with_tact_takes_covers_from_the_next_two_classes(tmp_path: Path) -> None:
     """`trigger.cover_classes=null` draws covers from all classes but source and target."""
     two = cell_of(tmp_path, "trigger=tact", "target=9", "source=7")

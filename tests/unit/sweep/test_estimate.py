@@ -217,7 +217,8 @@ def test_the_wait_for_the_calibration_is_announced(
         monkeypatch.setattr(forecast, "estimate", lambda *_, found=work: found)
         forecast.foretell([cell], set(), CPU, at_once=1, processes=0)
     assert said == [
-        "measuring the speed of this machine: 1 kind of training, up to a minute each ...\n",
+        "measuring the speed of this machine: 1 kind of training, up to a minute each, longer if"
+        " other programs use its cores ...\n",
         "",
     ]
 
