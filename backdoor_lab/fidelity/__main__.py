@@ -11,7 +11,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 
-from backdoor_lab.core.errors import EXIT_DONE, EXIT_SOME_FAILED, many, unknown
+from backdoor_lab.core.errors import EXIT_DONE, EXIT_SOME_FAILED, ConfigError, many, unknown
 from backdoor_lab.core.options import Parser, parser_of, path_of
 from backdoor_lab.core.terminal import run_command
 from backdoor_lab.fidelity.ours import drift
@@ -23,7 +23,7 @@ from backdoor_lab.fidelity.text import details, overview
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command. Exit codes: 0 done; 1 if the YAML files disagree with a default, a constant,
-    a status or a quotation; 2 for an unknown method."""
+    a status or a quotation; 2 for an unknown method, or a folder without any checkout."""
     return run_command(_parser(), _fidelity, arguments)
 
 
@@ -43,11 +43,20 @@ def _fidelity(asked: Namespace) -> int:
 def _sources(chosen: list[Method], asked: Namespace) -> int:
     if not asked.sources.is_dir():
         raise NotADirectoryError(20, "Not a directory", str(asked.sources))
-    quoted = sum(row.source is not None for method in chosen for row in method.rows)
+    quoted = [row.source.repo for each in chosen for row in each.rows if row.source is not None]
     wrong, absent = check_sources(chosen, asked.sources)
     for repo in absent:
         print(f"no checkout of {repo} in {asked.sources}: quotations from it were not checked")
-    print(f"{many(quoted, 'quotation')}, {len(wrong)} wrong, {many(len(absent), 'repo')} missing")
+    unread = sum(repo in absent for repo in quoted)
+    print(
+        f"{many(len(quoted), 'quotation')}, {unread} not checked, {len(wrong)} wrong,"
+        f" {many(len(absent), 'repo')} missing"
+    )
+    if quoted and unread == len(quoted):
+        raise ConfigError(
+            f"`--sources`: {asked.sources} has no checkout of any quoted repository: clone them"
+            " there, each into a folder owner+name"
+        )
     return _reported(wrong)
 
 
@@ -62,7 +71,7 @@ def _parser() -> Parser:
     parser.add_argument("method", nargs="*", help="methods to print with all their rows")
     parser.add_argument(
         "--sources", type=path_of, metavar="DIR",
-        help="folder with checkouts of the authors' repositories, named owner+name or name",
+        help="folder with the authors' repositories, also bare ones, named owner+name or name",
     )  # fmt: skip
     return parser
 

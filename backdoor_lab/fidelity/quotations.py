@@ -11,11 +11,11 @@ from backdoor_lab.fidelity.table import Method, Source
 
 
 def check_sources(methods: Iterable[Method], folder: Path) -> tuple[list[str], list[str]]:
-    """Compare every quotation with the checkouts in `folder`, named ``owner+name`` or ``name``.
+    """Compare every quotation with the checkouts in `folder` (see `checkout`).
 
-    A file is read at the quoted commit if the checkout (a work tree or a bare repository) has this
-    commit, otherwise from the work tree. Returns one line per wrong quotation, and the repositories
-    without a checkout.
+    A file is read at the quoted commit if the checkout has this commit, otherwise from the work
+    tree, or from HEAD of a bare repository. Returns one line per wrong quotation, and the
+    repositories without a checkout.
     """
     wrong, absent = [], set()
     for method in methods:
@@ -31,9 +31,19 @@ def check_sources(methods: Iterable[Method], folder: Path) -> tuple[list[str], l
 
 
 def checkout(folder: Path, repo: str) -> Path | None:
-    """The checkout of ``owner/name`` in `folder`, if there is one."""
-    places = (folder / repo.replace("/", "+"), folder / repo.partition("/")[2])
-    return next((place for place in places if place.is_dir()), None)
+    """The checkout of ``owner/name`` in `folder`, if there is one: a work tree or a bare repository
+    named ``owner+name`` or ``name``, also with the ending ``.git``, or a bare repository directly
+    inside a folder of this name."""
+    names = (repo.replace("/", "+"), repo.partition("/")[2])
+    for place in (folder / f"{name}{ending}" for name in names for ending in ("", ".git")):
+        if place.is_dir() and any(place.iterdir()):
+            inside = (head.parent for head in sorted(place.glob("[!.]*/HEAD")))
+            return next(filter(_is_bare, inside), place)
+    return None
+
+
+def _is_bare(place: Path) -> bool:
+    return (place / "HEAD").is_file() and (place / "objects").is_dir()
 
 
 def _problem(place: Path, source: Source) -> str:
@@ -50,16 +60,18 @@ def _problem(place: Path, source: Source) -> str:
 
 
 def _text(place: Path, source: Source) -> str | None:
-    said = subprocess.run(
-        ["git", "-C", str(place), "show", f"{source.commit}:{source.path}"],
-        capture_output=True,
-        check=False,
-    )
+    data = _at(place, source.commit, source.path)
     path = place / source.path
-    if said.returncode == 0:
-        data = said.stdout
-    elif path.is_file() and path.resolve().is_relative_to(place.resolve()):
+    if data is None and _is_bare(place):
+        data = _at(place, "HEAD", source.path)
+    elif data is None and path.is_file() and path.resolve().is_relative_to(place.resolve()):
         data = path.read_bytes()
-    else:
-        return None
-    return data.decode(errors="replace")
+    return None if data is None else data.decode(errors="replace")
+
+
+def _at(place: Path, commit: str, path: str) -> bytes | None:
+    """The content of a file at a commit, if the repository has both."""
+    said = subprocess.run(
+        ["git", "-C", str(place), "show", f"{commit}:{path}"], capture_output=True, check=False
+    )
+    return said.stdout if said.returncode == 0 else None

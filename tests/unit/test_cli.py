@@ -72,8 +72,6 @@ WRONG = {
     "trigger._target_=backdoor_lab.attacks.pixel.Pixl": ["'Pixl' is not known", "'Pixel'"],
     "-m hydra.sweeper.max_batch_size=-1": ["1 <= hydra.sweeper.max_batch_size, got -1"],
     "hydra.hydra_logging.version=3": ["`hydra.hydra_logging`: ", "Unsupported version: 3"],
-    "hydra.job_logging.version=3": ["`hydra.job_logging`: ", "Unsupported version: 3"],
-    "hydra.job_logging.root.level=loud": ["`hydra.job_logging`: ", "Unknown level: 'loud'"],
     "hydra.verbose=3": ["`hydra.verbose` must be true, false"],
     "trigger=tact source=cat trigger.cover_classes=50": ["at most 8", "got 50"],
     "trigger._target_=backdoor_lab.attacks.pixl.Pixel": ["Did you mean backdoor_lab.attacks.pixel"],
