@@ -32,14 +32,17 @@ def check_sources(methods: Iterable[Method], folder: Path) -> tuple[list[str], l
 
 def checkout(folder: Path, repo: str) -> Path | None:
     """The checkout of ``owner/name`` in `folder`, if there is one: a work tree or a bare repository
-    named ``owner+name`` or ``name``, also with the ending ``.git``, or a bare repository directly
-    inside a folder of this name."""
+    named ``owner+name`` or ``name``, also with the ending ``.git``, or directly inside a folder of
+    this name."""
     names = (repo.replace("/", "+"), repo.partition("/")[2])
     for place in (folder / f"{name}{ending}" for name in names for ending in ("", ".git")):
         if place.is_dir() and any(place.iterdir()):
-            inside = (head.parent for head in sorted(place.glob("[!.]*/HEAD")))
-            return next(filter(_is_bare, inside), place)
+            return next(filter(_is_repository, (place, *sorted(place.iterdir()))), place)
     return None
+
+
+def _is_repository(place: Path) -> bool:
+    return place.name != ".git" and ((place / ".git").exists() or _is_bare(place))
 
 
 def _is_bare(place: Path) -> bool:

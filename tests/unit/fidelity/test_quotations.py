@@ -75,11 +75,12 @@ def committed(place: Path) -> str:
     return git(place, "rev-parse", "HEAD")
 
 
+@pytest.mark.parametrize("name", ["name", "owner+name/work"])
 def test_the_quoted_commit_is_read_rather_than_the_work_tree(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    commit = committed(tmp_path / "name")
-    (tmp_path / "name/a.py").write_text("steps = 99\n")
+    commit = committed(tmp_path / name)
+    (tmp_path / name / "a.py").write_text("steps = 99\n")
     source = Source("owner/name", commit, "a.py", 1, "steps = 31")
     found = {"made": method(source)}
     monkeypatch.setattr("backdoor_lab.fidelity.__main__.methods", lambda: found)
