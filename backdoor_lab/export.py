@@ -68,7 +68,7 @@ def frame_of(sweeps: Sequence[Sweep]) -> pd.DataFrame:
 
 
 def write_frame(frame: pd.DataFrame, path: Path) -> None:
-    """Write a .csv or .parquet file atomically. Raises ConfigError for another suffix, for a
+    """Write a .csv or .parquet file atomically. Raises ConfigError for any other suffix, for a
     missing folder, and for .parquet if pyarrow is not installed."""
     makers: dict[str, Callable[[pd.DataFrame], bytes]] = {".csv": _csv, ".parquet": _parquet}
     if path.suffix not in makers or not path.parent.is_dir():

@@ -175,12 +175,15 @@ def filter_result(owner: object, method: str, value: Any, n: int) -> FilterResul
     found = value.scores
     floats = isinstance(found, torch.Tensor) and found.is_floating_point()
     if not floats or found.shape != (n,):
-        expected = f"a FilterResult whose `scores` are floats of shape ({n},), NaN if not scored"
+        expected = (
+            f"a FilterResult whose `scores` are floats of shape ({n},), with NaN for examples"
+            " without a score"
+        )
         raise wrong(owner, method, found, expected)
     if infinite := int(found.isinf().sum()):
         raise ConfigError(
-            f"`{name_of(owner, method)}` must return finite scores, or NaN if not scored, but"
-            f" {infinite} of {n} are infinite"
+            f"`{name_of(owner, method)}` must return finite scores, or NaN for examples without a"
+            f" score, but {infinite} of {n} are infinite"
         )
     if not _is_mask(value.keep, n):
         expected = f"a FilterResult whose `keep` is a bool Tensor of shape ({n},)"

@@ -219,8 +219,8 @@ def _hydra_main() -> None:
 
 
 def _explain(error: BaseException) -> int:
-    """Print an error that the user can fix as one line, and any other error with its traceback.
-    Returns the exit code."""
+    """Print an error that the user can fix as a one-line message and return the exit code. Any
+    other error is raised again, so that Python prints its traceback."""
     known = _known(error)
     if known is None and isinstance(error, OSError):
         known = explained(error, Path(error.filename or "."))

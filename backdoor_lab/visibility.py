@@ -46,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def lines_of(
     cells: Sequence[CellRecord], records: dict[str, Record], reader: ArtifactReader
 ) -> Answers:
-    """The names of the label columns, and one row for each filter result whose poison is stored."""
+    """Returns the names of the label columns, and one row for each result of a filter if the store
+    contains the poisoned images."""
     found = collect(cells, records, "filter", lambda record: _visibility(reader, record))
     labels = _labels([cell for cell, _ in found])
     lines = [AnswerRow(tuple(named(cell)[n] for n in labels), figures) for cell, figures in found]

@@ -30,13 +30,16 @@ NOTES = (
 class Visibility:
     """The changes that the attack made to a cell's poisoned images, as l2 norms in gray levels.
 
-    - `poisoned`: number of images. `left`: number of images that the defense kept.
+    All values refer to poisoned images: "left" to those that the defense kept, and "found" to those
+    that the defense removed.
+
+    - `poisoned`: number of poisoned images. `left`: number of poisoned images that were kept.
     - `change_left`: median change of kept images. `change_found`: median change of removed images.
     - `largest_left`: largest change of a kept image.
     - `smallest_found`: smallest change of a removed image.
     - `auroc`: probability that a kept image was changed less than a removed one.
 
-    NaN if undefined.
+    An undefined value is NaN.
     """
 
     poisoned: int

@@ -36,11 +36,11 @@ class FTrojan(Trigger):
     this is not imitated. On grayscale images, which the authors do not use, the change is added to
     the single channel, rounded and clipped.
 
-    Windows start at the upper left corner; rows and columns after the last whole window are only
-    converted. On images smaller than `window`, windows shrink to the image. If a side of the window
-    shrinks from n to n' pixels, row or column k of a bin becomes round(k (n' - 1) / (n - 1)), which
-    is the same fraction of the highest frequency. Raises ConfigError for images on which two bins
-    coincide.
+    Windows start at the upper left corner. Rows and columns beyond the last whole window undergo
+    only the color conversion. On images smaller than `window`, windows shrink to the image. If a
+    side of the window shrinks from n to n' pixels, row or column k of a bin becomes
+    round(k (n' - 1) / (n - 1)), which is the same fraction of the highest frequency. Raises
+    ConfigError for images on which two bins coincide.
     """
 
     def __init__(

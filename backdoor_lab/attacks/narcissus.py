@@ -109,7 +109,8 @@ class Narcissus(Trigger):
     def _warmed_up(
         self, context: AttackContext, where: Tensor, generator: torch.Generator
     ) -> nn.Module:
-        """Returns a copy of the surrogate, trained on the images `where` and left in train mode."""
+        """Returns a copy of the surrogate, trained on the images with the indices `where` and left
+        in train mode."""
         network = copy.deepcopy(context.surrogate()).requires_grad_().train()
         optimizer = torch.optim.RAdam(network.parameters(), lr=WARMUP_LR)
         for _ in track(range(self.warmup_epochs), "warm-up epoch"):

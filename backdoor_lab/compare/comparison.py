@@ -38,8 +38,9 @@ def comparison_of(
     sweeps: list[Sweep], *, report: bool = False, by: str = "", base: str = "",
     values: str | None = None,
 ) -> Comparison:  # fmt: skip
-    """Compare two sweeps, a sweep with the published report or, within one sweep, every value of
-    the choice `by` with the value `base`.
+    """Compare two sweeps with each other, one sweep with the published report, or the values of one
+    choice within a sweep. In the last case, `by` is the name of the choice, and each of its other
+    values is compared with the value `base`.
 
     Raises ConfigError for any other combination of arguments, for unknown names, and if there is no
     pair of cells to compare.

@@ -200,8 +200,9 @@ def versions_meet(facts: CellFields, pairs: Sequence[MatchedCells]) -> bool:
 
 
 def figure_of(facts: CellFields, number: int | None, ours: int, measure: str) -> float | None:
-    """The value of a measure for cell `number`, in the unit that tables use. If `number` is None,
-    the value that the published report states for cell `ours`."""
+    """Returns the value of `measure` for the cell with index `number`, in the unit that tables use.
+    If `number` is None, returns the value that the published report states for the cell with index
+    `ours`."""
     if number is None:
         return report_figure(facts.cells[ours], measure)
     value = facts.cells[number].numbers.get(measure)

@@ -101,11 +101,11 @@ def no_room(error: OSError) -> bool:
 @contextmanager
 def room(path: Path, needed: int | None = None, instead: str = "") -> Iterator[None]:
     """Context manager that converts an OSError about `path`. A full disk becomes a StoreFullError
-    that states how many bytes are free, and `needed` if given. An unusable path (no permission,
-    disk error) becomes a StoreError. Other errors pass unchanged.
+    that states how many bytes are free and, if `needed` is given, how many are needed. An unusable
+    path (no permission, disk error) becomes a StoreError. Other errors pass unchanged.
 
-    `instead` is appended to the advice to free some space, for example " or set `store.root` to
-    another disk".
+    The text `instead` is appended to the advice to free some space, for example " or set
+    `store.root` to another disk".
     """
     try:
         yield

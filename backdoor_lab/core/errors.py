@@ -35,7 +35,7 @@ class ConfigError(LabError):
 
 
 class DataError(LabError):
-    """The data set is missing, damaged or does not match its format."""
+    """The data set is missing or damaged, or its files do not have the expected format."""
 
     exit_code = EXIT_BAD_CONFIG
 

@@ -76,8 +76,8 @@ class TrainingSet:
         return images
 
     def is_triggered_late(self, where: Tensor) -> Tensor:
-        """Returns a mask, bool (b,), of the positions `where` int64 (b,) whose images get the
-        trigger after augmentation."""
+        """Returns a mask, bool (b,): whether the image at each position in `where`, int64 (b,),
+        gets the trigger after augmentation."""
         laid_over: Tensor = self.index[where] >= len(self.base)
         return laid_over if self.late_trigger is not None else torch.zeros_like(laid_over)
 

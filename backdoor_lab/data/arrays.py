@@ -96,8 +96,8 @@ class ArrayFile(Source):
         return Arrays(read[0], read[1], classes)
 
     def _load(self) -> dict[str, NDArray[Any]]:
-        """Returns the training arrays and, if the file has them, the test arrays and `classes`,
-        under the keys of `KEYS` and "classes"."""
+        """Returns the training arrays and, if the file has them, the test arrays and the class
+        names. The keys of the result are those in `KEYS`, and "classes"."""
         there = names_in(self.root)
         named = {key: name for key in KEYS for name in (KEYS[key], key) if name in there}
         has_test = bool({"test_images", "test_labels"} & named.keys())

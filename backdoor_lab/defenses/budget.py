@@ -110,7 +110,8 @@ def _size(
     text: str, class_size: int, epsilon: int | None, rounding: Fraction = Fraction(1, 2)
 ) -> int:
     """Returns the number of examples that the rule `text` gives for a class of `class_size`
-    examples. A share of the class is rounded down after adding `rounding`."""
+    examples. If the rule is a share of the class, the fraction `rounding` is added to the number
+    before the number is rounded down."""
     found = _FORM.fullmatch(text)
     assert found is not None
     if found["eps"]:

@@ -142,8 +142,8 @@ class ConfusionTraining(ModelBasedFilter):
     def _pretrain(
         self, base: nn.Module, context: DefenseContext, among: Tensor, number: int
     ) -> None:
-        """Trains `base` in place on the training images at indices `among`. In the last round, also
-        trains on the clean images, each labeled with the class after its own."""
+        """Trains `base` in place on the training images whose indices are in `among`. In the last
+        round, also trains on the clean images, each labeled with the class after its true class."""
         last = self.rounds[number].share is None
         clean = clean_of(context)
         n, classes = len(among), len(context.classes)

@@ -67,9 +67,9 @@ def tpr_at_fpr(scores: Tensor, positive: Tensor, limit: float) -> float | None:
 def poison_left(scores: Tensor, is_poison: Tensor, points: int = POINTS) -> list[tuple[int, float]]:
     """Returns pairs (examples removed, poison left) for removal from the highest score down.
 
-    There are at most `points` pairs, closer together at the start; in the last pair, all scored
-    examples are removed. Examples without a score are never removed, and their poison counts as
-    left. For ties the result is the mean over random orders.
+    There are at most `points` pairs. The steps between them are smaller at the start, and in the
+    last pair, all scored examples are removed. Examples without a score are never removed, so their
+    poison always counts as left. For ties the result is the mean over random orders.
     """
     n = int((~torch.isnan(scores)).sum())
     # Steps grow towards the end, since the first removals matter most.

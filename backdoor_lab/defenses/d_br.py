@@ -162,8 +162,10 @@ def separated(change: Tensor, clean_ratio: float, poison_ratio: float) -> tuple[
     """Returns the int64 indices of the images with the smallest `change` (n,), taken as clean, and
     of those with the largest change, taken as poison.
 
-    Images whose change equals a threshold are included. Images that satisfy both thresholds count
-    as clean. At least two images satisfy each threshold, since batch normalization needs two.
+    Each ratio determines a threshold. An image counts as clean if its change is at most the
+    threshold for clean images. Of the other images, those whose change is at least the threshold
+    for poison count as poison. Each threshold is chosen such that at least two of all images
+    satisfy it, since batch normalization needs two.
     """
     n, ordered = len(change), change.sort().values
     low = ordered[max(1, int(clean_ratio * n))]

@@ -27,14 +27,15 @@ def suspects(values: Tensor, fitted: Tensor, labels: Tensor) -> Tensor:
 
 
 def log_likelihood_ratio(values: Tensor, fitted: Tensor) -> float:
-    """Returns the gain in log-likelihood if the `fitted` images of a class have a normal
-    distribution of their own rather than that of the other images.
+    """Returns by how much the log-likelihood of a class grows if some of its images are modeled
+    with their own normal distribution instead of the normal distribution of the other images.
 
-    The gain is divided by the number of images in the class.
+    The mask `fitted`, bool (n,), selects the images with their own distribution. The gain is
+    divided by the number of images in the class.
 
     `values` float64 (n, d) are projected onto their top two principal directions. The arbitrary
     sign of each direction is chosen so that the mean projection is not negative. The result is 0 if
-    fewer than two images are fitted, or if fewer than two are not fitted.
+    either group has fewer than two images.
     """
     own = fitted.numpy()
     if not 2 <= own.sum() <= len(own) - 2:

@@ -116,7 +116,7 @@ class ModelRepair(ABC):
 
     def check_network(self, network: nn.Module, features: int) -> None:
         """Raises ConfigError, before any training, if the repair does not support the architecture
-        of `network` or this number of features per image."""
+        of `network`, or its number of features per image, `features`."""
 
     @abstractmethod
     def repair(self, context: DefenseContext) -> tuple[nn.Module, dict[str, object]]:

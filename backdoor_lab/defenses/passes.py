@@ -60,11 +60,11 @@ class Passes:
 
 
 def batches_of(where: Tensor, size: int) -> list[Tensor]:
-    """Returns the indices `where` int64 (n,) in order, in batches of `size`; the last may be
-    smaller.
+    """Splits the indices in `where`, int64 (n,), in order into batches of `size`; the last batch
+    may be smaller.
 
-    Batch statistics need two images: a single last image joins the batch before it, and if there is
-    only one image, there is no batch.
+    Batch statistics need two images: a last batch of a single image is merged with the batch before
+    it, and if there is only one image, there is no batch.
     """
     if len(where) < 2:
         return []

@@ -40,8 +40,9 @@ class SCAn(SampleFilter):
     The group nearer to the clean examples of the class is taken as clean; if the class has none,
     the larger group is. The score is the log-likelihood ratio of the other group against the clean
     group, positive exactly for members of the other group. The authors' code does not choose
-    between the groups and has no threshold. For J, its `calc_test` estimates the identity of the
-    class without the factor S_mu S_e^-1. This implementation includes it, as the paper does.
+    between the groups and has no threshold. To compute J, the function `calc_test` in the authors'
+    code estimates the identity of the class without the factor S_mu S_e^-1. This implementation
+    includes the factor, as the paper does.
 
     Only directions in which clean images vary are used. If there are fewer clean images than
     features, poison in other directions is missed. `protocol.clean_holdout` sets the number of

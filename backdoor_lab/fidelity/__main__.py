@@ -22,8 +22,9 @@ from backdoor_lab.fidelity.text import details, overview
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command. Exit codes: 0 done; 1 if the YAML files disagree with a default, a constant,
-    a status or a quotation; 2 for an unknown method, or a folder without any checkout."""
+    """Run the command. Exit codes: 0 done; 1 if a YAML file contradicts itself or the code, or if a
+    quotation from the authors' code is wrong; 2 for an unknown method, or for a folder without any
+    checkout."""
     return run_command(_parser(), _fidelity, arguments)
 
 

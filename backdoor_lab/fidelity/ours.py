@@ -91,9 +91,12 @@ class _Expression(str):
 
 
 def _defaults(method: Method, options: dict[str, Any], root: Path) -> list[str]:
-    """Compare the defaults in the constructor of a method's class with the method's rows, except
-    None and expressions such as names of constants.
-    Skips presets such as ``abl_authors``, whose values differ from the defaults on purpose."""
+    """Compare the defaults in the constructor of a method's class with the method's rows.
+
+    Defaults are skipped if they are None or an expression, such as the name of a constant. Presets
+    such as ``abl_authors`` are skipped as well, since their values differ from the defaults on
+    purpose.
+    """
     path = root / method.component
     kind = str(options.get("_target_")).rpartition(".")[2]
     found = []

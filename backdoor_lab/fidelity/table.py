@@ -183,8 +183,8 @@ def _method(name: str, path: Path, entry: dict[str, Any], known: Mapping[str, Me
 
 
 def _overridden(base: Sequence[Row], own: Sequence[Row]) -> list[Row]:
-    """The rows of `base`, then those of `own`. A row of `own` replaces the row of `base` that
-    has the same key, at its position."""
+    """Returns the rows of `base`, then those of `own`. If both have a row with the same key, the
+    row of `own` takes the place of the row of `base`."""
     new = {row.key: row for row in own}
     return [new.pop(row.key, row) for row in base] + list(new.values())
 

@@ -42,8 +42,8 @@ def differing() -> dict[Key, str]:
 
 
 def files(names: Sequence[str]) -> list[str]:
-    """Returns one line per named component that lists the files whose code is hashed. Protocols
-    are omitted."""
+    """For each named component, returns one line that lists the files whose code is hashed.
+    Protocols are omitted."""
     lines = []
     for section, name in _keys(names, current()):
         if section != "protocols":

@@ -45,7 +45,7 @@ class Ranges:
 
     @classmethod
     def of(cls, clean: Tensor, orders: int, width: float) -> Ranges:
-        """Returns the ranges of the feature maps `clean`, float64 (n, C, HW)."""
+        """Returns the ranges for `clean`, the feature maps of clean images, float64 (n, C, HW)."""
         low, high = [], []
         for p in range(1, orders + 1):
             entries = gram_entries(clean, p)

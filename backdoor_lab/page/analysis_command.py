@@ -132,8 +132,8 @@ def collect(
 
 
 def _place(cell: CellRecord, name: str) -> str | None:
-    """The store id of the output of the stage `name`. None if the cell's record does not contain
-    it."""
+    """Returns the store id of the output of the stage `name`, or None if the cell's record contains
+    no id for this stage."""
     stages = cell.run.get("stages")
     entry = stages.get(name) if isinstance(stages, dict) else None
     return str(entry["id"]) if isinstance(entry, dict) and "id" in entry else None

@@ -1,5 +1,5 @@
-"""Makes the pictures of the cells on a page as compact JSON: charts as numbers, images in one
-PNG."""
+"""Encodes the pictures of a page's cells as compact JSON: charts as numbers, and the images of a
+cell as one PNG in base64."""
 
 from __future__ import annotations
 

@@ -114,9 +114,9 @@ class Progress:
             )  # fmt: skip
 
     def tick(self, now: float) -> None:
-        """Update the progress bar and, if due, the heartbeat. With ``lines``, log a line if the
-        stage has not logged one for a while. `now` is the time of the monotonic clock in
-        seconds."""
+        """Update the progress bar and, if due, the heartbeat. If progress is shown as lines, log a
+        line when the stage has not logged one for a while. `now` is the time of the monotonic clock
+        in seconds."""
         if now - self._beaten >= BEAT:
             self._beat()
         said, fraction = str(self.steps), self.steps.fraction

@@ -55,7 +55,8 @@ def record_head(cell: Cell) -> dict[str, Any]:
 
 
 def described(cell: Cell) -> dict[str, Any]:
-    """The data set's options, without paths. Options in UNSET are included only if they are set."""
+    """Returns the data set's options without paths. The options listed in `UNSET` are omitted if
+    they are null, false or 0."""
     options = cell.config["dataset"]
     return {k: v for k, v in options.items() if k not in PLACES and (k not in UNSET or v)}
 

@@ -84,7 +84,7 @@ class CellFields:
         return tuple([self._column(name)[number] for name in names])
 
     def keys(self, names: Sequence[str]) -> list[Words]:
-        """Returns the values of `names` as text, one tuple per cell."""
+        """Returns one tuple per cell, with the cell's values of the choices in `names` as text."""
         columns = [self._column(name) for name in names]
         return list(zip(*columns, strict=True)) if columns else [()] * len(self.of)
 

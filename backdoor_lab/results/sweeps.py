@@ -172,7 +172,7 @@ def _read_asked(sweep: Sweep) -> dict[str, dict[str, Any]]:
     try:
         content = mapping(SWEEP, read_json(path))
         if content.get("schema") != SCHEMA or not isinstance(content.get("asked"), list):
-            raise DataError(f"it must contain `schema` {SCHEMA} and a list `asked`")
+            raise DataError(f"`schema` must be {SCHEMA}, and `asked` must be a list")
     except FileNotFoundError:
         return {}
     except DataError as error:

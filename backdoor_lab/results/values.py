@@ -14,7 +14,7 @@ HASH = re.compile(r"[0-9a-f]{32,}")
 
 
 def words(value: Any) -> str:
-    """Returns a JSON value as short text; a long hash is cut to ten digits.
+    """Returns a JSON value as short text. Null becomes "any"; a long hash is cut to ten digits.
 
     >>> words(0.1), words(True), words(None)
     ('0.1', 'true', 'any')

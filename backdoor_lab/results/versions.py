@@ -61,7 +61,7 @@ def unversioned(label: str) -> str:
 
 
 def unrecorded(cell: CellRecord) -> set[str]:
-    """Returns the components of a cell whose code has no recorded version."""
+    """Returns those components of a cell for whose code no version is recorded."""
     return set(_unrecorded(cell.config)) if cell.config is not None else set()
 
 

@@ -180,7 +180,7 @@ def _placed(machine: ComputeDevice, number: int) -> ComputeDevice:
 
 
 def _speed(found: Sequence[Samples], slowest: float | None) -> Speed:
-    """The mean speed of all processes. `slowest`: see `Sample.rate`; None to ignore CPU time."""
+    """Returns the mean speed of all processes. If `slowest` is None, CPU time is ignored."""
     means = []
     for samples in zip(*found, strict=True):
         rates = [

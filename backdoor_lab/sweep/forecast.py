@@ -27,7 +27,8 @@ def foretell(
     at_once: int,
     processes: int,
 ) -> str:
-    """Estimate a sweep that runs `at_once` cells at a time, and return the estimate as text.
+    """Estimate how long a sweep takes with `at_once` cells at a time and how much disk space it
+    needs. Returns the estimate as text.
 
     The speed is measured in `processes` parallel processes; if `processes` is 0, in this process.
     """

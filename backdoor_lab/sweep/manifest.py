@@ -29,8 +29,8 @@ from backdoor_lab.results.seal import write_sealed
 
 log = logging.getLogger(__name__)
 HALT = ".halted"
-"""The name of a file in a sweep's folder: while it exists, no cell starts. It is created when a
-cell fails with `fail_fast`."""
+"""The name of a file in a sweep's folder: while this file exists, no cell starts. The file is
+created when a cell fails while `fail_fast` is set."""
 DIVERGED = ".diverged"
 """The name of a folder in a sweep's folder, with a file for each stage that diverged in this run
 (see Store)."""
@@ -144,7 +144,7 @@ def halt(folder: Path) -> None:
 
 
 def halted(folder: Path) -> bool:
-    """Whether a cell of the sweep in `folder` has failed with `fail_fast`."""
+    """Whether a cell of the sweep in `folder` has failed while `fail_fast` was set."""
     return (folder / HALT).exists()
 
 
@@ -188,7 +188,7 @@ def merge_asked(folder: Path, asked: Sequence[RequestedCell]) -> list[dict[str, 
 
 
 def note_failure(folder: Path, reason: str, status: str | None = None) -> str:
-    """Write the record of a failed cell that could not write it itself. Returns the status.
+    """Write the record of a cell that failed before it could write a record. Returns the status.
 
     If the record cannot be written, logs the reason.
     """

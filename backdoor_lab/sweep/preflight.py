@@ -119,8 +119,9 @@ class Preflight:
         data = self._data[key][1]
         if data.classes != cell.classes:
             raise DataError(
-                f"the files of data set {data.name} changed while the sweep was checked: it had the"
-                f" classes {', '.join(cell.classes)} and now has {', '.join(data.classes)}."
+                f"the files of data set {data.name} changed while the sweep was being checked:"
+                f" the data set had the classes {', '.join(cell.classes)} and now has"
+                f" {', '.join(data.classes)}."
                 " Repeat the command"
             )
         return data

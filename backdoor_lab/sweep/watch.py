@@ -112,8 +112,8 @@ class Watch:
 
 
 def share_done(beat: Heartbeat) -> float:
-    """The approximate share of a running cell that is done. The first training and the retraining
-    count as one half each."""
+    """Returns approximately how much of a running cell is done, as a fraction. The first training
+    and the retraining count as one half each."""
     if beat.stage in AFTER_TRAININGS:
         return 1.0
     if beat.stage in BETWEEN_TRAININGS:

@@ -101,8 +101,8 @@ def _contests(cells: Cells, spec: PivotSpec) -> Iterable[tuple[str, list[tuple[K
 
 
 def _contest(spec: PivotSpec, row: Key, column: Key) -> tuple[object, str]:
-    """Returns a key that competing positions share, and the defense at the position (`row`,
-    `column`), which is an empty string if the defense is not on an axis."""
+    """Returns a key that is equal for competing positions, and the defense at the position (`row`,
+    `column`). The defense is an empty string if no axis shows defenses."""
     if DEFENSE not in spec.axes:
         named = zip(spec.columns, column, strict=True)
         return (row, *(word for name, word in named if name in NO_CONTEST)), ""

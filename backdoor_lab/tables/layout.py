@@ -41,12 +41,12 @@ DECIDING = ("protocol", "defense", "trigger")
 
 @dataclass(frozen=True)
 class PivotSpec:
-    """The layout of tables. `rows` and `columns` name choices (or ``protocol.*``, ``config.*``),
-    and `values` names measures.
+    """The layout of tables. `rows` and `columns` list the names of the choices (or ``protocol.*``,
+    ``config.*``) on the two axes, and `values` lists the names of measures.
 
-    `report`: the layout of the published report. It has a separate table for each combination of
-    the values that are on neither axis. Rows keep the order of the sweep. If a cell is not done, a
-    column shows the status.
+    If `report` is true, tables have the layout of the published report: there is a separate table
+    for each combination of the values that are on neither axis, rows keep the order of the sweep,
+    and if a cell is not done, a column shows the status.
     """
 
     rows: tuple[str, ...] = ("target", "ratio")

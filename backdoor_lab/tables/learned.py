@@ -154,7 +154,7 @@ def _choices(cell: CellRecord, names: Sequence[str]) -> Choices:
 
 
 def _images(cell: CellRecord) -> int:
-    """Returns the number of test images of ASR1, 0 if unknown."""
+    """Returns the number of test images from which ASR1 is computed, or 0 if unknown."""
     return int(cell.numbers.get("n_asr", 0))
 
 

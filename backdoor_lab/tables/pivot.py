@@ -48,13 +48,15 @@ class PivotCell:
 
 @dataclass(frozen=True)
 class PivotTable:
-    """A table: `title` for display, `slug` for file names, `notes` to show below the table,
-    `traits` the values that all cells share, `clean` the sizes of their training sets before
-    poisoning. A position that is missing in `cells` has no cell in the sweep.
+    """A table to display.
 
-    `rows` and `columns` are sorted: numbers by value, other values in the order of the sweep, and
-    source and target classes in the same order on both axes. In the published report's layout, all
-    rows are in the order of the sweep.
+    `title`: the title for display. `slug`: the title for file names. `notes`: remarks to show below
+    the table. `traits`: the values that all cells share. `clean`: the sizes of the cells' training
+    sets before poisoning. A position that is missing in `cells` has no cell in the sweep.
+
+    `rows` and `columns` are sorted: numbers by value, other values in the order of the sweep.
+    Source classes and target classes are sorted alike on both axes. In the published report's
+    layout, all rows are in the order of the sweep.
     """
 
     title: str

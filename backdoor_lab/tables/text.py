@@ -190,9 +190,12 @@ def _report_sheet(table: PivotTable) -> tuple[list[str], list[list[object]]]:
 
 
 def _sheet(table: PivotTable) -> tuple[list[str], list[list[object]]]:
-    """Returns the heading and the lines of a spreadsheet with one line per row of the table: the
-    choices that all cells share, those of the row, and for each column its values as in `value_of`,
-    the number of completed cells and the status. A missing value is an empty cell."""
+    """Returns the heading and the lines of a spreadsheet, one line per row of the table.
+
+    A line holds the choices that all of the table's cells share and the choices of the row. Then,
+    for each column, it holds the values as in `value_of`, the number of completed cells, and the
+    status. A missing value leaves its field empty.
+    """
     heads = [*table.traits, *table.spec.rows]
     for column in table.columns:
         before = f"{_column(table, column)} ".lstrip()

@@ -451,7 +451,7 @@ def test_the_random_control_removes_as_many_images_per_class_as_the_filter() -> 
     assert not torch.equal(first.keep, other.keep)
 
 
-def test_filter_scope_suspicious_finds_the_poisoned_class() -> None:
+def test_the_poisoned_class_is_found_with_filter_scope_set_to_suspicious() -> None:
     """The filter knows neither the target nor ε. It still obeys max_removed."""
     labels = torch.arange(300) % 6
     values = torch.randn(300, 4, generator=torch.Generator().manual_seed(2))

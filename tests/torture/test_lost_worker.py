@@ -171,7 +171,9 @@ def test_the_cell_of_a_killed_launcher_process_is_retried_and_no_child_process_r
 
 
 @pytest.mark.parametrize("launcher", ["basic", "submitit_local"])
-def test_a_cell_that_exits_or_aborts_fails_with_the_cause(launcher: str, tmp_path: Path) -> None:
+def test_the_cause_is_recorded_for_a_cell_that_exits_or_aborts(
+    launcher: str, tmp_path: Path
+) -> None:
     plans = "filter.made:exit:1:-bird-;extract.made:abort:1:-dog-"
     code, said = run(
         tmp_path, f"hydra/launcher={launcher}", "target=bird,dog,cat", "retries=0", faults=plans
@@ -204,7 +206,7 @@ def test_killed_and_out_of_memory_cells_are_retried_as_often_as_requested(tmp_pa
     assert said.count("giving up on ") == 3
 
 
-def test_fail_fast_starts_no_cell_after_the_first_failure(tmp_path: Path) -> None:
+def test_with_fail_fast_no_cell_is_started_after_the_first_failure(tmp_path: Path) -> None:
     """The first of three cells dies and is not retried. The other two stay missing. Without the
     fault, all three run."""
     sweep = ("target=bird,dog,cat", "fail_fast=true", "hydra.sweep.dir=here")

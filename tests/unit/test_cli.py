@@ -102,7 +102,7 @@ def refused(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, A
 
 
 @pytest.mark.parametrize("words", WRONG)
-def test_a_mistake_in_a_command_is_refused_in_one_line_with_exit_code_2(
+def test_a_mistake_in_a_command_gives_a_one_line_error_and_exit_code_2(
     refused: tuple[Path, dict[str, Any]], words: str
 ) -> None:
     code, _, said, _ = refused[1][words]
@@ -114,8 +114,11 @@ def test_a_mistake_in_a_command_is_refused_in_one_line_with_exit_code_2(
         assert part in lines[0]
 
 
-def test_the_error_for_an_unknown_key_says_that_the_experiment_set_it(tmp_path: Path) -> None:
-    """And how to leave the key out. A key that the user set is not said to be the experiment's."""
+def test_the_error_for_an_unknown_key_says_whether_the_experiment_sets_the_key(
+    tmp_path: Path,
+) -> None:
+    """The error also says how to leave the key out. A key that the user sets is not attributed to
+    the experiment."""
     own = ["experiment=smoke", "dataset=image_folder", "dataset.root=."]
     swept = ["-m", *own, "~dataset.noise", "target=cat,dog"]
     users = ["experiment=smoke", "+trigger.colour=3"]
@@ -246,7 +249,7 @@ def test_checks_before_a_sweep_import_no_training_code() -> None:
     assert done.stdout.strip() == "False"
 
 
-def test_an_address_space_limit_too_small_for_pytorch_is_refused_in_one_line(
+def test_an_address_space_limit_too_small_for_pytorch_gives_a_one_line_error(
     tmp_path: Path,
 ) -> None:
     """Otherwise loading PyTorch would abort the process."""

@@ -92,7 +92,9 @@ def test_spectral_variants_are_selected_on_triggers_that_are_not_in_the_report(
     assert reported == ["pixel", "pattern"]
 
 
-def test_the_readings_experiment_repeats_report_cells_under_other_protocols(tmp_path: Path) -> None:
+def test_the_experiment_named_readings_reruns_cells_of_the_report_with_other_protocols(
+    tmp_path: Path,
+) -> None:
     config = configuration(tmp_path, "experiment=readings")
     check_keys(config)
     asked = swept("readings")

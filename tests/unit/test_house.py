@@ -257,7 +257,7 @@ def imported_by(node: ast.AST) -> set[str]:
     [("from marshal import dumps", True), ("from marshal import loads", False),
      ("import marshal", False), ("from marshal import dumps, load", False)],
 )  # fmt: skip
-def test_only_the_function_dumps_may_be_imported_from_marshal(text: str, allowed: bool) -> None:
+def test_marshal_may_be_imported_only_for_its_function_dumps(text: str, allowed: bool) -> None:
     assert only_dumps_of_marshal(ast.parse(text)) is allowed
 
 

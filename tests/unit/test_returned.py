@@ -209,7 +209,7 @@ KEEP = torch.ones(4, dtype=torch.bool)
         ((N, KEEP), "a FilterResult, got tuple of length 2"),
         (FilterResult(N.long(), KEEP), "`scores` are floats of .* got Tensor of int64"),
         (FilterResult(N[1:], KEEP), r"`scores` are floats of shape \(4,\)"),
-        (FilterResult(N + torch.inf, KEEP), "or NaN if not scored, but 4 of 4 are infinite"),
+        (FilterResult(N + torch.inf, KEEP), "without a score, but 4 of 4 are infinite"),
         (FilterResult(N, KEEP.long()), r"`keep` is a bool Tensor of shape \(4,\), got .* int64"),
         (FilterResult(N, [True] * 4), "`keep` is a bool Tensor .* got list of length 4"),  # type: ignore[arg-type]
         (FilterResult(N, KEEP, {"a": KEEP}), "notes that JSON can store"),

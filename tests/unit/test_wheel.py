@@ -126,7 +126,7 @@ def test_the_source_archive_contains_identity_json_and_the_citation(tmp_path: Pa
         assert any(name.endswith(wanted) for name in names), wanted
 
 
-def test_citation_and_changelog_name_this_version() -> None:
+def test_the_citation_file_and_the_changelog_contain_the_current_version() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["version"] == __version__
     assert citation["cff-version"] == "1.2.0"

@@ -110,8 +110,8 @@ def heartbeat(folder: Path) -> dict[str, Any]:
 def interrupted(folder: Path) -> str | None:
     """Describe where a cell was interrupted: ``interrupted during train, epoch 3 of 8``.
 
-    Returns None unless the cell has the heartbeat of a process that no longer exists on this
-    machine.
+    Returns None if the cell has no heartbeat from this machine, or if the process that wrote the
+    heartbeat still exists.
     """
     beat = heartbeat(folder)
     pid = beat.get("pid")

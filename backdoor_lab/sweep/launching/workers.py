@@ -1,11 +1,11 @@
 """Processes that run cells, watched by the process that started them.
 
-Only the parent of a process learns how it ended, so each cell of a sweep runs in a child of a
-process of this package. On this machine (`basic`, `joblib`), the driver starts workers that import
-torch once and run many cells. A joblib pool is not used: if one of its processes dies, it kills the
-others without reporting which cell was lost. With other launchers (submitit, Slurm, Ray), the
-launcher's process forks a child for its cell. It does so before importing torch, because a fork
-loses the threads that torch starts.
+Only the parent of a process learns how the process ended, so each cell of a sweep runs in a child
+of a process of this package. On this machine (`basic`, `joblib`), the driver starts workers that
+import torch once and run many cells. A joblib pool is not used: if one of its workers dies, the
+pool kills the other workers without reporting which cell was lost. With other launchers (submitit,
+Slurm, Ray), the process that the launcher starts forks a child for its cell. The fork comes before
+the import of torch, because the threads that torch starts do not survive a fork.
 """
 
 from __future__ import annotations

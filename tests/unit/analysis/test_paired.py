@@ -76,7 +76,7 @@ def test_a_single_pair_has_a_difference_but_no_p_value() -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, -2.5])
-def test_identical_differences_have_no_t_test(value: float) -> None:
+def test_no_t_test_is_computed_if_all_differences_are_equal(value: float) -> None:
     found = paired([value] * 4)
     assert found.constant
     assert (found.mean, found.half, found.t) == (value, 0.0, None)

@@ -173,7 +173,7 @@ def test_ratio_zero_gives_exactly_the_clean_training_set() -> None:
         assert torch.equal(training.gather(torch.arange(200)), clean().images)
 
 
-def test_asr_on_selects_the_classes_of_the_asr_test_set() -> None:
+def test_the_option_asr_on_selects_the_classes_of_the_asr_test_set() -> None:
     """Cases: all classes but the target, only the source class, and all classes."""
     labels = torch.tensor([0, 1, 2, 0, 1])
     assert asr_test_set(labels, PoisonSpec(0, None, 0.1)).tolist() == [1, 2, 4]

@@ -54,8 +54,9 @@ def test_an_identity_warping_field_leaves_the_image_unchanged() -> None:
     assert (still - images).abs().max() < 1e-2
 
 
-def test_a_displacement_of_2_divided_by_n_minus_1_shifts_the_image_by_one_pixel() -> None:
-    """Image coordinates run from -1 to 1; the border is repeated."""
+def test_a_displacement_of_one_pixel_spacing_shifts_the_image_by_one_pixel() -> None:
+    """Image coordinates run from -1 to 1, so the spacing of n pixels is 2 / (n - 1). The border is
+    repeated."""
     images = noise()
     right = straight(20, 28).float()[None]
     right[:, 1] += 2 / 27

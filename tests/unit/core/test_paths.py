@@ -54,7 +54,7 @@ def obstacles(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", UNUSABLE)
-def test_an_unusable_path_is_refused_in_one_short_line(
+def test_the_error_for_an_unusable_path_is_one_short_line(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

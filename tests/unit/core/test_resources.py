@@ -34,7 +34,7 @@ def hyperthreads() -> dict[str, str]:
 
 
 @pytest.mark.usefixtures("eight")
-def test_hyperthreads_of_one_core_count_once(tmp_path: Path) -> None:
+def test_hyperthreads_of_the_same_core_are_counted_once(tmp_path: Path) -> None:
     assert cores(machine(tmp_path, hyperthreads())) == 4
 
 
@@ -70,7 +70,7 @@ def test_a_cpu_quota_limits_the_number_of_cores(
     assert cores(machine(tmp_path, files)) == wanted
 
 
-def test_without_proc_and_affinity_the_core_count_of_joblib_is_used(
+def test_the_core_count_falls_back_to_joblib_without_procfs_and_cpu_affinity(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """This is the case on macOS and Windows."""

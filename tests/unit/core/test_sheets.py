@@ -77,7 +77,7 @@ def test_no_csv_file_contains_a_formula(tmp_path: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["\ud800", "a\udfffb", "\ude00\ud83d", "=\ud800"])
-def test_an_unpaired_surrogate_does_not_stop_an_export(tmp_path: Path, text: str) -> None:
+def test_text_with_an_unpaired_unicode_surrogate_can_be_exported(tmp_path: Path, text: str) -> None:
     write_everything(tmp_path, sweep_of(tmp_path, text))
     for path in tmp_path.rglob("*"):
         if path.suffix in (".csv", ".md", ".tex", ".html"):

@@ -61,7 +61,7 @@ def test_a_disk_that_fills_while_a_stage_writes_loses_no_earlier_result(
 
 
 @pytest.mark.parametrize("name", ["write_through", "sync_folder"])
-def test_a_disk_that_fills_while_publishing_loses_no_earlier_result(
+def test_no_earlier_result_is_lost_if_the_disk_fills_while_an_output_is_published(
     store: Store, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """The disk is full when the manifest is written, or when the folder is synced."""

@@ -157,7 +157,7 @@ def test_common_configurations_are_accepted(overrides: list[str]) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in Path(conf_dir()).glob("experiment/*.yaml")))
-def test_the_classes_named_in_every_experiment_are_allowed(name: str) -> None:
+def test_the_classes_that_an_experiment_names_are_allowed(name: str) -> None:
     assert composed(f"experiment={name}").hydra.runtime.choices.experiment == name
 
 

@@ -136,7 +136,7 @@ def test_derived_seeds_do_not_depend_on_the_process() -> None:
 
 
 @pytest.mark.parametrize("value", [0, 0.0, 1, 2.5, 2**60])
-def test_the_function_non_negative_returns_finite_numbers_of_at_least_0(value: float) -> None:
+def test_finite_numbers_of_at_least_0_are_accepted_and_returned_as_floats(value: float) -> None:
     assert validation.non_negative(value) == value
     assert isinstance(validation.non_negative(value), float)
 

@@ -287,7 +287,7 @@ def zipped(folder: Path) -> Path:
     ids=["one class", "one class, enclosed", "not in test", "not in train", "spelled differently",
          "many"],
 )  # fmt: skip
-def test_a_single_class_or_a_class_missing_in_train_or_test_is_refused_before_decoding(
+def test_too_few_classes_and_classes_missing_from_train_or_test_are_refused_before_decoding(
     tmp_path: Path, paths: list[str], said: str, archive: bool
 ) -> None:
     for path in paths:
@@ -300,7 +300,7 @@ def test_a_single_class_or_a_class_missing_in_train_or_test_is_refused_before_de
         assert str(found.value).startswith(f"{root}: ")
 
 
-def test_one_class_in_train_without_test_is_refused(tmp_path: Path) -> None:
+def test_a_train_folder_with_one_class_and_no_test_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "train" / "cat").mkdir(parents=True)
     for number in range(3):
         picture(1).save(tmp_path / "train" / "cat" / f"{number}.png")

@@ -101,7 +101,7 @@ def test_a_higher_percentile_gives_a_higher_threshold() -> None:
     assert 0 <= low < high
 
 
-def test_suspicious_scope_selects_the_class_with_poison() -> None:
+def test_the_class_with_poison_is_selected_with_filter_scope_set_to_suspicious() -> None:
     """In the class with poison, images above the threshold differ most from the other images. The
     difference is measured in units of the MAD over classes."""
     labels = torch.arange(400) % 8

@@ -155,7 +155,9 @@ def noise(n: int = 16) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("lr", [0.1, 50.0])
-def test_anp_masks_stay_in_0_to_1_and_prune_below_the_threshold(lr: float) -> None:
+def test_anp_masks_stay_between_0_and_1_and_channels_below_the_threshold_are_pruned(
+    lr: float,
+) -> None:
     """Everything but the pruned channels is unchanged, including the running statistics."""
     network, (images, labels) = normed(), noise()
     given = context(images, labels, network=network, clean=(images, labels))

@@ -226,7 +226,7 @@ def test_a_change_to_quoted_code_outside_the_file_of_the_method_is_detected(tmp_
     assert line.endswith(" in numerics/gram_ranges.py")
 
 
-def test_the_row_of_every_published_step_of_a_defense_quotes_the_code_that_implements_it() -> None:
+def test_each_row_for_a_published_step_of_a_defense_quotes_the_code_of_that_step() -> None:
     """Rows for steps that our method omits, and for the choice of features, need no quotation."""
     lacking = {
         f"{each.name}: {row.key}" for each in EVERY.values() if each.group == "defense"

@@ -64,7 +64,7 @@ def data_of(text: str) -> Any:
     return json.loads(found)
 
 
-def test_the_page_loads_nothing_and_allows_only_its_own_script(tmp_path: Path) -> None:
+def test_the_page_loads_no_external_resource_and_allows_only_its_own_script(tmp_path: Path) -> None:
     folder, _ = sweep(tmp_path)
     reader = Reader(written(folder))
     places = [v for _, a in reader.tags for k, v in a.items() if k in ("src", "href", "action")]

@@ -171,7 +171,7 @@ def test_too_few_or_too_many_held_out_images_are_refused(tmp_path: Path) -> None
         cell_of(tmp_path, "protocol.clean_holdout=26")
 
 
-def test_defenses_on_one_attack_share_the_attacked_network(
+def test_defenses_against_the_same_attack_share_the_attacked_network(
     lab: Path, counted: Counter[str]
 ) -> None:
     first = record_of(lab / "cell")

@@ -236,7 +236,7 @@ def test_durations_are_shown_in_seconds_minutes_or_hours() -> None:
     assert [duration(s) for s in (0.4, 89, 600, 7200)] == ["0 s", "89 s", "10 min", "2.0 h"]
 
 
-def test_the_oracle_controls_of_one_seed_share_a_clean_network(tmp_path: Path) -> None:
+def test_oracle_controls_with_the_same_seed_share_a_clean_network(tmp_path: Path) -> None:
     """Without the appended poison, the training sets of two attacks are the same clean set."""
     cells = [cell_of(tmp_path, f"defense={name}", f"target={target}", *more)
              for more in ([], ["seed=1"]) for target in ("bird", "dog")

@@ -258,7 +258,7 @@ def test_training_inputs_contain_a_revision_only_for_narrow_networks(
       {"repair": CONTIGUOUS})],
     ids=lambda each: each[-1] if isinstance(each, list) else "",
 )  # fmt: skip
-def test_the_record_holds_machine_memory_format_and_instruction_set(
+def test_the_record_contains_the_machine_the_memory_format_and_the_instruction_set(
     tmp_path: Path, overrides: list[str], stages: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("DNNL_MAX_CPU_ISA", raising=False)

@@ -119,7 +119,7 @@ def test_training_resumed_after_a_kill_gives_identical_weights(
     assert resumed.history == unbroken.history
 
 
-def test_training_that_is_killed_after_its_last_epoch_repeats_no_epoch(tmp_path: Path) -> None:
+def test_resuming_from_the_checkpoint_of_the_last_epoch_repeats_no_epoch(tmp_path: Path) -> None:
     first = weights(job(), scratch=tmp_path)
     again = Epochs()
     assert weights(job(), scratch=tmp_path, callbacks=[again]) == first

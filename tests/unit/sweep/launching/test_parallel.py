@@ -83,7 +83,7 @@ def test_several_threads_per_cell_reduce_the_number_of_parallel_cells(machine: A
     assert (found.cells, found.threads) == (2, 3)
 
 
-def test_on_gpus_the_number_of_cells_is_gpus_times_cells_per_gpu(
+def test_the_number_of_parallel_cells_is_the_number_of_gpus_times_cells_per_gpu(
     machine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine(64, None)
