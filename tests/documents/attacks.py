@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from tests.documents.cells import cells, figure, the
+from collections import defaultdict
+
+from tests.documents.cells import Cell, cells, figure
 from tests.documents.markers import markdown, table
 
 EMBEDDED = (
@@ -16,29 +18,42 @@ PHOTOGRAPHS = (
 )  # fmt: skip
 
 
+Version = dict[str, Cell]
+"""The cells of one trigger in one version, by ratio."""
+
+
+def _versions(sweep: str, trigger: str) -> dict[str, Version]:
+    """The cells of `trigger` in `sweep` and its second part, by version: `tact`, then `tact@2`."""
+    found: dict[int, Version] = defaultdict(dict)
+    for cell in cells(sweep, f"{sweep}_2", trigger=trigger):
+        if cell["record"]["config"]["protocol"]["ratio_of"] == "target":
+            found[cell["record"]["config"]["code"]["triggers"][trigger]][cell["Ratio"]] = cell
+    return {f"`{trigger}@{v}`" if v > 1 else f"`{trigger}`": found[v] for v in sorted(found)}
+
+
 @table("attacks_embedded")
 def _embedded() -> str:
     places = [(column, ratio) for ratio in ("10%", "30%") for column in ("Nat1", "ASR1", "AUROC")]
     head = [f"{column} {ratio[:-1]} %" for column, ratio in places]
     rows = []
-    for name in EMBEDDED:
-        at = {cell["Ratio"]: cell for cell in cells("attacks/embedded", trigger=name)}
-        rows.append([f"`{name}`", figure(at["0%"]["ASR1"], "ASR1"),
-                     *(figure(at[ratio][column], column) for column, ratio in places)])  # fmt: skip
+    for trigger in EMBEDDED:
+        for name, at in _versions("attacks/embedded", trigger).items():
+            rows.append([name, figure(at["0%"]["ASR1"], "ASR1"),
+                         *(figure(at[ratio][column], column) for column, ratio in places)])  # fmt: skip
     return markdown(["Trigger", "ASR at 0 %", *head], rows)
 
 
 @table("attacks_photographs")
 def _photographs() -> str:
     rows = []
-    for name in PHOTOGRAPHS:
-        clean = the("attacks/photographs", trigger=name, ratio="0%")
-        cell = the("attacks/photographs", trigger=name, ratio="50%")
-        mode = cell["record"]["protocol"]["label_mode"].replace("_", " ")
-        rows.append([
-            f"`{name}`", "source to target" if cell["Source"] else mode,
-            figure(clean["ASR1"], "ASR1"),
-            *(figure(cell[column], column) for column in ("Nat1", "ASR1", "AUROC", "#Pois Left")),
-        ])  # fmt: skip
+    for trigger in PHOTOGRAPHS:
+        for name, at in _versions("attacks/photographs", trigger).items():
+            cell = at["50%"]
+            mode = cell["record"]["protocol"]["label_mode"].replace("_", " ")
+            rows.append([
+                name, "source to target" if cell["Source"] else mode,
+                figure(at["0%"]["ASR1"], "ASR1"),
+                *(figure(cell[column], column) for column in ("Nat1", "ASR1", "AUROC", "#Pois Left")),
+            ])  # fmt: skip
     head = ["Trigger", "Labels", "ASR at 0 %", "Nat1", "ASR1", "AUROC (spectral)", "#Pois Left"]
     return markdown(head, rows)
