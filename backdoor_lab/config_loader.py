@@ -56,8 +56,8 @@ _FILLED: dict[str, dict[str, Any]] = {
 
 
 class CheckedLoader(ConfigLoaderImpl):
-    """Composes a configuration as Hydra does, then checks it. Raises ConfigError before anything
-    that the configuration names is imported.
+    """Composes a configuration as Hydra does, then checks the classes and functions that it names.
+    If any is not allowed, raises ConfigError before importing any of them.
 
     `allowed` are the packages that the user trusts: those in `allow_plugins` on the command line
     and in this package's config.yaml. No other configuration file can add to them.

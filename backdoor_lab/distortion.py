@@ -86,7 +86,7 @@ def _attacked(record: Record, labels: Array, classes: Sequence[str]) -> Array:
 
 
 def _triggered(record: Record, images: Array, prepared: dict[str, Array]) -> Array:
-    """Returns `images`, uint8 (n, C, H, W), with the trigger as at test time."""
+    """Returns `images`, uint8 (n, C, H, W), with the trigger applied as at test time."""
     import torch
 
     from backdoor_lab.attacks.base import Trigger

@@ -126,9 +126,13 @@ class Trigger(ABC):
         return self.apply_train(images, labels, context)
 
     def choose(self, candidates: Tensor, wanted: int, context: AttackContext) -> Tensor | None:
-        """Returns the sorted indices of the training images to poison: `wanted` of the indices
-        `candidates`, int64 (n,). None, the default, means a random choice. Only for attacks whose
-        poison comes from one class, so that the number of images per class is known beforehand."""
+        """Returns the indices of the training images to poison, sorted; None, the default, means a
+        random choice.
+
+        `wanted` is the number of images to choose, and `candidates`, int64 (n,), holds the indices
+        to choose from. Only for attacks whose poison comes from one class; for other attacks, the
+        number of images per class would not be known beforehand.
+        """
         return None
 
     def prepare(self, context: AttackContext) -> dict[str, Tensor]:

@@ -25,7 +25,7 @@ def scale(height: int, width: int) -> float:
 
 def check_area(name: str, exact: float, rounded: int, height: int, width: int) -> None:
     """Checks the area of a patch in pixels. Raises ConfigError if `rounded` differs from `exact` by
-    more than a quarter; the message states the configuration key `name` and the image size."""
+    more than a quarter; the message states the image size and `name`, the configuration key."""
     error = abs(rounded / exact - 1)
     if error > TOLERANCE:
         raise ConfigError(

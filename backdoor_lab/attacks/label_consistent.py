@@ -20,7 +20,7 @@ CHUNK = 256
 
 
 class LabelConsistent(Trigger):
-    """Perturbs target-class images so that the model learns the mark; all labels stay true.
+    """Perturbs target-class images, so that the model learns an added mark; labels stay true.
 
     Turner, Tsipras, Madry, "Label-Consistent Backdoor Attacks", 2019 (arXiv 1912.02771). Each
     poisoned image of the target class is first perturbed by projected gradient ascent on the
@@ -31,9 +31,9 @@ class LabelConsistent(Trigger):
 
     P projects onto the ball and keeps x + d in 0..255. The ascent starts at d = 0, takes `steps`
     steps of `step_size`, and finally truncates d towards 0, so that the bound also holds for the
-    stored uint8 image. Then the mark p is added (section 4.4 and the authors' code). It has 3×3
-    values of +1 and −1 in each corner, mirrored in the right corners, or, with `corners` =
-    ``lower_right``, in that corner alone:
+    stored uint8 image. Then the mark p is added (section 4.4 and the authors' code). The mark
+    is a pattern of 3×3 values of +1 and −1 in each corner, mirrored in the two right corners. With
+    `corners` = ``lower_right``, only that corner has the pattern:
 
         x' = clip(x + d + strength_train · p, 0, 255)
 

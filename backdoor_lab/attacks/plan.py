@@ -33,11 +33,11 @@ class PoisonSpec:
     are drawn from: all but the target, all, the source class or the target class.
 
     `label_mode`: ``all_to_one`` labels poison as the target; ``all_to_all`` labels each poisoned
-    image as the class after its own, and a ratio of the target class then refers to the whole
-    training set; ``clean`` poisons only target-class images and keeps their labels. `cover_rate` is
-    the number of cover images per poisoned image: triggered images from outside the target and
-    source class that keep their labels. `cover_from` lists the classes they come from; if
-    empty, these are all classes but target and source. Raises ConfigError if the choices are
+    image as the class after its own, and then treats `ratio_of` ``target`` like ``all``; ``clean``
+    poisons only target-class images and keeps their labels. `cover_rate` is the number of cover
+    images per poisoned image. Cover images show the trigger, keep their labels, and come from
+    neither the target nor the source class. `cover_from` lists their classes; if empty, these are
+    all classes but target and source. Raises ConfigError if the choices are
     invalid or contradict each other.
     """
 

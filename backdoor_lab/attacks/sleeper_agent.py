@@ -1,4 +1,4 @@
-"""Sleeper Agent: poison without a visible trigger, whose training gradient resembles that of
+"""Sleeper Agent: poisoned images that show no trigger but have a training gradient like that of
 triggered images."""
 
 from __future__ import annotations

@@ -116,7 +116,8 @@ def check_name(path: str, name: object, packages: Iterable[str] = ()) -> None:
             " allow_plugins=[package]"
         )
     raise ConfigError(
-        f"{said}classes of backdoor_lab.attacks, .defenses and .data and the loggers of conf/logger"
+        f"{said}the classes of backdoor_lab.attacks, .defenses and .data, and the loggers in"
+        " conf/logger"
         f"{why_refused(path, name)}"
     )
 

@@ -167,8 +167,8 @@ class Zip(Members):
                     yield path, info, archive
 
     def _compare(self, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> None:
-        """Opens a member, so that zipfile compares the name in its header with the archive's
-        directory."""
+        """Opens a member, so that zipfile compares the name in the member's header with the name
+        in the central directory of the archive."""
         try:
             archive.open(info).close()
         except _DAMAGE as error:

@@ -63,8 +63,8 @@ class Members(ABC):
         """Yields the first `HEAD` bytes of the files in `wanted`; skips unreadable files."""
 
     def identity(self, paths: Iterable[str], listing: Listing | None = None) -> Any:
-        """Returns JSON data that identifies the content of `paths` without reading them; for an
-        archive, its hash."""
+        """Returns JSON data that identifies the content of the files `paths`: for an archive, its
+        hash; for a folder, the path, size and mtime of each file, without reading the files."""
         return hash_of(self.root)
 
 

@@ -32,9 +32,12 @@ class HeldOut:
         return {} if self.share is None else {"test_share": [self.share, self.seed]}
 
     def held_out(self, count: int, name: str) -> NDArray[np.bool_]:
-        """Returns a mask of the `count` images of class `name`: true for those that become test
-        images, at least one but not all. It does not depend on other classes. Raises DataError for
-        fewer than two images."""
+        """Returns a mask over the images of class `name`, true for those that become test images.
+
+        `count` is the number of images of the class. At least one of them becomes a test image, but
+        not all. The mask does not depend on other classes. Raises DataError for fewer than two
+        images.
+        """
         assert self.share is not None
         if count < 2:
             raise DataError(

@@ -36,8 +36,8 @@ from backdoor_lab.data.official import (
 
 
 class Published(Source):
-    """Base class of data sets with official files, whose hashes are always verified. `root` is the
-    folder that holds the downloaded files, the unpacked folder, or one of the files."""
+    """Base class of data sets with official files, whose hashes are always verified. `root` is
+    one of these: the folder with the downloaded files, the unpacked folder, or one of the files."""
 
     files: ClassVar[tuple[Official, ...]]
     default_name: ClassVar[str]

@@ -45,7 +45,8 @@ class Reversed:
 
 @dataclass(frozen=True)
 class Search:
-    """The length of a search: at most `steps` steps of `batches` batches of `batch_size` images."""
+    """The length of a search: at most `steps` steps, each with `batches` batches of `batch_size`
+    images."""
 
     steps: int
     batches: int

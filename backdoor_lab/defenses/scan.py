@@ -126,7 +126,8 @@ class SCAn(SampleFilter):
 class Variation:
     """The model estimated from held-out images. `whiten` (d, r) maps the within-class covariance
     to I, in the r directions in which clean images vary; `between` (r, r) is the covariance of
-    whitened class identities; `means` maps each clean class to its mean, not whitened."""
+    the class identities after whitening; `means` holds the mean of each clean class before
+    whitening, by label."""
 
     whiten: Tensor
     between: Tensor

@@ -114,5 +114,5 @@ def entropy(
 
 
 def normal_quantile(share: float) -> float:
-    """Returns the `share` quantile of the standard normal distribution."""
+    """Returns the quantile of the standard normal distribution at the probability `share`."""
     return float(torch.special.ndtri(torch.tensor(share, dtype=torch.float64)))

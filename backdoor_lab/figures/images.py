@@ -1,4 +1,5 @@
-"""Figures of images and filters: the triggers of a sweep, and the first layer of its networks."""
+"""Figures of the triggers of a sweep, and of the convolution filters in the first layer of its
+networks."""
 
 from __future__ import annotations
 

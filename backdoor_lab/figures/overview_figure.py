@@ -30,8 +30,9 @@ def sheet(whole: SweepData) -> Figure | None:
     """Draw the overview figure.
 
     On the left: triggers, and ASR against the ratio. On the right: scores, projections, removal
-    curve and losses of the first completed cell that has poison and stored scores and is not a
-    control. None if there is no such cell, or if data for any part except the losses is missing.
+    curve and losses of the first completed cell that is not a control and has both poison and
+    stored scores. Returns None if there is no such cell, or if data for any part except the losses
+    is missing.
     """
     for cell, record in whole.done():
         if cell.choices["defense"] in CONTROLS:

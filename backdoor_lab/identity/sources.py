@@ -199,9 +199,9 @@ def _used(path: Path, name: str | None) -> tuple[Unit, ...]:
 
 
 def _narrowed(target: Unit, parts: set[str]) -> list[Unit]:
-    """Returns the parts of the imported `target` that are hashed: the whole file or, for an
-    ``__init__.py`` or a file in BY_NAME, only the definitions in use. If `target` is a module,
-    `parts` are the attributes in use."""
+    """Returns what is hashed of the imported `target`: the whole file or, for an ``__init__.py`` or
+    a file in `BY_NAME`, only the definitions in use. If `target` is a module, `parts` holds the
+    names of its attributes in use."""
     path, name = target
     where = _relative(path)
     if where in ALONE or name == "*" or not (where.startswith(BY_NAME) or path.name == INIT):

@@ -1,1 +1,1 @@
-"""Writes the HTML page of a sweep, and the tables next to its records."""
+"""Writes the HTML page and the table files of a sweep."""

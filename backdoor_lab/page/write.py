@@ -56,11 +56,11 @@ def print_tables(tables: Iterable[PivotTable], file: TextIO | None = None) -> No
 def contents(
     report: SweepReport, layout: PivotSpec | None = None
 ) -> tuple[list[PivotTable], dict[str, str]]:
-    """The tables to show, in `layout` if given, and the files to write, as a dict from name to
-    text.
+    """Returns the tables to show and the files to write, a dict from file name to text.
 
-    Files contain these tables, the tables of all layouts requested earlier, and, if the sweep has
-    the control `random`, the comparison with it.
+    If `layout` is given, the tables to show have this layout. The files contain the default tables,
+    those in `layout` and in all layouts requested earlier, and, if the sweep has the control
+    `random`, the comparison of its defenses with this control.
     """
     sweep, shown = report.sweep, report.shown
     asked = [] if layout is None else pivot_cells(sweep.cells, layout)

@@ -67,7 +67,7 @@ def _complete(config: dict[str, Any]) -> None:
     # `~key` on the command line removes a key, and `group=null` empties a group.
     for key in PLAIN + tuple(NEEDED):
         if key not in config or (key in NEEDED and not isinstance(config[key], dict)):
-            raise ConfigError(f"`{key}` is missing: remove ~{key} or {key}=null from the command")
+            raise ConfigError(f"`{key}` is required but missing: do not use ~{key} or {key}=null")
         for name in NEEDED.get(key, ()):
             if name not in config[key]:
                 raise ConfigError(f"`{key}.{name}` is missing: give it a value")

@@ -1,4 +1,4 @@
-"""The values that distinguish the cells of a sweep, under their command-line names."""
+"""The settings in which the cells of a sweep differ, by their names on the command line."""
 
 from __future__ import annotations
 
@@ -244,10 +244,10 @@ def _adopted(cell: CellRecord, what: str, known: dict[Key, list[Any]]) -> Any:
 
 
 def _families(cell: CellRecord, what: str) -> list[Key]:
-    """Returns the keys of the groups of related cells to which a cell belongs, the closest first.
-    Cells of the first group differ only in the seed. If `what` is ``protocol``, two more groups
-    follow: cells with the same protocol name, defense, trigger and source; and cells with the same
-    protocol name."""
+    """Returns the keys of the groups that `cell` belongs to, the group with the most similar cells
+    first. Cells of the first group differ only in the seed. If `what` is ``protocol``, two more
+    groups follow: cells with the same protocol name, defense, trigger and source; and cells with
+    the same protocol name."""
     chosen = cell.choices
     near = [_family(cell)]
     if what == "protocol":

@@ -30,8 +30,10 @@ def roots_of(given: Sequence[Path | str]) -> list[Path]:
 
 
 def find_store(sweep: Path, given: Path | None = None) -> Path | None:
-    """Returns the store `given`; by default the store that the sweep was run with, or else `.store`
-    next to the sweep. None if no such folder exists.
+    """Returns the folder of the sweep's store, or None if the folder does not exist.
+
+    The folder is `given`, unless that is None; then it is the store that the sweep was run with or,
+    if that does not exist, `.store` next to the sweep.
 
     A relative ``store.root`` is resolved from the location of the sweep, not from the current
     directory, which may have the store of another project.

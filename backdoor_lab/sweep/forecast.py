@@ -48,7 +48,7 @@ def foretell(
 
 def describe(work: Work, tried: Calibration, *, at_once: int, before: float = 0.0) -> str:
     """Describe the remaining work and its total time as text, with a warning if the disk has too
-    little space. `before` is the CPU seconds used before the first cell starts."""
+    little space. `before`: the CPU time in seconds that is spent until the first cell starts."""
     width = max(len(cell.id) for cell, _ in work.cells)
     lines = [f"{cell.id:{width}}  {state}" for cell, state in work.cells]
     done = sum(state == "done" for _, state in work.cells)

@@ -149,8 +149,8 @@ def halted(folder: Path) -> bool:
 
 
 def forget_failures(folder: Path) -> None:
-    """Clear what earlier commands recorded about failed and diverged cells, so that they run
-    again."""
+    """Clear what earlier commands recorded about failed and diverged cells, so that these
+    cells run again."""
     clear_file(folder / HALT)
     (folder / HALT).unlink(missing_ok=True)
     clear_folder(folder / DIVERGED)

@@ -199,19 +199,19 @@ def layout_of(given: Mapping[str, str], cells: Sequence[CellRecord]) -> PivotSpe
     spec = PivotSpec(*(chosen.get(option, getattr(default, option)) for option in OPTIONS))
     both = set(spec.rows) & set(spec.columns)
     if both:
-        raise ConfigError(f"`rows` and `columns` both name {', '.join(sorted(both))}")
+        raise ConfigError(f"`rows` and `columns` both contain {', '.join(sorted(both))}")
     return spec
 
 
 def as_json(specs: Sequence[PivotSpec]) -> str:
-    """Returns layouts as JSON text that `remembered` reads."""
+    """Returns layouts as JSON text; `remembered()` reads them after parsing."""
     entries = [{option: getattr(spec, option) for option in OPTIONS} for spec in specs]
     return json.dumps(entries, indent=1) + "\n"
 
 
 def remembered(entries: Any, cells: Sequence[CellRecord]) -> list[PivotSpec]:
-    """Returns the layouts in `entries`, parsed from the text of `as_json`. Skips invalid entries
-    and layouts with names that these cells lack."""
+    """Returns the layouts in `entries`, which is the parsed output of `as_json()`. Skips invalid
+    entries, and layouts with a name that does not exist for `cells`."""
     found = []
     for entry in entries if isinstance(entries, list) else []:
         try:

@@ -20,7 +20,7 @@ class AfterTraining(Protocol[Evidence, Result, Network_co]):
     and storage, so that the callback needs neither."""
 
     def extract(self, model: Classifier) -> Evidence:
-        """Compute the features of the training set and any other inputs of the defense."""
+        """Compute the inputs of the defense: the features of the training set, and any others."""
 
     def defend(self, evidence: Evidence) -> Result:
         """Run the defense. The result says which examples it keeps."""

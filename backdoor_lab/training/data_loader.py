@@ -108,7 +108,7 @@ def augmented(
 
 
 def seeded_augmentation(images: Tensor, generator: torch.Generator, *, recipe: Recipe) -> Tensor:
-    """Call `augmented` with a new generator seeded from `generator`, which is on the CPU.
+    """Call `augmented()` with a new generator that is seeded from the CPU generator `generator`.
 
     `images` may have any dtype and be on any device. Gradients flow through to `images`.
     """

@@ -178,7 +178,7 @@ def _check_checkpoint(found: Any, module: Classifier | None) -> None:
         raise KeyError(f"it lacks {', '.join(lacking)}")
     shapes = {name: value.shape for name, value in found["state_dict"].items()}
     if module is not None and shapes != {k: v.shape for k, v in module.state_dict().items()}:
-        raise ValueError("its weights do not fit this network")
+        raise ValueError("the weights do not fit this network")
 
 
 class _Reseed(pl.Callback):

@@ -103,7 +103,9 @@ def test_scores_of_earlier_rounds_still_count_in_later_rounds(options: dict[str,
 
 
 @pytest.mark.parametrize("options", [{"rounds": 3}, PLUS])
-def test_a_class_of_identical_rows_loses_exactly_the_budget(options: dict[str, Any]) -> None:
+def test_exactly_the_budget_is_removed_from_a_class_of_identical_rows(
+    options: dict[str, Any],
+) -> None:
     """All scores are 0 in every round, without NaN."""
     verdict = one_class(torch.full((20, 3), 0.1), 7, **options)
     assert int((~verdict.keep).sum()) == 7

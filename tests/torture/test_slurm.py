@@ -138,7 +138,7 @@ def test_another_node_resumes_the_cell_of_a_lost_node(lab: Lab, tmp_path: Path) 
         lab.start_node(node)
 
 
-def test_a_cell_whose_process_dies_fails_with_the_cause_and_affects_no_other_cell(
+def test_if_the_process_of_a_cell_dies_only_that_cell_fails_and_the_cause_is_recorded(
     lab: Lab, tmp_path: Path
 ) -> None:
     """Of four array tasks, one gets SIGKILL, one gets SIGSEGV, and one exits. The fourth

@@ -40,8 +40,9 @@ class Parallelism:
         return {} if self.threads is None else {"threads": self.threads}
 
     def overrides(self, config: DictConfig) -> list[str]:
-        """The overrides that pass the number of parallel cells and the number of threads to every
-        cell. Without them, a cell's process would determine both itself, perhaps differently."""
+        """Returns the overrides that pass the number of parallel cells and the number of threads to
+        every cell. Without these overrides, the process of each cell would determine both numbers
+        on its own and might arrive at others."""
         found = [f"trainer.{key}={value}" for key, value in self.trainer.items()]
         if "n_jobs" in config.hydra.launcher:
             found.append(f"hydra.launcher.n_jobs={self.cells}")

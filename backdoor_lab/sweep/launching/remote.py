@@ -1,7 +1,8 @@
 """Runs cells with launchers that start their own processes: submitit, Slurm, Ray, other plugins.
 
-A process that the launcher starts runs the cell in a child (`supervised`) and returns how the child
-ended. If that process is lost as well, the launcher returns an error as the result of the cell.
+The launcher starts a process, which runs the cell in a child process (`supervised`) and returns how
+the child ended. If the process that the launcher started is lost too, the launcher returns an error
+as the result of the cell.
 """
 
 from __future__ import annotations

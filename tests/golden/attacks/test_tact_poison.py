@@ -48,7 +48,7 @@ def made(source: int, target: int, side: int) -> tuple[np.ndarray, np.ndarray, s
     return images[origins].numpy(), found.training.rows.numpy(), covered
 
 
-def test_the_square_and_the_classes_of_the_covers_are_those_of_the_authors() -> None:
+def test_the_trigger_square_and_the_cover_classes_are_those_of_the_authors() -> None:
     """The square covers rows and columns 21 to 28 of 32 pixels, or 10 to 13 of 16. The names of the
     authors' models state source, target and cover classes: s1_t0_c23 and s0_t1_c23."""
     for source, target in ((1, 0), (0, 1)):

@@ -75,7 +75,7 @@ def test_the_hash_of_an_image_file_depends_on_its_content_and_not_on_its_path(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_image_file_is_read_only_once(kind: Any, tmp_path: Path) -> None:
+def test_the_image_file_is_not_read_a_second_time(kind: Any, tmp_path: Path) -> None:
     """The trigger that was hashed is the one applied, even if the file is deleted in between."""
     path = saved(tmp_path / "a.png", np.full((4, 4, 3), 200))
     made = kind(image=path)
@@ -112,7 +112,7 @@ def test_unreadable_images_are_refused_with_key_path_and_reason(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("value", [0, -0.1, 1.01, float("nan"), True, "0.5", None])
-def test_an_option_that_is_a_share_must_be_above_0_and_at_most_1(value: Any) -> None:
+def test_an_option_that_is_a_fraction_must_be_above_0_and_at_most_1(value: Any) -> None:
     assert share("a", 1) == 1.0
     with pytest.raises(ConfigError, match="`a`"):
         share("a", value)

@@ -362,7 +362,7 @@ def test_more_covers_than_available_images_are_refused() -> None:
         cover_count(plan, SIZES)
 
 
-def test_the_test_set_of_asr_elsewhere_excludes_source_and_target() -> None:
+def test_the_images_for_asr_on_other_classes_exclude_source_and_target() -> None:
     """It is empty when there is no source class."""
     labels = torch.tensor([0, 1, 2, 0, 1, 2])
     words = implied("all_to_one", on_source=True)
@@ -370,7 +370,7 @@ def test_the_test_set_of_asr_elsewhere_excludes_source_and_target() -> None:
     assert elsewhere_test_set(labels, PoisonSpec(0, None, 0.1)).tolist() == []
 
 
-def test_the_clean_training_set_has_the_digest_of_an_attack_with_ratio_zero() -> None:
+def test_the_clean_training_set_has_the_same_digest_as_one_poisoned_with_ratio_zero() -> None:
     nothing = content_digest(made(PoisonSpec(0, None, 0.0)).training, "clean")
     assert clean_set(clean()).digest == nothing
 

@@ -140,7 +140,7 @@ def test_the_position_of_the_patch_depends_only_on_the_image() -> None:
     assert len({tuple(each.any(dim=0).flatten().tolist()) for each in triggered.ne(images)}) > 10
 
 
-def test_an_image_file_replaces_the_random_colors(tmp_path: Path) -> None:
+def test_an_image_file_replaces_the_random_colors_of_the_patch(tmp_path: Path) -> None:
     """Its transparency is used, and its content identifies the trigger."""
     path = tmp_path / "patch.png"
     Image.new("RGBA", (4, 4), (255, 0, 0, 255)).save(path)

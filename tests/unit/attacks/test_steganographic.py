@@ -129,7 +129,7 @@ def test_the_encoder_accepts_other_image_sizes_but_not_other_channel_counts() ->
         trained()(drawn(1, channels=1))
 
 
-def test_a_larger_grid_changes_the_encoder_and_the_default_grid_is_not_part_of_cell_ids(
+def test_a_larger_grid_changes_the_encoder_but_the_default_does_not_appear_in_cell_ids(
     tmp_path: Path,
 ) -> None:
     trigger = ISSBA(steps=1, grid=5, **SMALL)

@@ -113,7 +113,7 @@ def test_an_installed_font_that_has_the_missing_letter_is_used(
     assert title.get_text() == f"target {LETTER}"
 
 
-def test_names_are_transcribed_if_the_font_cannot_be_embedded(
+def test_names_are_written_in_ascii_if_the_font_cannot_be_embedded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fonts, "fonts_for", lambda letters: ((FAMILY,), frozenset()))

@@ -59,7 +59,7 @@ def test_every_command_refuses_an_empty_path(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_the_reports_command_refuses_an_empty_folder_name_in_one_line(
+def test_an_empty_folder_name_gives_a_one_line_error_and_no_tables(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -102,7 +102,7 @@ def test_free_memory_is_the_minimum_of_all_limits(
     assert free_memory(machine(tmp_path, files)) == wanted
 
 
-def test_without_proc_the_amount_of_memory_comes_from_sysconf_or_is_unknown(
+def test_without_the_proc_file_system_the_memory_size_comes_from_sysconf_or_is_unknown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It comes from sysconf on macOS and is unknown on Windows."""

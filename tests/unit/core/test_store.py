@@ -245,7 +245,7 @@ class Diverging(Make):
         raise DivergedError(f"loss is nan at call {self.calls}")
 
 
-def test_a_diverged_stage_is_not_computed_again_if_the_store_has_a_failure_folder(
+def test_a_stage_whose_divergence_is_in_the_failure_folder_is_not_computed_again(
     tmp_path: Path,
 ) -> None:
     """Every store with the same failure folder raises the same error until the folder is emptied.

@@ -150,7 +150,7 @@ def test_the_function_non_negative_returns_none_for_anything_but_finite_numbers(
     assert validation.non_negative(value) is None
 
 
-def test_the_function_non_negative_returns_none_above_its_bound() -> None:
+def test_an_untrusted_number_above_the_upper_bound_is_replaced_by_none() -> None:
     assert validation.non_negative(1.0, high=1) == 1.0
     assert validation.non_negative(1.5, high=1) is None
 

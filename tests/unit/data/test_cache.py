@@ -141,7 +141,9 @@ def _middles(rings: Any) -> Any:
     )
 
 
-def test_overlap_counts_test_images_that_occur_in_the_training_set(tmp_path: Path) -> None:
+def test_the_overlap_is_the_number_of_test_images_that_occur_in_the_training_set(
+    tmp_path: Path,
+) -> None:
     images = np.arange(6, dtype=np.uint8).reshape(6, 1, 1, 1)
     repeated = np.array([5, 9, 0, 0], np.uint8).reshape(4, 1, 1, 1)
     labels = np.array([0, 1] * 3)

@@ -28,7 +28,7 @@ def test_images_are_the_digits_of_scikit_learn_scaled_from_16_to_255() -> None:
     assert arrays.classes == ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9")
 
 
-def test_a_fixed_third_of_the_images_of_each_digit_is_the_test_set() -> None:
+def test_the_test_set_contains_a_fixed_third_of_the_images_of_each_digit() -> None:
     arrays = Digits().read()
     train, test = np.bincount(arrays.train.labels), np.bincount(arrays.test.labels)
     assert train.tolist() == [119, 121, 118, 122, 121, 121, 121, 119, 116, 120]
@@ -72,7 +72,9 @@ def test_missing_digits_data_in_scikit_learn_raises_a_clear_error(
         Digits().read()
 
 
-def test_the_fingerprint_does_not_read_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fingerprint_is_computed_without_reading_the_data(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(digits, "_digits", lambda: pytest.fail("was read"))
     assert len(Digits().fingerprint()) == 64
 

@@ -340,7 +340,9 @@ def test_a_class_of_one_image_cannot_be_split(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("share", [0, 1, -0.1, 1.5, float("nan"), "0.2", True])
 @pytest.mark.parametrize("kind", [ImageFolder, ArrayFile])
-def test_an_invalid_test_share_is_refused(share: Any, kind: Callable[..., Any]) -> None:
+def test_an_invalid_fraction_of_test_images_is_refused(
+    share: Any, kind: Callable[..., Any]
+) -> None:
     with pytest.raises(ConfigError, match=r"dataset\.test_share"):
         kind(root="x", test_share=share)
 

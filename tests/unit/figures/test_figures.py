@@ -101,7 +101,7 @@ def test_the_pipeline_figure_shows_the_counts_of_the_record(tmp_path: Path) -> N
     assert f"Nat {100 * record['nat2']:.2f} %" in texts[11]
 
 
-def test_bars_of_the_cost_figure_stack_the_seconds_of_each_stage(tmp_path: Path) -> None:
+def test_each_bar_of_the_cost_figure_is_a_stack_of_the_seconds_per_stage(tmp_path: Path) -> None:
     made = [record(*each) for each in GRID[:4]]
     for n, one in enumerate(made):
         one["run"]["seconds"] = {"train": 10.0 + n, "filter": 0.5 * n, "retrain": 7.0, "odd": "x"}
@@ -295,7 +295,7 @@ def test_an_oracle_cell_without_retraining_provides_no_clean_network(tmp_path: P
     assert inputs.trained_clean(whole_of(write_sweep(tmp_path / "s", made)), made[0]) is None
 
 
-def test_values_before_the_defense_count_each_seed_once_even_with_several_defenses(
+def test_the_mean_before_the_defense_uses_each_seed_once_even_with_several_defenses(
     tmp_path: Path,
 ) -> None:
     made = [record(defense=d, seed=s) for s in range(2) for d in ("spectral", "none", "random")]

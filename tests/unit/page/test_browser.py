@@ -349,7 +349,9 @@ def test_hostile_names_of_every_choice_are_shown_as_text(
     assert page.locator("#details img, #details script, main img, main svg").count() == 0
 
 
-def test_printing_the_page_shows_the_whole_table_without_controls(opened: Open, path: Path) -> None:
+def test_the_printed_page_shows_the_whole_table_and_hides_the_filter_form(
+    opened: Open, path: Path
+) -> None:
     page = opened(path, color_scheme="dark")
     page.emulate_media(media="print")
     assert page.locator("#filters").is_hidden()

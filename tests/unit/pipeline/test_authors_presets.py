@@ -88,7 +88,7 @@ def test_a_preset_with_the_authors_settings_changes_only_options_that_cost_time_
 
 
 @pytest.mark.parametrize("name", COSTLY)
-def test_a_dry_run_estimates_a_preset_with_the_settings_of_the_authors(
+def test_a_dry_run_can_estimate_each_preset_that_has_the_settings_of_the_authors(
     name: str, tmp_path: Path
 ) -> None:
     cell = cell_of(tmp_path, choice(name), "protocol.clean_holdout=20")

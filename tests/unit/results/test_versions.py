@@ -149,7 +149,7 @@ def test_accuracy_on_transformed_images_is_not_averaged_over_versions_of_a_trigg
         assert (panel.accuracy is not None) == shown
 
 
-def test_clean_networks_are_used_only_for_their_own_version_of_the_trigger() -> None:
+def test_cells_are_compared_with_clean_networks_of_the_same_trigger_version_only() -> None:
     clean = [made(1, ratio=0.0, asr1=0.1), made(1, seed=1, ratio=0.0, trigger=2, asr1=0.3)]
     one, two = cells(*clean)
     found = CleanNetworks.among([one, two])

@@ -35,7 +35,7 @@ BY_CLASS = PivotSpec(("source",), ("target",), ("asr2",))
 NUMBERS = ("source=cat,0", "target=airplane,cat,3")
 
 
-def test_cells_with_equal_source_and_target_are_skipped_in_sweep_estimate_and_status(
+def test_cells_with_equal_source_and_target_are_skipped_by_sweeps_by_estimates_and_by_status(
     tmp_path: Path,
 ) -> None:
     command = ["-m", *TINY, "retrain=false", "hydra.sweep.dir=pairs", *NUMBERS]
@@ -101,7 +101,7 @@ def test_the_pairs_experiment_covers_every_pair_of_the_synthetic_classes(tmp_pat
         assert f"pixel-{source}-to-{target}-r0.1-spectral-s0-" in told
 
 
-def test_the_pairs_experiment_accepts_another_data_set_network_and_recipe(
+def test_the_pairs_experiment_accepts_other_data_another_network_and_another_recipe(
     tmp_path: Path,
 ) -> None:
     changes = (

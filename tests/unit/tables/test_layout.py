@@ -176,7 +176,7 @@ def test_values_of_an_unfinished_cell_are_not_part_of_the_mean(tmp_path: Path) -
     assert cell.estimates["nat1"].n == cell.done == 1
 
 
-def test_a_value_that_only_one_of_several_seeds_has_is_shown_with_n_equal_to_1(
+def test_a_value_from_only_one_of_several_seeds_is_shown_with_n_equal_to_1(
     tmp_path: Path,
 ) -> None:
     made = [record(seed=seed, asr2=None) for seed in range(3)]
@@ -232,7 +232,7 @@ def test_data_sets_with_the_same_name_are_distinguished_by_the_start_of_their_ha
     assert titles == [f"trigger pixel, config data {digit * 10}" for digit in "ab"]
 
 
-def test_a_missing_cell_is_in_the_table_of_its_protocol(tmp_path: Path) -> None:
+def test_the_table_of_a_protocol_shows_which_cells_are_missing(tmp_path: Path) -> None:
     asked = [record(), record(target="dog"), failed(record(target="horse"))]
     asked[2]["protocol"] = None
     (table,) = tables(tmp_path, [asked[0], asked[2]], asked)

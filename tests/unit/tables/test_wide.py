@@ -255,7 +255,7 @@ def test_the_protocol_and_the_versions_are_printed_below_a_table(tmp_path: Path)
         ({"rows": "config.recipe.lrr"}, "config.recipe.lr"),
         ({"values": "asr"}, "n_poisoned, n_covers"),
         ({"rows": "target,target"}, "twice"),
-        ({"rows": "target", "columns": "defense,target"}, "both name target"),
+        ({"rows": "target", "columns": "defense,target"}, "both contain target"),
         ({"rows": "target,,ratio"}, "''"),
         ({"row": "target"}, "rows=, columns=, values="),
         ({"rows": ""}, "`rows=` is empty"),
@@ -313,7 +313,7 @@ def test_a_table_in_a_requested_layout_is_updated_when_the_sweep_grows(tmp_path:
     ["{", "7", '[3, {"rows": 5}]', '[{"rows": ["../x"], "columns": [], "values": ["asr2"]}]',
      '[{"rows": ["target"], "columns": [], "values": ["passwd"]}]', "[" * 100_000],
 )  # fmt: skip
-def test_a_damaged_layouts_json_is_ignored(tmp_path: Path, text: str) -> None:
+def test_a_damaged_file_of_layouts_is_ignored(tmp_path: Path, text: str) -> None:
     folder = write_sweep(tmp_path / "s", [record()])
     (folder / "tables").mkdir()
     (folder / "tables" / "layouts.json").write_text(text)
@@ -374,7 +374,7 @@ def told_by_make(*asked: str) -> list[str]:
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
 @pytest.mark.parametrize("goal", ["reproduce", "reproduce-small"])
 @pytest.mark.parametrize("path", ["a b/plain (1).tar.xz", "x=1,y.zip", "it's/set.tar", "é.zip"])
-def test_make_passes_any_data_path_on_to_hydra_unchanged(goal: str, path: str) -> None:
+def test_the_makefile_passes_any_data_path_to_hydra_unchanged(goal: str, path: str) -> None:
     """Hydra reads it as one value, not as a sweep."""
     words = told_by_make(goal, f"DATA={path}")
     (found,) = OverridesParser.create().parse_overrides([words[-1]])

@@ -71,7 +71,7 @@ def counted(**counts: int) -> dict[str, Any]:
          "one class predicted after the defense", "ASR1 equal to the clean rate",
          "nothing removed"],
 )  # fmt: skip
-def test_meaningless_values_are_noted_below_default_and_requested_tables(
+def test_both_default_and_requested_tables_have_a_note_on_meaningless_values(
     tmp_path: Path, made: dict[str, Any], said: str
 ) -> None:
     assert [said in text for text in notes(tmp_path / "s", [made])] == [True, True]
@@ -217,7 +217,7 @@ def test_the_note_on_ineffective_attacks_has_a_footnote_mark_only_if_a_row_has_t
     )
 
 
-def test_a_note_starts_with_a_footnote_mark_only_below_a_table_that_shows_the_marked_measure(
+def test_a_note_has_a_footnote_mark_only_if_the_table_shows_the_measure_of_the_note(
     tmp_path: Path,
 ) -> None:
     made = [*fitted("1", 0.90, 0.85, clean=0.95), record(target="cat", asr1=0.1, clean_rate1=0.1)]

@@ -218,7 +218,7 @@ def test_unknown_keys_and_a_shift_by_the_whole_image_size_are_refused(tmp_path: 
     assert cell_of(tmp_path, "measure.asr_under=[shift7]").asr_under == ("shift7",)
     with pytest.raises(ConfigError, match="key in `measure`: 'nat_under' is not known"):
         check_keys(configuration(tmp_path, "+measure.nat_under=[jpeg75]"))
-    with pytest.raises(ConfigError, match="`measure` is missing"):
+    with pytest.raises(ConfigError, match="`measure` is required but missing"):
         check_keys(configuration(tmp_path, "~measure"))
 
 
