@@ -163,9 +163,9 @@ def _triggers(overrides: list[str]) -> tuple[list[str], list[str]]:
 
 
 def rows_of(name: str, overrides: list[str], shown: int) -> list[tuple[str, list[Tensor]]]:
-    """One row for each of the first `shown` images that the trigger `name` poisons. A row has a
-    label and three images uint8 (C, H, W): clean, triggered as at test time, and as poisoned in
-    training.
+    """Returns one row per image, for the first `shown` images that an attack with the trigger
+    `name` poisons. `shown` is a number. A row consists of a label and of three images uint8
+    (C, H, W): clean, triggered as at test time, and as poisoned in training.
 
     The label states the trigger, the class of the image and the class that the attack assigns.
     Raises ConfigError for an invalid configuration.

@@ -26,7 +26,8 @@ def name_of(owner: object, method: str) -> str:
 
 
 def wrong(owner: object, method: str, value: object, expected: str) -> ConfigError:
-    """Returns the error for a method that returned `value` instead of what is `expected`."""
+    """Returns the error for a method that returned a wrong `value`. `expected`: a description of
+    the values that are allowed."""
     hint = ": is a `return` missing?" if value is None else ""
     return ConfigError(
         f"`{name_of(owner, method)}` must return {expected}, got {described(value)}{hint}"
@@ -217,8 +218,8 @@ def repaired(owner: object, method: str, value: Any, like: nn.Module) -> tuple[A
 
 
 def requirements(owner: object, value: object) -> list[str]:
-    """Returns `value`, the result of a defense's method `requires`. Raises ConfigError unless it is
-    a list of names in NEEDS."""
+    """Returns `value`, the result of the `requires` method of a defense. Raises ConfigError unless
+    `value` is a list of names in `NEEDS`."""
     if isinstance(value, (list, tuple)) and all(each in NEEDS for each in value):
         return list(value)
     raise wrong(owner, "requires", value, f"a list of names (any of {', '.join(NEEDS)})")

@@ -39,7 +39,7 @@ def cell_artifacts(reader: ArtifactReader, record: dict[str, Any]) -> CellArtifa
 
 
 def in_target(found: CellArtifacts) -> Array:
-    """Returns the positions, int (b,), of the examples labeled as the target class, without cover
+    """Returns the positions, int (b,), of the examples labeled as the target class. Excludes cover
     images, which count as neither clean nor poisoned."""
     mine = found.training.labels == found.target
     return np.flatnonzero(mine & ~found.training.is_cover)

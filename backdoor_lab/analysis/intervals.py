@@ -43,9 +43,11 @@ def wilson(share: float, n: int) -> tuple[float, float]:
 
 
 def newcombe(share: float, n: int, other: float, m: int) -> tuple[float, float]:
-    """Returns the 95 % interval of the difference ``share - other`` of two proportions, of `n` and
-    of `m` independent trials, from their Wilson intervals (Newcombe, "Interval estimation for the
-    difference between independent proportions", Statistics in Medicine 1998, method 10).
+    """Returns the 95 % interval of the difference ``share - other`` between two proportions.
+
+    `share` is a proportion of `n` independent trials, `other` one of `m`. The interval is computed
+    from the Wilson intervals of both (Newcombe, "Interval estimation for the difference between
+    independent proportions", Statistics in Medicine 1998, method 10).
 
     >>> [round(bound, 4) for bound in newcombe(56 / 70, 70, 48 / 80, 80)]
     [0.0524, 0.3339]

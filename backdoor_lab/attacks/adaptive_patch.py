@@ -58,8 +58,9 @@ class AdaptivePatch(Trigger):
         idle = sorted({*range(len(patches))} - self.train.keys() - self.test.keys())
         if idle or not self.train or not self.test:
             raise ConfigError(
-                "`trigger.patches`: every patch needs a `strength_train` or a `strength_test` above"
-                " 0, and each of the two keys must be above 0 for at least one patch"
+                "`trigger.patches`: every patch needs `strength_train` or `strength_test` above 0;"
+                " at least one patch needs `strength_train` above 0, and at least one patch needs"
+                " `strength_test` above 0"
             )
 
     def apply_test(self, images: Tensor) -> Tensor:

@@ -136,7 +136,7 @@ class Trigger(ABC):
         return None
 
     def prepare(self, context: AttackContext) -> dict[str, Tensor]:
-        """Optimizes or trains the trigger, before any image is triggered; returns the resulting
+        """Optimizes or trains the trigger before it is applied to any image. Returns the resulting
         tensors by name."""
         return {}
 

@@ -70,8 +70,9 @@ class Drawing:
         """Returns the drawing for images of this size: int64 (rows, columns), the index of each
         pixel's color, or -1 where the drawing is empty.
 
-        Both sides are multiplied by the images' shorter side / 32 and rounded up or down, so as
-        to minimize the error in area. Raises ConfigError if the error is above a quarter.
+        The height and the width of the drawing are multiplied by s / 32, where s is the shorter
+        side of the images. Each is then rounded up or down, whichever keeps the area most exact.
+        Raises ConfigError if the area is off by more than 25 %.
         """
         factor = scale(height, width)
         exact = int(self.letters.ge(0).sum()) * factor**2

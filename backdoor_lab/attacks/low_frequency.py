@@ -42,8 +42,8 @@ class LowFrequency(Additive):
     def check_image_size(self, channels: int, height: int, width: int) -> None:
         if height * width == 1:
             raise ConfigError(
-                f"`trigger`: images of {height}x{width} pixels have no frequencies but the constant"
-                " one; they need at least 2 pixels"
+                f"`trigger`: images of {height}x{width} pixels contain only the zero frequency;"
+                " this trigger needs images of at least 2 pixels"
             )
         super().check_image_size(channels, height, width)
 

@@ -264,8 +264,9 @@ class _GradientMatching:
         return (found @ self.wanted) / lengths.clamp(min=1e-30)
 
     def slope(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Returns the derivative with respect to `images` of the cosine similarity of their joint
-        gradient and the target gradient. Keeps the graphs of at most two chunks in memory."""
+        """Returns the derivative, with respect to `images`, of the cosine similarity between two
+        gradients: that of the loss summed over `images`, and the target gradient. Keeps the graphs
+        of at most two chunks in memory."""
         *before, last = zip(images.split(CHUNK), labels.split(CHUNK), strict=True)
         graph = self._graph(*last)
         total = graph[1].detach()

@@ -22,7 +22,7 @@ from backdoor_lab.results.sweeps import one_sweep
 from backdoor_lab.tables.writers import FORMATS, OUT_HELP, terminal
 
 REFERENCE = "reference"
-HINT = f" (for the figures of the published report, write {REFERENCE})"
+HINT = f" (for the values of the published report, write {REFERENCE})"
 OPTIONS = ("by", "base", "values")
 
 
@@ -37,7 +37,7 @@ def _compare(asked: Namespace) -> int:
         check_name(asked.out, FORMATS)
     if REFERENCE in texts[:-1]:
         raise ConfigError(
-            f"`{REFERENCE}` must be the second argument: the figures of the published report"
+            f"`{REFERENCE}` must be the second argument: the values of the published report"
             " are subtracted from those of the sweep"
         )
     sweeps = [one_sweep(text, HINT) for text in texts if text != REFERENCE]

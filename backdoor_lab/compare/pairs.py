@@ -135,9 +135,9 @@ def with_report(facts: CellFields) -> tuple[PairedGroup, list[str]]:
     pairs = [MatchedCells(number, None) for number in known if facts.cells[number].done]
     if not pairs:
         raise ConfigError(
-            "the tables of the published report have no figures for any completed cell of this"
-            f" sweep; they cover only defense={reference.DEFENSE} and certain triggers, targets"
-            " and ratios"
+            "the tables of the published report have no values for the completed cells of this"
+            f" sweep: the tables cover only defense={reference.DEFENSE} and certain triggers,"
+            " targets and ratios"
         )
     missing = [number for number in known if not facts.cells[number].done]
     return PairedGroup("", pairs, missing), [*CHOICES, *_extra(facts, known)]
@@ -178,8 +178,8 @@ def lines_of(
 
 
 def pair_word(facts: CellFields, pair: MatchedCells, name: str) -> str:
-    """The value of the choice `name` for a pair, as text. If the two cells have different versions
-    of a method, both are shown: ``abl@2 − abl@1``."""
+    """Returns the value of the field `name` for a pair of cells, as text. If `name` is a method
+    whose version differs between the two cells, both versions are shown: ``abl@2 − abl@1``."""
     ours = facts.word(pair.ours, name)
     if pair.base is None or name not in SECTIONS:
         return ours

@@ -202,8 +202,8 @@ def _no_module(name: str, error: ModuleNotFoundError) -> str:
 
 
 def _no_class(where: str, target: str, module: ModuleType, kind: type) -> ConfigError:
-    """Returns the error for a module without the class `target`. The message gives the current name
-    of a renamed class, or else the most similar name."""
+    """Returns the error for an import path `target` whose module has no such class. If the class
+    was renamed, the message gives the new name, otherwise the most similar name."""
     if current := new_class(target):
         return ConfigError(f"`{where}._target_`: {target} was renamed to {current}")
     usable = [

@@ -145,8 +145,8 @@ class Lease:
 
 
 def machine() -> str:
-    """Returns this machine's boot id and PID namespace, within which a process id is unique; the
-    host name if the system does not report them."""
+    """Returns this machine's boot id and PID namespace, which together make a process id unique. If
+    the system does not report these, returns the host name."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot}/{os.readlink('/proc/self/ns/pid')}"

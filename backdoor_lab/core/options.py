@@ -35,9 +35,9 @@ def options(given: Sequence[str], known: Sequence[str]) -> tuple[list[str], dict
 
 
 def names(key: str, value: str, known: Iterable[str], more: Iterable[str] = ()) -> tuple[str, ...]:
-    """Returns the names in `value`, which are separated by commas. Raises ConfigError for an
-    unknown, repeated or empty name. The names in `more` are also valid; the error
-    message abbreviates them, for example to ``config.*``."""
+    """Returns the names in `value`, which are separated by commas. Raises ConfigError for a name
+    that is repeated, empty, or in neither `known` nor `more`. The error message lists `known` in
+    full, but abbreviates `more`, for example to ``config.*``."""
     given, listed, others = [name.strip() for name in value.split(",")], list(known), set(more)
     for position, name in enumerate(given):
         if name not in listed and name not in others:

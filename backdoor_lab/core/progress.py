@@ -73,11 +73,11 @@ def observe(steps: Steps) -> Iterator[None]:
 
 
 def track(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
-    """Yield the `items` and count them for the progress display. `label` names one item, e.g.
+    """Yields the `items` and counts them for the progress display. `label` names one item, e.g.
     ``epoch``.
 
-    `total` defaults to ``len(items)`` if defined. Loops may be nested. Raises StoppedError if the
-    process has been asked to stop.
+    `total`: the number of items, by default ``len(items)`` if `items` has a length, otherwise
+    unknown. Loops may be nested. Raises StoppedError if the process has been asked to stop.
     """
     steps = _observed.get()
     if total is None and isinstance(items, Sized):

@@ -1,4 +1,7 @@
-"""Checks of values, with messages of one form: "`ratio` must satisfy 0 <= ratio <= 1, got nan"."""
+"""Checks values.
+
+All error messages have the same form, for example "`ratio` must satisfy 0 <= ratio <= 1, got nan".
+"""
 
 from __future__ import annotations
 

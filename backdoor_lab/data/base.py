@@ -141,7 +141,8 @@ def pattern_hint(root: Path) -> str:
 
 
 def name_from(path: str) -> str:
-    """Derives a data set's name from its file or folder: without extensions, safe in paths.
+    """Derives the name of a data set from the path of its file or folder. Removes file extensions
+    and replaces characters that are unsafe in paths.
 
     >>> name_from("/data/My Birds.tar.gz")
     'my-birds'

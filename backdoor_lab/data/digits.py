@@ -48,7 +48,7 @@ class Digits(Source):
         self.size = validation.whole("dataset.size", size, low=SIDE, below=4097)
 
     def identity(self) -> dict[str, Any]:
-        """Returns the hash of the content, which `read` verifies, and `size`."""
+        """Returns `size` and the hash of the images and labels; `read` verifies this hash."""
         return {"content": CONTENT, "size": self.size}
 
     def known_classes(self) -> tuple[str, ...]:
@@ -68,7 +68,8 @@ class Digits(Source):
 
 
 def _digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Returns images (N, 8, 8) and labels (N,). Raises DataError unless their hash is `CONTENT`."""
+    """Returns images (N, 8, 8) and labels (N,). Raises DataError unless the hash of both equals the
+    constant `CONTENT`."""
     try:
         from sklearn.datasets import load_digits  # type: ignore[import-untyped]
 

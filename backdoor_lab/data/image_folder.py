@@ -30,15 +30,18 @@ from backdoor_lab.data.splits import HeldOut
 class ImageFolder(Source):
     """Reads `root`: a folder, .tar, .tar.gz, .tgz, .tar.xz or .zip with train/ and test/.
 
-    - The test images are in test/, else in val/, else in valid/. If none of these folders exists,
-      the fraction `test_share` of every class, drawn with `split_seed`, is held out of the training
-      images, and the class folders may be directly in `root` instead of in train/. Other folders
-      next to these are ignored. `root` may also contain a single folder with all of these inside.
-    - Classes are the folders in a split, sorted by name, in Unicode's composed form (NFC);
-      images are sorted by name.
-    - Images are files with the extension or the first bytes of an image; see kinds.py. Other files
-      in a split are counted and listed in the record. Names that start with a dot or with __MACOSX
-      are ignored. An image in a split that is not directly in a class folder is an error.
+    - The test images are in test/, else in val/, else in valid/. Other folders next to these and to
+      train/ are ignored.
+    - If no folder of test images exists, the fraction `test_share` of every class, drawn with
+      `split_seed`, is held out of the training images. In this case, the class folders may be
+      directly in `root` instead of in train/.
+    - All of this may also be inside a single folder in `root`.
+    - Classes are the folders in a split, sorted by name, in Unicode's composed form (NFC); images
+      are sorted by name.
+    - A file is an image if its extension or its first bytes are those of an image format (see
+      kinds.py). Other files in a split are counted and listed in the record. Names that start with
+      a dot or with __MACOSX are ignored. An image in a split that is not directly in a class folder
+      is an error.
     - A damaged image is an error; with `skip_broken` it is skipped, counted and listed.
     - `size`: None if all images have the same size, or a number to resize to size x size.
     - `channels`: 3 or 1; see decode.py for the conversion of other modes.

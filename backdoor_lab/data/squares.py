@@ -15,10 +15,11 @@ from backdoor_lab.data.kinds import has_image_ending
 
 
 def middle_squares(root: Path, count: int, size: int) -> NDArray[np.uint8]:
-    """Returns center crops of the first `count` images by name: uint8 (n, size, size, 3), n > 0.
+    """Returns center crops of the first `count` images: uint8 (n, size, size, 3), n > 0.
 
-    `root` is a folder or an archive; images are the files in it, at any depth, with the extension
-    of an image. Raises DataError if there is no image or if one is damaged.
+    `root` is a folder or an archive. All files in `root` with the extension of an image format
+    count as images, at any depth, sorted by path. Raises DataError if there is no image or if one
+    is damaged.
     """
     inside = members(root)
     paths = [path for path in sorted(inside.listing().files) if has_image_ending(path)][:count]

@@ -1,7 +1,7 @@
-"""The public data sets supported by torchvision, in torchvision's folders and files.
+"""Reads the public data sets supported by torchvision, from the same files as torchvision.
 
-The official hashes are constants here, so that a data set in the store opens without its files
-and without importing torchvision; a test compares them with torchvision's.
+The official hashes are constants here. Therefore a data set in the store can be opened without its
+original files and without importing torchvision. A test compares the hashes with torchvision's.
 """
 
 from __future__ import annotations

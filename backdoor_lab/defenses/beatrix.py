@@ -36,12 +36,12 @@ suspicious. The comparison needs 4 bytes for each pair of images."""
 class Beatrix(ModelBasedFilter):
     """Removes examples whose channel correlations deviate from those of clean examples.
 
-    Ma, Wang, Sun, Xue, Wen, Xiang, "The 'Beatrix' Resurrections: Robust Backdoor Detection via
-    Gram Matrices", NDSS 2023, as in the authors' code. For the feature maps v of C channels at HW
-    positions, the Gram matrix of order p is (v^p (v^p)^T)^(1/p). The range of an entry is median ±
-    `width` · MAD, computed from `clean_per_class` held-out images of the class. The score of an
-    image measures how far its entries, for orders 1 to `orders`, lie outside their ranges (see
-    `Ranges.deviations`).
+    Ma, Wang, Sun, Xue, Wen, Xiang, "The 'Beatrix' Resurrections: Robust Backdoor Detection via Gram
+    Matrices", NDSS 2023, as in the authors' code. For feature maps v (C, HW), with C channels and
+    HW positions, the Gram matrix of order p is (v^p (v^p)^T)^(1/p). For each class, the range of an
+    entry is median ± `width` · MAD, computed from `clean_per_class` held-out images of that class.
+    The score of an image measures how far its entries, for orders 1 to `orders`, lie outside their
+    ranges (see `Ranges.deviations`).
 
     `layer` is ``last_stage_input``, the input of a ResNet's layer4, or another layer, named as in
     `protocol.layer`. ``removal_budget=auto`` removes the images whose score exceeds a threshold,

@@ -40,9 +40,9 @@ class SampleScores:
 class ModelBasedFilter(SampleFilter):
     """A filter that scores images with models instead of scoring features.
 
-    If the method has its own rule to flag images, ``removal_budget=auto`` removes the flagged
-    images, but at most half of a class, and none of a class whose scores are all equal;
-    ``filter_scope=suspicious`` selects the classes with flagged images.
+    A method may have its own rule for flagging images. In this case, ``removal_budget=auto``
+    removes the flagged images of a class, but at most half of the class, and none if all scores of
+    the class are equal. ``filter_scope=suspicious`` then selects the classes with flagged images.
     """
 
     needs_clean: ClassVar[bool] = False

@@ -242,9 +242,9 @@ def endless(n: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
 
 
 def anomaly(sizes: list[float]) -> list[float]:
-    """Returns how far each of `sizes` is below the median, divided by 1.4826 MAD, an estimate of
-    the standard deviation; negative for sizes above the median. Finite even if most sizes are
-    equal."""
+    """Returns (median - size) / (1.4826 MAD) for each of `sizes`, where 1.4826 MAD estimates the
+    standard deviation. The MAD has a positive lower bound, so that the results are finite even if
+    most sizes are equal."""
     x = torch.tensor(sizes, dtype=torch.float64)
     below = x.quantile(0.5) - x
     mad = below.abs().quantile(0.5).clamp(min=1e-6 * float(x.max()) + 1e-12)

@@ -13,9 +13,9 @@ from backdoor_lab.defenses.base import DefenderKnowledge, Defense, SampleFilter
 
 
 class Random(Defense):
-    """Removes from each class as many examples as the filter `like` does, chosen at random. Gives a
-    random score to the examples that `like` scores. The protocol's options for filters apply to
-    `like`."""
+    """Removes random examples: from each class, as many as another filter removes. `like`: the
+    other filter. Only the examples that the other filter scores get a (random) score. The
+    protocol's filter options apply to the other filter."""
 
     def __init__(self, *, like: SampleFilter) -> None:
         if not isinstance(like, SampleFilter):

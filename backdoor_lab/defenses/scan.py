@@ -172,13 +172,14 @@ class Variation:
 
 
 def variation(values: Tensor, labels: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
-    """Returns the covariances (d, d) of identity and variation, from clean `values` float64 (n, d).
+    """Returns two covariances (d, d), estimated from clean `values` float64 (n, d): S_mu of the
+    identity vectors, and S_e of the variation within classes.
 
-    Uses expectation maximization as in the authors' code (paper, section 4). The identity of a
-    class of m examples with mean x is S_mu (S_mu + S_e / m)^-1 x. S_mu is the covariance of the
-    examples' class identities, S_e that of the examples minus these identities. The iteration
-    ends when the Frobenius norms of the changes of the two covariances sum to at most `tolerance`,
-    or after 100 steps.
+    Uses expectation maximization as in the authors' code (paper, section 4). The identity vector of
+    a class of m examples with mean x is S_mu (S_mu + S_e / m)^-1 x. S_mu is the covariance of the
+    identity vectors, counted once per example. S_e is the covariance of the residuals (each example
+    minus the identity vector of its class). The iteration ends when the Frobenius norms of the
+    changes of the two covariances sum to at most `tolerance`, or after 100 steps.
     """
     values = values - values.mean(dim=0)
     _, which, sizes = labels.unique(return_inverse=True, return_counts=True)

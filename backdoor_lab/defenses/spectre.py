@@ -82,8 +82,8 @@ class SPECTRE(Principal):
     def _judged(
         self, points: Tensor, k: int, removed: int, poisoned: float
     ) -> tuple[float, Tensor, int]:
-        """Returns the quotient tr(S Q) / tr Q by which k is chosen, the scores (n,) with k
-        directions, and k."""
+        """Returns three results for `k` directions: the quotient tr(S Q) / tr Q that decides
+        between values of k (see `weighted_variance`), the scores (n,), and `k`."""
         scores = que(self._whitened(points[:, :k], poisoned), self.alpha)
         rest = points[scores.topk(len(points) - removed, largest=False).indices]
         white = points @ root_of(covariance(rest, correction=1), points)

@@ -65,9 +65,8 @@ class STRIP(ModelBasedFilter):
         return SampleScores(-found, found <= threshold, {"threshold_bits": threshold})
 
     def threshold(self, usual: Tensor) -> float:
-        """Returns the `false_positive_rate` quantile of a normal distribution fitted to the
-        entropies `usual` (m,) of clean images. An image is suspicious if its entropy is at
-        most this quantile."""
+        """Returns the largest entropy at which an image is suspicious: the `false_positive_rate`
+        quantile of a normal distribution fitted to `usual` (m,), the entropies of clean images."""
         spread = usual.std(unbiased=False) * normal_quantile(self.false_positive_rate)
         return float(usual.mean() + spread)
 

@@ -25,11 +25,11 @@ class _MissingError(Exception):
 
 
 def drift(methods: Iterable[Method], root: Path = ROOT, conf: Path | None = None) -> list[str]:
-    """Compare the YAML files with the configuration and the code. Returns one line per difference.
+    """Compares the YAML files with the configuration and the code. Returns one line per difference.
 
-    Compares options, constants, default values of classes and quoted texts. Also reports options
-    without a row, triggers and defenses in `conf` without a YAML file, and YAML files without a
-    configuration.
+    Compares options, constants, quoted texts and the default values of classes. Also reports
+    options that a YAML file does not describe, triggers and defenses in `conf` without a YAML file,
+    and YAML files without a configuration.
     """
     conf = conf or conf_dir()
     every = list(methods)

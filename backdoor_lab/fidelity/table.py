@@ -103,7 +103,8 @@ class Method:
 
 
 def same(ours: object, theirs: object) -> bool:
-    """Whether two values are equal. The word ``same`` in `theirs` equals every value."""
+    """Returns whether two values are equal. If `theirs` is the word ``same``, every value of `ours`
+    counts as equal."""
     if theirs == SAME:
         return True
     if isinstance(ours, bool) or isinstance(theirs, bool):

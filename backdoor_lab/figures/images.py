@@ -20,9 +20,9 @@ Array = NDArray[Any]
 
 @styled
 def triggers(names: Sequence[str], originals: Array, triggered: Array) -> Figure:
-    """Draw one row per trigger: an image, the same image with the trigger, and their difference,
-    which is stretched to the full range around gray. `originals` and `triggered` are uint8
-    (triggers, C, H, W)."""
+    """Draws one row per trigger: an image, the same image with the trigger, and their difference.
+    The difference is scaled to the full range of pixel values, with zero shown as gray. `originals`
+    and `triggered` are uint8 (triggers, C, H, W)."""
     figure = new(4.6, 1.5 * len(names) + 0.3)
     draw_triggers(figure, names, originals, triggered)
     return figure

@@ -20,11 +20,11 @@ class OwnCodeError(ConfigError):
 
 
 def own_code_error(error: BaseException, config: Mapping[str, Any]) -> OwnCodeError | None:
-    """Returns an error that names the component and the line, if `error` was raised in the code of
-    a new or edited trigger or defense that `config` names, or in code called from there.
+    """Returns an error that names the component and the line if `error` was raised in the code of a
+    new or edited trigger or defense of `config`, or in code called from there.
 
-    Returns None for other errors, so that a fault of this package keeps its traceback, and for a
-    LabError, whose message needs no addition.
+    Returns None for all other errors, so that a bug in this package keeps its traceback. Also
+    returns None for out-of-memory errors, and for a LabError, whose message needs no addition.
     """
     if isinstance(error, LabError) or is_out_of_memory(error):
         return None

@@ -83,9 +83,9 @@ def _round(
 def _tail_bound(distances: Tensor, share: float) -> float | None:
     """Returns the smallest valid bound T, or None if no bound is valid.
 
-    The candidates are T = x - 3 for each x in `distances`. T is valid if it is positive and at
-    least a fraction p of the distances is at most T + 3. With ε = `share`, p is 1 for T <= 10
-    log(1 / ε), and 3 ε / (T log T)^2 for larger T.
+    The candidates are T = x - 3 for each x in `distances`. A bound T > 0 is valid if the fraction
+    of `distances` <= T + 3 is at least p(T). With ε = `share`, p(T) is 1 for T <= 10 log(1 / ε),
+    and 3 ε / (T log T)^2 for larger T.
     """
     ordered = distances.sort().values
     bounds = ordered - SHIFT

@@ -1,5 +1,5 @@
 """Code shared by the commands that analyze what a sweep stored. They print a table with one line
-per network or filter result, and can write it to a file."""
+per network or per filter result, and can write the table to a file."""
 
 from __future__ import annotations
 

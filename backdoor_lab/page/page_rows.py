@@ -1,4 +1,4 @@
-"""The columns of the table of all cells on the page."""
+"""The columns of the page's table, which has one row per cell."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ class Column:
 
 
 def columns(cells: Sequence[CellRecord]) -> list[Column]:
-    """All columns: trigger, target, ratio, defense, other choices that differ between the cells,
-    metrics that at least one cell has, seconds and status."""
+    """Returns all columns: trigger, target, ratio, defense, other choices that differ between the
+    cells, metrics (only those that at least one cell has), seconds, and status."""
     chosen = [_choice(cells, name) for name in (*ALWAYS, *_varied(cells))]
     found = [_figure(cells, name) for name in FIGURES if any(name in c.numbers for c in cells)]
     costs = [_seconds(cell) for cell in cells]

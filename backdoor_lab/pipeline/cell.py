@@ -113,8 +113,9 @@ class Cell:
 
     @property
     def used_options(self) -> dict[str, Any]:
-        """The options that affect the result. `none` and repairs ignore the filter options, so a
-        sweep over filter options contains only one cell with each of these defenses."""
+        """Returns the options that affect the result. The defense `none` and all repairs ignore the
+        filter options, so a sweep over filter options contains only one cell with each of these
+        defenses."""
         unused = getattr(self.defense, "unused", ())
         if not takes_options(type(self.defense)):
             unused = OPTION_KEYS

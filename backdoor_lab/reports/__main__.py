@@ -1,12 +1,13 @@
 """python -m backdoor_lab.reports [ROOT ...]: rebuild and print the tables of sweeps.
 
-A sweep of a few triggers and defenses is printed in the layout of the published report; a larger
-sweep, or one without retraining, is printed in wide tables of all its choices.
+A sweep of a few triggers and defenses is printed in the layout of the published report. A larger
+sweep, or one without retraining, is printed in wide tables, with an axis for every setting that
+differs between cells.
 
-rows=, columns= or values= choose another layout, for example: rows=target,ratio columns=defense
-values=asr2,pois_left. Rows and columns are choices (target, defense, ...), protocol.* or config.*.
-These tables are printed instead of the default ones, and written to the sweep's folder. Later runs
-rebuild them too, until tables/layouts.json is deleted.
+rows=, columns= or values= select another layout, for example: rows=target,ratio columns=defense
+values=asr2,pois_left. Rows and columns can be settings (target, defense, ...), protocol.* or
+config.*. These tables are printed instead of the default ones, and written to the sweep's folder.
+Later runs rebuild them too, until tables/layouts.json is deleted.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _report_all(given: Namespace) -> int:
-    """Write all files before printing tables, so that a closed output does not prevent writing."""
+    """Writes all files before printing tables, so that the files exist even if stdout is closed
+    early."""
     folders, asked = options(given.given, OPTIONS)
     found = [read_sweep(folder) for folder in _sweeps(folders)]
     layouts = [_layout(asked, sweep) for sweep in found]

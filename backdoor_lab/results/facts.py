@@ -89,8 +89,8 @@ class CellFields:
         return list(zip(*columns, strict=True)) if columns else [()] * len(self.of)
 
     def values(self, name: str, among: Iterable[int] | None = None) -> list[str]:
-        """Returns the distinct values of `name`, in the order of the sweep; omits cells with
-        unknown choices."""
+        """Returns the distinct values of the field `name` as text, in the order of the sweep.
+        Ignores cells whose choices are unknown."""
         column = self._column(name)
         numbers = range(len(self.of)) if among is None else among
         return list(dict.fromkeys(column[number] for number in numbers if self.of[number]))
@@ -164,7 +164,7 @@ def config_names(cells: Sequence[CellRecord]) -> list[str]:
 
 
 def under_names(cells: Sequence[CellRecord]) -> list[str]:
-    """Returns the names of all measures on transformed test images that these cells have."""
+    """Returns the names of all measures on transformed test images that occur in `cells`."""
     found = dict.fromkeys(name for cell in cells for name in cell.numbers)
     return [name for name in found if name.startswith(UNDER)]
 
@@ -196,8 +196,8 @@ def varied_config(cells: Sequence[CellRecord]) -> list[str]:
 
 
 def _varied_among(cells: Sequence[CellRecord]) -> set[str]:
-    """Returns the names of config values that differ between these cells. Omits a name if the
-    protocol of every cell shows its value."""
+    """Returns the names of config values that differ between these cells. Omits a protocol option
+    if the config of every cell has the same value for it as the cell's protocol."""
     configs: list[dict[str, str]] = []
     hidden: set[str] = set()
     for cell in cells:

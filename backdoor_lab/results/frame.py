@@ -1,4 +1,5 @@
-"""The tidy frame of cells, which `export` writes and from which tables and pages are made."""
+"""The tidy data frame with one row per cell. `export` writes the frame to a file; tables and pages
+are made from it."""
 
 from __future__ import annotations
 

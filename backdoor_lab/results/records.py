@@ -250,7 +250,7 @@ def _under(record: Mapping[str, Any]) -> dict[str, float]:
     numbers = {}
     for name, part in mapping("`under`", record.get("under", {})).items():
         if not _TRANSFORMATION.fullmatch(name):
-            raise DataError(f"`under` must name transformations, got {name!r}")
+            raise DataError(f"each key of `under` must name a transformation, got {name!r}")
         for figure, given in mapping(f"`under.{name}`", part).items():
             if figure not in TRANSFORMED:
                 raise DataError(f"`under.{name}.{figure}` is unknown")

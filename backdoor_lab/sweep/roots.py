@@ -46,9 +46,9 @@ def labels_of(cells: Sequence[Cell]) -> dict[str, str]:
 
 
 def apart(paths: Sequence[tuple[str, ...]]) -> list[str]:
-    """Shorten distinct paths, given as tuples of parts, to what distinguishes them: their common
-    beginning and end are removed. If this would leave a path empty, returns the shortest ends that
-    are distinct."""
+    """Shortens distinct paths, given as tuples of parts, by removing their common prefix and their
+    common suffix. If this would leave a path empty, returns the last n parts of every path, with
+    the smallest n that keeps the paths distinct."""
     first, last = (_alike(paths), _alike([path[::-1] for path in paths]))
     middles = [path[first : len(path) - last] for path in paths]
     if not all(middles):

@@ -30,8 +30,8 @@ class Estimate:
 
 
 def figure(name: str, value: Estimate | None, seeds: int) -> str:
-    """Returns an estimate as text: ``99.88 ± 0.19``; ``(n=2)`` is appended if its `n` differs from
-    `seeds`."""
+    """Returns an estimate as text: ``99.88 ± 0.19``. If the number of runs ``value.n`` differs from
+    `seeds`, the text ends with this number, for example ``(n=2)``."""
     if value is None:
         return NOTHING
     fixed = name == "n_poisoned" and value.half == 0
@@ -54,7 +54,7 @@ def estimate(name: str, mean: float, std: float, n: int, images: float) -> Estim
 
 
 def value_heads(name: str) -> list[str]:
-    """Returns the column headings for the values of `value_of`."""
+    """Returns the headings of the columns that `value_of` fills."""
     rate = ["_wilson_low", "_wilson_high"] if MEASURE[name].of else []
     return [name + suffix for suffix in ("", "_ci95", "_std", "_n", *rate)]
 

@@ -42,9 +42,10 @@ def cautions(
     cells: Sequence[CellRecord], values: Sequence[str] = ("asr1", "nat2", "asr2"),
     clean: CleanNetworks | None = None, signs: Signs | None = None,
 ) -> list[str]:  # fmt: skip
-    """Returns the warnings below a table of `cells` with the measures `values`. `clean`: the clean
-    networks to compare with, by default those among `cells`. `signs`: the footnote marks in the
-    table. A warning starts with the footnote mark of the values it refers to, if they have one."""
+    """Returns the warnings to print below a table that shows the measures in `values` for `cells`.
+    `clean`: the clean networks to compare with, by default those among `cells`. `signs`: the
+    footnote marks in the table. If the figures that a warning refers to have a footnote mark, the
+    warning starts with this mark."""
     done = [cell for cell in cells if cell.done and cell.choices]
     after = bool({"nat2", "asr2"} & set(values))
     clean = CleanNetworks.among(done) if clean is None else clean

@@ -54,11 +54,11 @@ def after_training(
     callback: DefendAndRetrain[Evidence, Result, Network_co],
     machine: ComputeDevice,
 ) -> None:
-    """Run the callback on a trained network whose weights are in the store.
+    """Runs the callback on a trained network whose weights are in the store.
 
-    The callback runs at the end of a fit with zero epochs, whether the weights are new or were read
-    from the store. Storing the weights first means that a process killed during the defense does
-    not lose them.
+    The callback always runs in a separate fit with zero epochs, both for newly trained weights and
+    for weights read from the store. Storing the weights first means that a process killed during
+    the defense does not lose them.
     """
     from backdoor_lab.training.train import trainer_for
 

@@ -126,7 +126,7 @@ def test_the_top_direction_agrees_with_svd_at_extreme_scales_and_shifts(change: 
     agree(top_direction(values), values)
 
 
-def test_the_top_direction_of_rows_on_a_line_is_that_of_the_line() -> None:
+def test_the_top_direction_of_collinear_rows_is_the_direction_of_their_line() -> None:
     """This holds whether or not the line passes through the origin."""
     generator = torch.Generator().manual_seed(5)
     line = torch.randn(90, generator=generator, dtype=torch.float64)

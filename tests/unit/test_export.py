@@ -177,7 +177,7 @@ def test_the_columns_option_lists_the_documented_columns(
     assert set(CHOICES) <= set(told)
 
 
-def test_the_export_command_imports_no_torch(tmp_path: Path) -> None:
+def test_the_export_command_imports_neither_torch_nor_scipy(tmp_path: Path) -> None:
     folder = write_sweep(tmp_path / "s", [record()])
     code = (
         "import sys; from backdoor_lab.export import main\n"

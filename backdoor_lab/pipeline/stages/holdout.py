@@ -18,10 +18,10 @@ from backdoor_lab.pipeline.cell import Cell
 
 
 def held_out(cell: Cell, test: LabeledImages) -> Tensor:
-    """The indices, int64 in ascending order, of the test images held out for defenses.
+    """Returns the indices (int64, ascending) of the test images held out for defenses.
 
-    There are `protocol.clean_holdout` of them, as evenly divided among the classes as possible, and
-    drawn at random with the cell's seed.
+    Draws `protocol.clean_holdout` images at random with the cell's seed, divided as evenly as
+    possible among the classes.
     """
     wanted = cell.protocol["clean_holdout"]
     generator = torch_generator(cell.seed, streams.HOLDOUT)

@@ -81,7 +81,7 @@ def test_different_pieces_are_drawn_for_poison_for_covers_and_for_another_seed()
     assert not torch.equal(trigger.poisoned(images, labels, attack_context(1)), poisoned)
 
 
-def test_without_masks_and_at_equal_opacity_poison_and_test_images_are_equal() -> None:
+def test_poison_equals_test_images_if_nothing_is_masked_and_opacities_are_equal() -> None:
     trigger = AdaptiveBlend(strength_train=0.2, mask_rate=0.0)
     images, labels = noise(4), torch.zeros(4).long()
     assert torch.equal(trigger.poisoned(images, labels, attack_context()), trigger(images))

@@ -143,8 +143,9 @@ def test_poison_and_training_set_sizes_match_hand_counts(
         assert sizes == [40 + poisoned, 60 - poisoned, 100]
 
 
-def test_appended_poison_keeps_its_originals_and_replacing_poison_does_not() -> None:
-    """Appended poison comes last and keeps its originals; replacing poison takes their place."""
+def test_poison_is_appended_after_the_original_images_or_replaces_them() -> None:
+    """Appended poison comes last, and the originals stay; with ``placement="replace"``, poison
+    takes their place."""
     appended = made(PoisonSpec(0, None, 0.1))
     assert torch.equal(appended.training.index[:200], torch.arange(200))
     assert torch.equal(appended.training.labels[:200], LABELS)

@@ -283,7 +283,7 @@ def test_measures_that_need_no_retraining_are_compared_even_for_cells_without_re
         (["A", "nowhere"], "no such folder: nowhere"),
         (["A", "."], "contains 2 sweeps, but one is needed"),
         (["B", "A"], "the sweeps have no value of target in common"),
-        (["B", "reference"], "have no figures for any completed cell"),
+        (["B", "reference"], "have no values for the completed cells"),
         (["A", "bases=1"], "Did you mean 'base='"),
         (["A", "reference", "--out", "x.txt"], "must end in one of .csv"),
     ],
@@ -442,7 +442,7 @@ def test_the_compared_field_is_not_listed_among_the_other_differences_of_a_pair(
     assert "recipe.lr: 0.05 → 0.1" in said
 
 
-def test_the_note_on_exact_tests_counts_the_pairs_of_a_line_not_of_the_table(
+def test_the_note_on_exact_tests_counts_the_pairs_of_one_table_line_instead_of_all_pairs(
     tmp_path: Path,
 ) -> None:
     made = [record(*cell, nat2=0.9 + n / 1000) for n, cell in enumerate(GRID[:6])]

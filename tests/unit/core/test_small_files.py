@@ -192,7 +192,7 @@ PLACES: dict[str, Callable[[Path], Path]] = {
     ("place", "what"),
     [(p, w) for p in PLACES for w in [*FILES, *TEXTS] if (p, w) != ("entry", "directory")],
 )
-def test_anything_at_the_path_of_a_stored_file_is_renamed_and_the_file_is_computed_again(
+def test_an_obstacle_at_the_path_of_a_stored_file_is_renamed_and_the_file_is_recomputed(
     place: str, what: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     obstacle(PLACES[place](entry_of(tmp_path)), what)

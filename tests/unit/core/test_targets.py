@@ -173,7 +173,7 @@ def test_a_launcher_is_accepted_if_the_command_line_allows_its_package(allowed: 
         composed(target, "allow_plugins=[my]")
 
 
-def test_allow_plugins_does_not_extend_to_triggers() -> None:
+def test_a_trigger_from_an_allowed_plugin_package_is_still_refused() -> None:
     with pytest.raises(ConfigError, match=r"`trigger\._target_`: 'mine\.Trigger'"):
         composed("trigger._target_=mine.Trigger", "allow_plugins=[mine]")
 
@@ -207,7 +207,7 @@ def test_log_handlers_are_allowed_only_in_logging_sections(name: str) -> None:
         check_targets({"x": {"class": name}}, where="hydra.callbacks")
 
 
-def test_the_check_of_target_classes_does_not_change_the_configuration() -> None:
+def test_checking_which_classes_a_configuration_names_does_not_change_the_configuration() -> None:
     config = composed(
         "hydra.job_logging.handlers.file.filename=${hydra.runtime.output_dir}/${hydra.job.num}.log"
     )

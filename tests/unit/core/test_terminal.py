@@ -112,7 +112,9 @@ def test_help_keeps_the_lines_of_the_docstring() -> None:
 
 
 @pytest.mark.parametrize("path", mains(), ids=command_of)
-def test_bad_arguments_give_a_one_line_error_and_help_works_with_closed_output(path: Path) -> None:
+def test_bad_arguments_are_refused_in_one_line_and_help_succeeds_with_a_closed_stdout(
+    path: Path,
+) -> None:
     command = [sys.executable, "-m", f"backdoor_lab.{command_of(path)}".replace("/", ".")]
     wrong = subprocess.run(
         [*command, "--bogus"], env=environment(), capture_output=True, text=True, check=False

@@ -144,7 +144,7 @@ def test_finite_numbers_of_at_least_0_are_accepted_and_returned_as_floats(value:
 @pytest.mark.parametrize(
     "value", [-1, -0.5, float("nan"), float("inf"), 10**400, True, False, "1", None, [1], {}]
 )
-def test_the_function_non_negative_returns_none_for_anything_but_finite_numbers(
+def test_non_negative_returns_none_unless_the_value_is_a_finite_number_of_at_least_0(
     value: object,
 ) -> None:
     assert validation.non_negative(value) is None

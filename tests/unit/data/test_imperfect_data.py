@@ -236,7 +236,7 @@ def test_invalid_exif_data_does_not_make_an_image_damaged() -> None:
     assert decode(data, "x", 3, None)[0].min() > 190
 
 
-def test_image_folder_has_version_2_because_it_applies_exif_orientation_and_arrays_has_version_1(
+def test_only_image_folder_has_version_2_because_only_it_applies_exif_orientation(
     tmp_path: Path,
 ) -> None:
     assert identity.committed()["datasets"]["image_folder"]["version"] == 2
@@ -315,7 +315,7 @@ def test_the_test_split_of_a_class_depends_on_the_seed_but_not_on_the_other_clas
 
 
 @pytest.mark.parametrize("prefix", ["train/", "", "around/"])
-def test_a_data_set_without_test_images_is_refused_with_a_hint_to_test_share(
+def test_the_error_for_a_data_set_without_test_images_suggests_holding_out_a_share(
     tmp_path: Path, prefix: str
 ) -> None:
     for form in forms(many(tmp_path / "set", prefix)):

@@ -113,7 +113,7 @@ def test_neural_cleanse_finds_and_unlearns_the_target_and_its_trigger() -> None:
     assert float((network(triggered).argmax(dim=1) == labels).double().mean()) > 0.9
 
 
-def test_neural_cleanse_keeps_a_network_without_an_anomalous_class() -> None:
+def test_neural_cleanse_does_not_change_a_network_that_has_no_anomalous_class() -> None:
     images, labels = six_classes()
     given = context(images, labels, network=trojan(), clean=(images, labels))
     network, notes = NeuralCleanse(steps=4, threshold=1e9).repair(given)

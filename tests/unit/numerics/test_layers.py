@@ -39,8 +39,8 @@ def test_the_head_of_a_network_is_its_last_linear_layer() -> None:
         head(nn.Tanh())
 
 
-def test_forward_hooks_are_registered_only_in_layers_and_unused_columns() -> None:
-    """The hook in unused_columns.py is an exception: it reads only shapes."""
+def test_only_two_modules_register_forward_hooks() -> None:
+    """These are `numerics.layers`, and `training.unused_columns`, whose hook reads only shapes."""
     allowed = {"numerics/layers.py", "training/unused_columns.py"}
     package = Path(backdoor_lab.__file__).parent
     found = {

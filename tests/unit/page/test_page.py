@@ -120,7 +120,7 @@ def test_the_details_of_a_cell_show_the_same_text_as_the_table(tmp_path: Path) -
     assert "0.12" in (write_tables(folder) and (folder / "tables/table_pixel.md").read_text())
 
 
-def test_the_page_shows_ratios_as_image_counts_and_a_column_named_asr1_elsewhere(
+def test_the_page_shows_poison_counts_and_the_asr_of_classes_that_are_not_attacked(
     tmp_path: Path,
 ) -> None:
     counted = {**PROTOCOL, "ratio_of": "count"}
@@ -348,7 +348,7 @@ def test_a_malformed_record_does_not_break_the_page(tmp_path: Path, seed: int) -
     assert [name for name, _ in catalogue.of_sweep(whole)]
 
 
-def test_write_tables_also_writes_the_page(tmp_path: Path) -> None:
+def test_the_page_is_written_together_with_the_tables(tmp_path: Path) -> None:
     folder, _ = sweep(tmp_path)
     write_tables(folder)
     first = (folder / "index.html").read_bytes()

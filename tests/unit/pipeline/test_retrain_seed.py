@@ -11,10 +11,11 @@ from tests.helpers.program import many
 SAME = "retrain_seed=same"
 
 
-def test_setting_retrain_seed_to_same_repeats_the_first_training_exactly(
+def test_retraining_with_the_same_seed_repeats_the_first_training_exactly(
     tmp_path: Path,
 ) -> None:
-    """Without poison and without a defense, Nat2 equals Nat1, and the weights are identical."""
+    """Without poison and without a defense, ``retrain_seed=same`` makes Nat2 equal to Nat1 and the
+    weights identical."""
     clean = ("ratio=0", "defense=none")
     record = run_here(tmp_path / "store", tmp_path / "same", *clean, SAME)
     assert record["hashes"]["weights1"] == record["hashes"]["weights2"]

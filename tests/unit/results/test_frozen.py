@@ -110,7 +110,7 @@ def test_every_flipped_bit_that_changes_a_value_invalidates_the_seal_of_a_record
     ],
     ids=["edited figure", "repeated key", "no seal", "edited seal", "empty line"],
 )
-def test_edited_values_repeated_keys_and_missing_seals_in_a_record_are_detected(
+def test_a_record_with_an_edited_value_or_a_repeated_key_or_no_valid_seal_is_refused(
     damage: Any,
 ) -> None:
     text = sealed(json.dumps(SWEEP[0]))

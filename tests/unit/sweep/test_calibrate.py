@@ -147,7 +147,7 @@ def test_the_load_of_other_processes_is_zero_on_an_idle_machine(
     assert not replace(tried, others=None).disturbed
 
 
-def test_calibration_with_several_threads_is_repeated_with_one_thread_under_load(
+def test_calibration_with_several_threads_is_repeated_with_one_if_the_machine_is_busy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried, worker = scripted(monkeypatch, tmp_path, threads=2, busy=17.0)

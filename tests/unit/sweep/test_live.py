@@ -134,7 +134,7 @@ def test_the_time_left_is_estimated_from_finished_cells(tmp_path: Path) -> None:
     assert watch.seconds_left(175.0) == pytest.approx((60 - 15) / 2)
 
 
-def test_before_any_cell_has_finished_the_time_left_is_estimated_from_progress(
+def test_the_time_left_is_estimated_from_progress_until_the_first_cell_has_finished(
     tmp_path: Path,
 ) -> None:
     """A quarter of the first cell took 30 seconds, so each of the three cells takes two minutes."""
@@ -232,7 +232,7 @@ def screen(written: str, width: int, height: int) -> list[str]:
 @pytest.mark.parametrize(
     ("launcher", "head"), [("basic", "1 cell at a time"), ("joblib", r"\d+ cells? at a time")]
 )
-def test_a_sweep_on_a_terminal_leaves_only_complete_rows(
+def test_after_a_sweep_only_complete_progress_rows_remain_on_the_terminal(
     tmp_path: Path, launcher: str, head: str
 ) -> None:
     """Two cells succeed and one fails. Each has a complete row, no output of a cell appears between

@@ -227,7 +227,7 @@ def test_tables_of_many_triggers_and_defenses_are_split_into_panels(tmp_path: Pa
         assert panels[1].notes[-1] == ONE_SEED
 
 
-def test_a_row_without_cells_in_a_panel_is_empty(tmp_path: Path) -> None:
+def test_a_row_is_left_empty_in_panels_for_which_it_has_no_cells(tmp_path: Path) -> None:
     names = [f"t{n:02}" for n in range(2 * ACROSS)]
     made = [found(name, name, 0.1, defense=name) for name in names]
     tables = shown(tmp_path, made)

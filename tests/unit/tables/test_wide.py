@@ -207,7 +207,7 @@ def test_cells_are_not_averaged_over_a_field_missing_from_rows_and_columns(
     assert len(together.rows) == 2
 
 
-def test_configuration_values_that_vary_split_the_table_or_become_a_row_or_column(
+def test_varying_configuration_values_split_the_table_or_become_rows_or_columns(
     tmp_path: Path,
 ) -> None:
     made = [record(), record(config={"recipe": {"lr": 0.01}, "seed": 0}, id="other")]

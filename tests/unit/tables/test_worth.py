@@ -180,7 +180,7 @@ def test_an_attack_is_shown_if_the_interval_of_the_difference_of_both_rates_is_a
     assert shows_attack([cell], CleanNetworks.among([network])) == shown
 
 
-def test_clean_networks_of_several_seeds_do_not_multiply_the_test_images() -> None:
+def test_several_clean_networks_do_not_count_the_same_test_images_more_than_once() -> None:
     networks = [one_of(hits, 120, 0.0, poisoned=0, seed=seed) for seed, hits in enumerate((0, 2))]
     clean = CleanNetworks.among(networks * 5)
     assert clean.expected(one_of(5, 120, 0.0)) == (1 / 120, 120)

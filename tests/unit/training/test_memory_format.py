@@ -234,10 +234,11 @@ class Inputs(Store):
 
 
 @pytest.mark.parametrize(("width", "extra"), [(16, set()), (15, {"revision"})])
-def test_training_inputs_contain_a_revision_only_for_narrow_networks(
+def test_the_inputs_of_training_stages_contain_a_revision_only_if_the_network_is_narrow(
     tmp_path: Path, width: int, extra: set[str]
 ) -> None:
-    """A store may hold narrow networks trained with wrong gradients."""
+    """A store may hold narrow networks trained with wrong gradients; the key `revision` ensures
+    that these are trained again."""
     cell = cell_of(tmp_path, f"model.width={width}", "defense=none", "dataset.per_class_train=4")
     store = Inputs(tmp_path)
     CellPipeline(cell, store, CPU, Progress(tmp_path, "", "none")).run()

@@ -80,7 +80,7 @@ def test_a_small_alpha_mostly_keeps_one_of_the_two_images() -> None:
     assert float(largest(50.0)) < 0.65
 
 
-def test_mixup_and_cutmix_do_not_change_the_order_and_augmentation_of_an_epoch() -> None:
+def test_mixup_and_cutmix_change_neither_the_order_nor_the_augmentation_of_images() -> None:
     plain = list(BatchLoader(toy_set(), recipe(flip=True), seed=0, device=HERE))
     mixing = list(BatchLoader(toy_set(), recipe(flip=True, mixup=0.3), seed=0, device=HERE))
     mixer = MixupCutmix(recipe(mixup=0.3), 2, 0, 0)

@@ -142,7 +142,7 @@ def test_rotate_turns_each_image_left_or_right_at_random() -> None:
     assert after("rotate10", torch.full((2, 3, 9, 5), 200, dtype=torch.uint8)).min() == 200
 
 
-def test_noise_has_the_standard_deviation_in_its_name_and_differs_between_images() -> None:
+def test_noise8_has_a_standard_deviation_of_8_and_differs_between_images() -> None:
     gray = torch.full((40, 3, 16, 16), 128, dtype=torch.uint8)
     found = after("noise8", gray).astype(float) - 128
     assert found.std() == pytest.approx(8, rel=0.02)
