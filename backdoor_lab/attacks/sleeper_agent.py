@@ -252,7 +252,7 @@ class _GradientMatching:
             return torch.cat([each.flatten() for each in found])
 
     def total(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Returns the gradient of the loss summed over any number of images."""
+        """Returns the gradient of the summed loss, computed in chunks to limit memory."""
         total = torch.zeros_like(self.wanted)
         for part in zip(images.split(CHUNK), labels.split(CHUNK), strict=True):
             total += self.gradient(*part)

@@ -117,8 +117,9 @@ def _shared(facts: CellFields, used: Sequence[int], shown: Sequence[str]) -> lis
 def _differing(facts: CellFields, pairs: Sequence[MatchedCells], shown: Sequence[str]) -> list[str]:
     """A note on the differences within pairs: choices, protocol and configuration.
 
-    Omits the fields in `shown` and, if they are choices, their options. The last entry of `shown`
-    is the choice being compared, or empty; the code version of this choice is omitted too.
+    Omits the fields in `shown`, and the options of those fields that are choices. The last entry of
+    `shown` is the choice that is compared, or empty; the code version of this choice is omitted
+    too.
     """
     names = ("protocol", *shown, *(f"code.{section}" for section in SECTIONS.values()))
     skipped = tuple(f"{CONFIG}{name}." for name in names)

@@ -125,8 +125,8 @@ def explained(
     asked = "" if needed is None else f"{needed:,} bytes needed, "
     return StoreFullError(
         f"{path}: not enough disk space: {asked}{_free(nearest(path.parent))}"
-        f" ({error.strerror or error}). Free some space{instead}, then repeat the command:"
-        " it resumes from here."
+        f" ({error.strerror or error}). Free some space{instead}, then repeat the command,"
+        " which resumes where it stopped."
     )
 
 

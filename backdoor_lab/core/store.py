@@ -244,11 +244,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except DamagedFileError as error:
         raise DamagedFileError(f"{MANIFEST} is damaged ({_told(error, path)})") from error
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise DamagedFileError(f"{MANIFEST} is damaged (not a manifest)") from error
+        raise DamagedFileError(f"{MANIFEST} is damaged (missing or invalid entries)") from error
     if not sealed:
         raise DamagedFileError(f"{MANIFEST} does not match its own hash")
     if not sound:
-        raise DamagedFileError(f"{MANIFEST} is damaged (not a manifest)")
+        raise DamagedFileError(f"{MANIFEST} is damaged (missing or invalid entries)")
     return manifest
 
 

@@ -12,7 +12,7 @@ from backdoor_lab.data.base import Arrays, Split
 
 
 def checked(arrays: Arrays, where: str) -> Arrays:
-    """Returns `arrays`, contiguous and with int64 labels, if they meet the contract of
+    """Returns `arrays` as contiguous arrays with int64 labels, if `arrays` meet the contract of
     `types.Dataset`.
 
     Raises DataError otherwise; the message states the split, the first invalid index and the number

@@ -108,9 +108,10 @@ class ANP(ModelRepair):
 
 
 def masked_loss(network: nn.Module, norms: Norms, masks: list[Tensor]) -> Loss:
-    """Returns a function of a batch and a perturbation that computes the cross-entropy of `network`
-    with the scales (m + δ) γ and the shifts (1 + ξ) β, where m are the masks. The perturbation is a
-    list: δ for each of `norms`, then ξ for each of them."""
+    """Returns a function that takes a batch and a perturbation, and returns the cross-entropy of
+    `network` with the scales (m + δ) γ and the shifts (1 + ξ) β, where m are the `masks`. The
+    perturbation is a list that contains δ for each of `norms`, followed by ξ for each of `norms`.
+    """
     scales = [module.weight.detach() for _, module in norms]
     shifts = [module.bias.detach() for _, module in norms]
 

@@ -197,8 +197,8 @@ def shuffled(n: int, batch: int, generator: torch.Generator) -> Iterator[Tensor]
 
 
 def clean_batches(context: DefenseContext, epochs: int, purpose: Stream) -> Iterator[Batch]:
-    """Yields batches of held-out clean images, augmented as in training, and their labels, for
-    `epochs` passes. Both are on the context's device."""
+    """Yields batches of held-out clean images and their labels, on the context's device, for
+    `epochs` passes. The images are augmented as in training."""
     clean = clean_of(context)
     order = context.generator(purpose, streams.ORDER)
     augment = context.generator(purpose, streams.AUGMENTATION, device=context.device)

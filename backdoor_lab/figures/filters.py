@@ -1,4 +1,4 @@
-"""Finds the filter in the first layer of a network that responds most to a trigger."""
+"""Finds the first-layer filter of a network that responds most to a trigger."""
 
 from __future__ import annotations
 

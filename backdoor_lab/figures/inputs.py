@@ -110,7 +110,8 @@ def _part(record: Record, *names: str) -> Record:
 
 
 def costs(cells: Sequence[CellRecord]) -> tuple[list[str], list[str], Array]:
-    """The seconds per stage of the MOST_BARS most expensive cells, in the order of the sweep.
+    """The seconds per stage of the most expensive cells, at most `MOST_BARS`, in the order of the
+    sweep.
 
     Returns the names of the cells, the stages, and the seconds as float64 (cells, stages).
     """

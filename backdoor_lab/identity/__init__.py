@@ -103,8 +103,8 @@ def is_modified(mark: object) -> bool:
 
 
 def differs(section: str, name: str) -> bool:
-    """Whether a component is not listed in identity.json, or its code differs from the hash
-    there."""
+    """Whether a component is not listed in identity.json, or is listed with a hash that does not
+    match its code."""
     if name not in committed()[section]:
         return True
     try:

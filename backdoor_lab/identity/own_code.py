@@ -39,8 +39,7 @@ def own_code_error(error: BaseException, config: Mapping[str, Any]) -> OwnCodeEr
 
 @contextmanager
 def explained(config: Mapping[str, Any]) -> Iterator[None]:
-    """Context manager that replaces an error with an OwnCodeError if `own_code_error` returns one
-    for it."""
+    """Context manager that replaces an error with the one that `own_code_error` returns, if any."""
     try:
         yield
     except Exception as error:

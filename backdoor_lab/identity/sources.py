@@ -67,8 +67,8 @@ def conf_dir() -> Path:
 
 
 def unit(root: str) -> Unit:
-    """Parses the name of a file or of a definition in it: ``data/cache.py`` or
-    ``pipeline/stages/training.py:train_stage``, relative to the package."""
+    """Parses the name of a file (``data/cache.py``), or of a definition in a file
+    (``pipeline/stages/training.py:train_stage``), relative to the package."""
     path, _, name = root.partition(":")
     return ROOT / path, name or None
 

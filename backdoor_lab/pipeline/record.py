@@ -120,8 +120,9 @@ def record_body(
 
 
 def under(cell: Cell, stages: dict[str, Artifact]) -> dict[str, Any]:
-    """The metrics of both networks under each transformation, by the transformation's name. Empty
-    if the cell has no transformations; `nat2` and `asr2` are None without a second network."""
+    """Maps the name of each transformation to the metrics of both networks on transformed images.
+    Empty if the cell has no transformations; `nat2` and `asr2` are None without a second
+    network."""
     if not cell.asr_under:
         return {}
     found: dict[str, dict[str, Any]] = {}

@@ -80,6 +80,6 @@ def is_float(name: str) -> bool:
 
 
 def is_count(name: str) -> bool:
-    """Whether a column is Int64, with NA for missing values. Columns that are neither float nor
-    count are text."""
+    """Whether a column contains integers (dtype Int64, with NA for missing values). Columns that
+    contain neither floats nor integers contain text."""
     return name in _COUNTS

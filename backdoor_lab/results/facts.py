@@ -109,9 +109,9 @@ class CellFields:
     def determined(
         self, names: Sequence[str], by: Sequence[str], among: Iterable[int] | None = None
     ) -> list[str]:
-        """Returns those of `names` whose values are determined by the values of `by`: cells that
-        agree in `by` also agree in that name. `among`: the indices of the cells to consider, by
-        default all."""
+        """Returns those of the fields `names` that are determined by the fields `by`: cells with
+        equal values of all fields `by` also have equal values of the returned fields. `among`: the
+        indices of the cells to consider, by default all."""
         numbers = range(len(self.of)) if among is None else among
         numbers = [number for number in numbers if self.of[number]]
         keys = [self.key(number, by) for number in numbers]

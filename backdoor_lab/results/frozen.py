@@ -176,8 +176,8 @@ def _check_whole(folder: Path, path: Path, data: bytes) -> None:
         )
     if hashlib.sha256(unix_lines(data)).hexdigest() != said:
         raise DataError(
-            f"{path}: lines were added, removed or moved since {SWEEP} was written; restore both"
-            " files from version control"
+            f"{path}: lines have been added, removed or moved since {SWEEP} was written; restore"
+            " both files from version control"
         )
 
 

@@ -115,7 +115,8 @@ def parse_sealed(data: bytes) -> CellRecord:
 
 def decode(data: bytes, *, sealed: bool = False) -> Any:
     """Decodes the JSON of a record without its list of poison indices, which is large and not
-    needed here. With `sealed`, does not check for duplicate keys."""
+    needed here. With `sealed`, which is for text written by this package, duplicate keys are not
+    detected."""
     return small_files.decode(_without_indices(data), sealed=sealed)
 
 

@@ -58,7 +58,8 @@ def by_key(mappings: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
 
 def each_once(function: Callable[[Any], T], values: Sequence[Any]) -> list[T]:
     """Returns ``[function(value) for value in values]``, but calls `function` only once per object:
-    records share objects with equal values. Does not compare with ``==``, since ``1 == True``."""
+    records share objects with equal values. Objects are distinguished by identity rather than
+    ``==``, since ``1 == True``."""
     distinct = {id(value): value for value in values}
     made = {key: function(value) for key, value in distinct.items()}
     return [made[id(value)] for value in values]

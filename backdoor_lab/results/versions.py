@@ -1,8 +1,8 @@
 """Versions of the triggers and defenses in records, and how tables show them.
 
-A record states the versions in ``config.code``; if it states none, they are 1. Results of two
-versions are results of two methods. The version is therefore part of a method's name, as in
-``abl@2``, if it is not 1 or if cells with several versions are shown together.
+A record states the versions in ``config.code``; if a record states none, all versions are 1.
+Results of two versions are results of two methods. The version is therefore part of a method's
+name, as in ``abl@2``, if it is not 1 or if cells with several versions are shown together.
 """
 
 from __future__ import annotations

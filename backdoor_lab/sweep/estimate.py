@@ -113,7 +113,7 @@ def missing_from(cell: Cell, store_root: Path | str, machine: ComputeDevice) -> 
 
 
 def _clean_is_there(cell: Cell, data: Dataset, machine: ComputeDevice) -> bool:
-    """Whether the network retrained on the clean training set is in the store."""
+    """Whether the store contains the network that was retrained on the clean training set."""
     look = _Look(cell.store_root)
     with contextlib.suppress(_MissingError):
         train_stage("retrain", cell, clean(data.train), look, machine, _untrained)

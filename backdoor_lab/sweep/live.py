@@ -52,7 +52,8 @@ def quiet_cells(config: DictConfig) -> list[str]:
 def live(
     folder: Path, asked: Sequence[RequestedCell], left: Sequence[RequestedCell], progress: str
 ) -> Iterator[None]:
-    """A context manager that shows the cells of `left` as they finish, from a background thread."""
+    """Context manager that shows each of the remaining cells (`left`) when the cell finishes, from
+    a background thread."""
     if progress == "none":
         yield
         return

@@ -82,9 +82,11 @@ def bold_note(cells: Cells, spec: PivotSpec) -> list[str]:
 
 
 def _contests(cells: Cells, spec: PivotSpec) -> Iterable[tuple[str, list[tuple[Key, Key]]]]:
-    """Yields pairs of a measure and the positions whose values compete. Skips measures for which
-    neither high nor low values are better and, if defenses compete, measures taken before the
-    defense."""
+    """Yields pairs of a measure and the positions whose values of this measure compete.
+
+    Skips measures for which neither high nor low values are better. If defenses compete, also skips
+    measures taken before the defense.
+    """
     groups: dict[object, list[tuple[Key, Key]]] = {}
     for row, column in cells:
         contest, defense = _contest(spec, row, column)

@@ -27,9 +27,11 @@ Rate = tuple[float, int]
 
 @dataclass(frozen=True)
 class CleanNetworks:
-    """Mean results of networks trained without poison: `accuracy` maps a measure and the choices in
-    KIND to the training accuracy, `asr` maps the choices in ATTACK to the ASR and the number of its
-    test images."""
+    """Mean results of networks trained without poison.
+
+    `accuracy` maps a measure and the choices in `KIND` to the training accuracy. `asr` maps the
+    choices in `ATTACK` to the ASR and the number of test images on which the ASR was measured.
+    """
 
     accuracy: Mapping[tuple[str, Choices], float]
     asr: Mapping[Choices, Rate]

@@ -95,9 +95,12 @@ def _wide(facts: CellFields) -> Iterator[PivotTable]:
 def _parts(
     cells: Sequence[CellRecord], groups: Sequence[Sequence[str]], fit: int
 ) -> Iterator[tuple[str, ...]]:
-    """Yields the measures of each table: all of them in one table if there are at most `fit`,
-    otherwise at most `fit` per table, with separate tables for each of `groups`. Without completed
-    cells there is still one table, which lists the cells that are not done."""
+    """Yields the measures of each table.
+
+    If there are at most `fit` measures, one table has all of them. Otherwise, each group of
+    measures in `groups` has separate tables, with at most `fit` measures per table. Without
+    completed cells there is still one table, which lists the cells that are not done.
+    """
     known = [[name for name in group if _known(cells, name)] for group in groups]
     known = known if any(known) else [list(groups[0][:fit])]
     together = [name for group in known for name in group]

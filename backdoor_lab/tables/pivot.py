@@ -77,8 +77,8 @@ class PivotTable:
 
 
 def pivot(facts: CellFields, spec: PivotSpec) -> list[PivotTable]:
-    """Returns the tables of a layout, in the order of the sweep; `facts` must have all names in
-    `spec`."""
+    """Returns the tables of a layout, in the order of the sweep. `facts` must contain every field
+    that `spec` names."""
     groups = split(facts, spec)
     keys = facts.keys(spec.rows), facts.keys(spec.columns)
     places = [_places(group, *keys) for group in groups]
@@ -182,8 +182,8 @@ def _visible(cell: PivotCell) -> dict[str, str]:
 
 
 def _reference(shared: Mapping[str, Any]) -> dict[str, float] | None:
-    """Returns the published report's values for the experiment with the values `shared`, or None if
-    the report does not contain it."""
+    """Returns the published report's results for the experiment that `shared` (field name to value)
+    describes, or None if the report does not contain this experiment."""
     if not shared or shared["defense"] != reference.DEFENSE:
         return None
     if not reference.asks_the_same(shared["protocol"], shared.get("source"), shared):

@@ -48,10 +48,10 @@ _TABLES: dict[str, dict[tuple[str, float], tuple[float, ...]]] = {
 def asks_the_same(protocol: Any, source: Any, resolved: Mapping[str, Any]) -> bool:
     """Whether the protocol of a cell is that of the published report.
 
-    The protocol's name must be in PROTOCOLS, and each value must be one that MEANT allows. Values
-    that were not recorded are not compared. `resolved` maps names such as "protocol.placement" to
-    JSON values or text. `source` is None or "any" if there is no source class; the published report
-    has none.
+    The protocol's name must be in `PROTOCOLS`, and each value must be one of the values that
+    `MEANT` lists for its key. Values that were not recorded are not compared. `resolved` maps names
+    such as "protocol.placement" to JSON values or text. `source` is None or "any" if there is no
+    source class; the published report has none.
     """
     if protocol not in PROTOCOLS or source not in (None, "any"):
         return False

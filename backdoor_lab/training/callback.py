@@ -23,7 +23,7 @@ class AfterTraining(Protocol[Evidence, Result, Network_co]):
         """Compute the inputs of the defense: the features of the training set, and any others."""
 
     def defend(self, evidence: Evidence) -> Result:
-        """Run the defense. The result says which examples it keeps."""
+        """Run the defense. The result states which examples the defense keeps."""
 
     def retrain(self, result: Result) -> Network_co | None:
         """Train a network from scratch on the kept examples, or repair the trained one. Returns

@@ -33,7 +33,7 @@ def check_model(config: dict[str, Any]) -> None:
         raise unknown("`model.name`", name, names)
     if name == AIRBENCH:
         if stem is not None:
-            raise ConfigError(f"`model.name={name}` has no `stem`; set it to null")
+            raise ConfigError(f"`model.name={name}` has no `stem`; set `model.stem` to null")
         _check_width(width)
         return
     if not _is_resnet(name):

@@ -134,7 +134,7 @@ def outweighed(share: float, delta: float, seed: int) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_tail_weights_find_poison_hidden_by_the_class_variance(seed: int) -> None:
+def test_weighted_directions_find_poison_hidden_by_the_class_variance(seed: int) -> None:
     """Poison that is p = 5 % of the class and five standard deviations away causes a variance of
     p(1-p)25 + 1 = 2.2 along its axis. The largest variance of the class is 9. The top direction
     misses this poison, but weighted directions find it. Both find poison that is 10 % of the class

@@ -69,7 +69,7 @@ def test_the_installed_fidelity_table_agrees_with_the_installed_code(
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_the_metadata_states_version_license_and_supported_pythons(wheel: Path) -> None:
+def test_the_metadata_states_version_license_and_supported_python_versions(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         (name,) = (each for each in archive.namelist() if each.endswith(".dist-info/METADATA"))
         said = HeaderParser().parsestr(archive.read(name).decode())

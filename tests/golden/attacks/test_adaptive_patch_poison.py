@@ -79,8 +79,11 @@ def test_patch_areas_and_opacities_match_the_authors_code() -> None:
 
 
 @pytest.mark.parametrize("factor", [1, 2])
-def test_test_images_get_both_logos_and_the_four_checkers(factor: int) -> None:
-    """The checkers are laid over the logos. All sides double on images of 64x64 pixels."""
+def test_test_images_get_the_logo_patch_and_the_checkerboards_in_the_four_corners(
+    factor: int,
+) -> None:
+    """The checkerboards cover the logo where they overlap. All patches are twice as large on images
+    of 64x64 pixels."""
     images = pictures(3, 32 * factor)
     expected = blended(images.double().numpy(), "phoenix2", 1, factor)
     expected = blended(expected, "badnet", 1, factor)

@@ -65,7 +65,7 @@ def test_frequency_bins_are_scaled_down_for_images_smaller_than_the_window(
         assert np.abs(spectrum - expected).max() < 1e-3
 
 
-def test_pixels_outside_whole_windows_get_no_change() -> None:
+def test_pixels_at_the_border_that_do_not_fill_a_window_are_unchanged() -> None:
     """An image of 40 x 70 pixels has one row of two windows; the last eight rows and six columns do
     not change."""
     change = FTrojan().change(40, 70)

@@ -41,7 +41,7 @@ def test_a_carriage_return_does_not_start_a_new_row() -> None:
     assert "\r" not in text + csv_of_frame(pd.DataFrame({"a\r=1": ["b\r=2"]}))
 
 
-def test_csv_header_and_rows_are_guarded_against_formulas() -> None:
+def test_text_that_looks_like_a_formula_is_escaped_in_csv_header_and_rows() -> None:
     text = csv_text(["=a", "b"], [["@c", -0.5], [None, "-0.5"]])
     assert list(csv.reader(io.StringIO(text))) == [["'=a", "b"], ["'@c", "-0.5"], ["", "-0.5"]]
 

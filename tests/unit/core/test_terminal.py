@@ -38,8 +38,10 @@ def test_the_package_has_twelve_commands_besides_the_main_program() -> None:
 
 
 @pytest.mark.parametrize("path", mains(), ids=command_of)
-def test_every_main_function_ends_in_run_command_and_catches_no_exception(path: Path) -> None:
-    """Errors, exit codes and closed output are handled only in run_command."""
+def test_every_main_function_returns_the_result_of_run_command_and_catches_no_exception(
+    path: Path,
+) -> None:
+    """Errors, exit codes and closed output are handled only in `run_command`."""
     main = main_of(path)
     assert main is not None
     last = main.body[-1]

@@ -49,7 +49,7 @@ def test_automatic_budget_removes_exactly_the_planted_cluster(
 
 
 @pytest.mark.parametrize("rule", ["size", "silhouette"])
-def test_automatic_budget_keeps_a_clean_class(rule: str) -> None:
+def test_the_automatic_budget_removes_nothing_from_a_clean_class(rule: str) -> None:
     """A normal class splits into two clusters of similar size that are poorly separated."""
     for seed in range(5):
         found = verdict(mixed(200, 0, 0, seed), removal_budget="auto", reduce="pca", rule=rule)

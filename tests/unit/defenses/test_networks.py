@@ -104,7 +104,7 @@ def test_asset_scores_images_that_are_outliers_in_the_attacked_model_higher() ->
     assert auroc(scores, where >= 94) > 0.9
 
 
-def test_asset_unlearns_a_single_outlier() -> None:
+def test_the_asset_defense_works_if_there_is_a_single_outlier() -> None:
     """The step for outliers must also work for one image, although batch normalization refuses a
     single image whose features have no spatial positions."""
     images, labels = drawn(24, 3, 100)

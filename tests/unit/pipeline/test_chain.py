@@ -275,7 +275,7 @@ def test_a_cell_whose_training_diverges_has_the_status_diverged(tmp_path: Path) 
     assert record["nat1"] is None
 
 
-def test_out_of_memory_is_recorded_and_leaves_no_temporary_files(
+def test_an_out_of_memory_error_is_recorded_and_leaves_no_temporary_files(
     lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BACKDOOR_LAB_FAULT", "retrain.before:oom:1")

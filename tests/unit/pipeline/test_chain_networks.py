@@ -226,7 +226,7 @@ def test_missing_requirements_of_a_defense_are_refused_before_any_work(tmp_path:
         cell_of(tmp_path, HELD, "defense=anp", "retrain=false")
 
 
-def test_strip_runs_on_the_held_out_images(lab: Path) -> None:
+def test_the_strip_defense_uses_the_held_out_images(lab: Path) -> None:
     record = run(lab, "strip", "defense=strip")
     assert record["status"] == "done"
     assert "threshold_bits" in json.dumps(record["notes"])

@@ -185,7 +185,7 @@ def test_no_line_of_a_comparison_averages_over_two_versions(tmp_path: Path) -> N
     assert any("several versions" in note for note in found.notes)
 
 
-def test_cells_of_the_same_version_are_paired_before_cells_of_different_versions(
+def test_pairing_prefers_cells_of_the_same_version(
     tmp_path: Path,
 ) -> None:
     one = sweep(tmp_path / "a", made(1, nat2=0.9))

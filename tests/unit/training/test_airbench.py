@@ -317,7 +317,7 @@ def test_airbench_networks_are_trained_in_channels_last_format_even_in_bfloat16(
         (spec(width=0), "`model.width` must satisfy 1 <= model.width < 4097, got 0"),
         (spec(width=8.0), "`model.width` must be an integer without a decimal point, got 8.0"),
         (spec(width=None), "`model.width` must satisfy .* got None"),
-        (spec(stem="cifar"), "`model.name=airbench` has no `stem`; set it to null"),
+        (spec(stem="cifar"), "`model.name=airbench` has no `stem`; set `model.stem` to null"),
         ({**spec(), "name": "airbensh"}, "`model.name` 'airbensh' .*mean 'airbench'"),
     ],
 )

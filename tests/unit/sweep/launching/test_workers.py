@@ -180,7 +180,7 @@ BEAT = {"pid": 5, "stage": "train", "epoch": 2, "epochs": 8}
         (LostProcess(None, said="gone"), BEAT, "its process was lost during train, epoch 3 of 8"),
     ],
 )
-def test_the_failure_of_a_lost_cell_states_cause_and_stage(
+def test_the_error_of_a_lost_cell_states_cause_and_stage(
     loss: LostProcess, beat: dict[str, Any], reason: str
 ) -> None:
     assert loss.reason(beat) == reason
