@@ -225,7 +225,7 @@ def _filled(config: DictConfig) -> Iterator[None]:
 
 
 def _plain(node: Any, path: str, key: str = "") -> Any:
-    """Convert a node to plain values. `check_composed` says which values are resolved."""
+    """Convert a node to plain values. See `check_composed()` for which values are resolved."""
     if not isinstance(node, Node):
         return node
     if node._is_none() or node._is_missing():

@@ -1,7 +1,7 @@
 """python -m backdoor_lab.distortion FOLDER: how visible is each attack's trigger?
 
-For every attack of a sweep, prints PSNR, SSIM and the largest change of a value, of poisoned
-training images and of triggered test images compared with the originals. The store must contain the
+For every attack of a sweep, compares poisoned training images and triggered test images with the
+originals, and prints PSNR, SSIM and the largest change of a value. The store must contain the
 images, the poison and what the trigger prepared.
 """
 

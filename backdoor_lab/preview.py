@@ -1,6 +1,6 @@
 """python -m backdoor_lab.preview trigger=all: a picture of what triggers do to images.
 
-Each row shows an image in five forms: clean; with the trigger as at test time; the difference
+Each row shows an image in five forms: clean; triggered as at test time; the difference
 between these two; as poisoned in the training set; and the difference between the poisoned and the
 clean image. A difference is multiplied by the number on it and drawn around gray: gray is
 unchanged, white brighter, black darker. Takes the same configuration as a sweep
@@ -198,7 +198,8 @@ def _short(name: str) -> str:
 
 
 def own_images(folder: Path, count: int, size: int, scratch: Path) -> list[str]:
-    """Write the first `count` images in `folder` to `scratch` as a data set. Returns its overrides.
+    """Write the first `count` images in `folder` to `scratch` as a data set. Returns the overrides
+    for a cell that uses this data set.
 
     Every image appears in each of five classes, so that every trigger can poison it and has cover
     images to choose from. Raises ConfigError or DataError if the folder has no readable images.

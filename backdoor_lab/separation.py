@@ -40,8 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def lines_of(
     cells: Sequence[CellRecord], records: dict[str, Record], reader: ArtifactReader
 ) -> Answers:
-    """The names of the label columns, and one row for each output of the stage `extract` whose
-    poison is also stored.
+    """Returns the names of the label columns, and one row for each stored output of the stage
+    `extract`, provided that the poison of the same cell is also stored.
 
     Defenses that used the same features share a row.
     """

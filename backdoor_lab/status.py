@@ -99,8 +99,8 @@ def _cost(cell: CellRecord) -> float:
 
 
 def show(sweep: Sweep, states: list[State]) -> str:
-    """Format a sweep as text: a line per table row with its cells, details of cells that are not
-    done, and counts."""
+    """Format a sweep as text: one line per table row, with the cells of that row; details of the
+    cells that are not done; and counts."""
     counts = Counter(state.kind for state in states)
     lines = [f"{sweep.name} in {sweep.folder}", "", *_grid(states), ""]
     lines += [f"{s.kind}: {s.cell.id}: {s.text}" for s in states if s.text]

@@ -32,11 +32,11 @@ class Picture:
         self._pixels = _decoded(key, path, data)
 
     def sized(self, channels: int, height: int, width: int) -> tuple[Tensor, Tensor]:
-        """Returns the color, float32 (channels, height, width) in 0..255, and the opacity,
-        (height, width) in 0..1, of the resized image.
+        """Resizes the image and returns two tensors: the color, float32 (channels, height, width)
+        in 0..255, and the opacity, (height, width) in 0..1.
 
-        Resizes with Pillow's bilinear filter, which antialiases. With one channel, the color is the
-        luma (ITU-R 601).
+        Uses Pillow's bilinear filter, which antialiases. With one channel, the color is the luma
+        (ITU-R 601).
         """
         picture = Image.fromarray(self._pixels).resize((width, height), Image.Resampling.BILINEAR)
         color = torch.from_numpy(np.array(picture.convert("L" if channels == 1 else "RGB")))

@@ -79,7 +79,7 @@ class ClassScores:
 
     `scores` float64 (n,): higher is more suspicious. `suspicion`: score of the whole class,
     comparable between classes. `auto`: number of examples to remove under ``removal_budget=auto``;
-    if None, `budget.otsu_count` of the scores. `notes`: for the record.
+    if None, the result of `budget.otsu_count()` for the scores. `notes`: for the record.
     """
 
     scores: Tensor

@@ -60,13 +60,13 @@ class ConfusionTraining(ModelBasedFilter):
 
     Qi, Xie, Wang, Wu, Mahloujifar, Mittal, "Towards A Proactive ML Approach for Detecting Backdoor
     Poison Samples", USENIX Security 2023, as in section 4 and the authors' code. Each round trains
-    a base model on a part of the set, then a copy of it on batches of that part together with
-    held-out clean images that have wrong labels (see `confuse`). This breaks the association of
-    images with classes, but not that of a trigger with its target, which no wrong label
-    contradicts. The images with the lowest loss form the part for the next round: a fraction of the
-    set, given by `shares`, but at least 1/50 of each class (1/100 for the last round). `steps`,
-    `weight`, `lr` and `pretrain_epochs` are one value for all rounds or a list with one value per
-    round; there is one more round than `shares` has entries.
+    a base model on a part of the set, then a copy of the model on batches of that part together
+    with held-out clean images that have wrong labels (see `confuse`). The wrong labels break the
+    association of images with classes, but not the association of a trigger with its target,
+    because no clean image shows the trigger. The images with the lowest loss form the part for the
+    next round: a fraction of the set, given by `shares`, but at least 1/50 of each class (1/100 for
+    the last round). `steps`, `weight`, `lr` and `pretrain_epochs` are one value for all rounds or a
+    list with one value per round; there is one more round than `shares` has entries.
 
     The score is the log-probability of the label minus that of the likeliest other class, so that
     images that the last model fits have the highest scores. ``removal_budget=auto`` removes the

@@ -141,7 +141,8 @@ def _mean(table: PivotTable, points: Sequence[tuple[float, str]]) -> Curve | Non
 def drawn(title: str, says: str, shown: Sequence[Panel]) -> Figure:
     """Draw the panels in rows of three. Untransformed images are at the tick ``none``.
 
-    Bars are 95 % intervals over seeds. The upper edge of the gray band is the accuracy.
+    Bars are 95 % intervals over seeds. The gray band rises to the accuracy on images without
+    the trigger (`Panel.accuracy`).
     """
     rows = -(-len(shown) // _COLUMNS)
     columns = min(len(shown), _COLUMNS)

@@ -50,8 +50,11 @@ Unit = tuple[Path, str | None]
 
 @dataclass(frozen=True)
 class _Module:
-    """A parsed file: `bound` has the statements that bind each name, `loose` the statements that
-    bind none, `imports` the files or definitions that each imported name refers to."""
+    """A parsed file.
+
+    `bound` maps each name to the statements that bind the name. `loose` lists the statements that
+    bind no name. `imports` maps each imported name to the files or definitions that it refers to.
+    """
 
     tree: ast.Module
     bound: dict[str, list[ast.stmt]]

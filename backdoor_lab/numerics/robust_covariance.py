@@ -97,7 +97,7 @@ def _tail_bound(distances: Tensor, share: float) -> float | None:
 
 
 def _lowest(values: Tensor, count: int) -> Tensor:
-    """Returns which values are among the `count` lowest, ties included."""
+    """Returns a mask of the `count` lowest values, and of all values equal to one of them."""
     if count < 1:
         return torch.zeros(len(values), dtype=torch.bool)
     return values <= values.kthvalue(count).values

@@ -144,7 +144,7 @@ def _data(
     reader: ArtifactReader,
     room: int,
 ) -> str:
-    """The records and pictures of all cells as JSON of at most about `room` bytes."""
+    """Returns the records and pictures of all cells as JSON of at most roughly `room` bytes."""
     given = [records.get(cell.id, {}) for cell in cells]
     fields = facts(given)
     head = {

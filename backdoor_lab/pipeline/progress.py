@@ -130,7 +130,7 @@ class Progress:
             log.info("%s %s: %s", self.title, self._stage, self._far(now))
 
     def _far(self, now: float) -> str:
-        """The progress of the current stage and its time so far, for a log line."""
+        """The progress of the current stage, and how long the stage has run, for a log line."""
         spent = now - self._began
         words = [str(self.steps)] if self.steps.running else []
         if self._total:

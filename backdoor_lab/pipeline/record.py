@@ -138,8 +138,8 @@ def under(cell: Cell, stages: dict[str, Artifact]) -> dict[str, Any]:
 def flagged_counts(
     cell: Cell, poisoned: PoisonResult, filter_result: FilterResult
 ) -> dict[str, int]:
-    """How many classes a filter flagged (`n_accused`), and how many of these contain poison
-    (`n_named`). Empty unless the filter itself chose the suspicious classes."""
+    """Returns how many classes a filter flagged (`n_accused`), and how many of these contain poison
+    (`n_named`); an empty dict unless the filter itself chose the suspicious classes."""
     named: Any = filter_result.notes.get("classes")
     if cell.options.get("filter_scope") != "suspicious" or named is None:
         return {}

@@ -80,7 +80,7 @@ class CellFields:
         return [None if value is None else word for word, value in given]
 
     def key(self, number: int, names: Iterable[str]) -> Words:
-        """Returns the values of `names` for cell `number` as text."""
+        """Returns the values of `names`, as text, for the cell at index `number`."""
         return tuple([self._column(name)[number] for name in names])
 
     def keys(self, names: Sequence[str]) -> list[Words]:

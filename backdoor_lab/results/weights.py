@@ -7,8 +7,9 @@ from collections.abc import Iterable
 
 def first_convolution(shapes: Iterable[tuple[str, tuple[int, ...]]], channels: int) -> str:
     """Returns the name of the first convolution's weights: a tensor with four axes, `channels`
-    inputs and a square kernel larger than 1. Prefers ``conv1.weight``, else takes the first by
-    name. Raises KeyError if there is none."""
+    inputs and a square kernel larger than 1. If several
+    tensors match, returns ``conv1.weight`` if possible, otherwise the first name in alphabetical
+    order. Raises KeyError if none matches."""
     fit = sorted(
         name for name, shape in shapes
         if len(shape) == 4 and shape[1] == channels and shape[2] == shape[3] > 1

@@ -96,9 +96,10 @@ def without_attack(cells: Iterable[CellRecord], clean: CleanNetworks) -> list[Ce
     """Returns the poisoned cells whose attack has no measurable effect: ASR1 is not significantly
     higher than the rate expected without an attack, `clean.expected`.
 
-    The lower end of the Newcombe interval of their difference is not above 0. It takes the two
-    rates as independent although their test images are the same, because records lack the counts of
-    a paired test. If the number of images of a rate is unknown, that rate is taken as exact.
+    That is, the lower end of the Newcombe interval of the difference of the two rates is not above
+    0. The interval treats the rates as independent, although they are measured on the same test
+    images, because records lack the counts of a paired test. A rate whose number of images is
+    unknown is treated as exact.
     """
     poisoned = (cell for cell in cells if _is_known(cell) and _is_poisoned(cell))
     return [cell for cell in poisoned if _is_above(cell, clean) is False]

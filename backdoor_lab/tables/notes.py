@@ -159,8 +159,8 @@ def clean_images(cells: Iterable[CellRecord]) -> list[int]:
 
 
 def comparison(traits: dict[str, str], clean: Sequence[int]) -> str:
-    """Returns a note on how to read differences from the published report. `traits` are the data
-    set and model of the cells; `clean` are the sizes of their training sets before poisoning."""
+    """Returns a note on how to read differences from the published report. `traits` has the data
+    set and the model of the cells; `clean` has the sizes of the training sets before poisoning."""
     ours = (traits.get("dataset", "any"), traits.get("model", "any"))
     text = (
         "Reference: the figures of the published report (Group 13, Tables 1 and 2) are for"

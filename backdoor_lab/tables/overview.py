@@ -49,8 +49,8 @@ def shown(facts: CellFields, tables: Sequence[PivotTable]) -> list[PivotTable]:
 
 
 def kept(shown: Sequence[PivotTable], tables: Sequence[PivotTable]) -> list[PivotTable]:
-    """Returns those of `tables`, which are in the published report's layout, to write to files: the
-    tables that are also in `shown`, and those with a retrained cell that the report contains."""
+    """Returns the tables to write to files, of the `tables` in the published report's layout: those
+    that are also in `shown`, and those with a retrained cell that the report contains."""
     return [
         table for table in tables
         if any(table is each for each in shown)

@@ -91,7 +91,9 @@ def test_an_error_in_a_user_defined_trigger_during_the_checks_is_printed_in_one_
     assert not [*tmp_path.rglob("record.json")]
 
 
-def test_hydra_full_error_prints_the_traceback(copy: Path, tmp_path: Path) -> None:
+def test_the_environment_variable_hydra_full_error_makes_the_command_print_the_traceback(
+    copy: Path, tmp_path: Path
+) -> None:
     done = run(copy, tmp_path, "trigger=outside", HYDRA_FULL_ERROR="1")
     assert done.returncode == 2
     assert "images[:, :, 999] = 0" in done.stderr

@@ -33,7 +33,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_the_same_command_resumes_a_stopped_cell_to_an_identical_record(
+def test_resuming_a_stopped_cell_with_the_same_command_gives_an_identical_record(
     tmp_path: Path, unbroken: dict[str, Any], number: signal.Signals
 ) -> None:
     code, _, said = signalled(tmp_path, number, lambda: bool(checkpoints(tmp_path)), *LONG)

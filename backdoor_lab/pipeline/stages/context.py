@@ -33,8 +33,8 @@ from backdoor_lab.training.train import TrainingJob, new_classifier
 def context_of(
     cell: Cell, training: TrainingSet, data: Dataset, module: Classifier, machine: ComputeDevice
 ) -> DefenseContext:
-    """Create the context of a cell's defense. Its networks are new, or copies of the attacked
-    network `module`, which is not changed."""
+    """Create the context of a cell's defense. The networks that the context provides are new, or
+    copies of the attacked network `module`, which is not changed."""
     torch.set_num_threads(machine.threads)
     new = _networks(cell, training, module, machine)
 

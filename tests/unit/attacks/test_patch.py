@@ -56,7 +56,7 @@ def test_a_patch_of_one_pixel_equals_the_pixel_trigger(
     [((0, 0), (0, 2), (0, 3)), ((-1, -1), (4, 6), (5, 8)), ((-2, 1), (3, 5), (1, 4)),
      ((4, 5), (4, 6), (5, 8)), ((-5, -6), (0, 2), (0, 3))],
 )  # fmt: skip
-def test_positions_count_from_the_upper_left_or_lower_right(
+def test_positions_are_measured_from_the_upper_left_or_the_lower_right_corner(
     position: tuple[int, int], rows: tuple[int, int], columns: tuple[int, int]
 ) -> None:
     """Negative numbers count from the lower or right edge."""

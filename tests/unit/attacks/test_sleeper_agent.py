@@ -198,7 +198,7 @@ def test_poison_depends_only_on_training_images_of_the_source_class() -> None:
         assert torch.equal(found, expected) != of_source
 
 
-def test_surrogate_weights_and_gradients_are_unchanged() -> None:
+def test_crafting_poison_changes_neither_the_weights_nor_the_gradients_of_the_surrogate() -> None:
     """Frozen weights and disabled gradients give the same poison. The weights are unchanged and no
     gradient is kept. Another seed gives other poison."""
     trigger, net = SleeperAgent(steps=3), Curved()

@@ -44,7 +44,7 @@ PINNED = {
 }  # fmt: skip
 
 
-def test_labels_of_random_streams_keep_their_text() -> None:
+def test_the_labels_that_seed_random_streams_have_not_changed() -> None:
     """The text of a label seeds a random stream, so changing it would change results."""
     found = {name: text for name, text in vars(streams).items() if name.isupper()}
     assert found == PINNED

@@ -171,7 +171,7 @@ def test_elliptic_envelope_agrees_with_sklearn_on_the_raw_features() -> None:
     assert np.corrcoef(np.log(scores), np.log(direct))[0, 1] > 0.999
 
 
-def test_one_class_svm_places_a_fraction_of_about_nu_outside() -> None:
+def test_one_class_svm_gives_about_a_fraction_nu_of_the_examples_a_positive_score() -> None:
     """Examples outside have scores above 0. Their share follows from the paper's proposition 3."""
     values = normal(500, 4)
     for nu in (0.05, 0.3):
@@ -211,7 +211,7 @@ def test_rows_sorted_with_row_order_do_not_depend_on_the_input_order() -> None:
     assert torch.equal(ordered[::2], ordered[1::2])
 
 
-def test_every_detector_has_a_yaml_in_conf() -> None:
+def test_every_detector_has_a_configuration_file() -> None:
     conf = Path(__file__).resolve().parents[3] / "conf/defense"
     targets = " ".join(path.read_text() for path in conf.glob("*.yaml"))
     for made in MAKERS:

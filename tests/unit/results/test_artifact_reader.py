@@ -153,7 +153,7 @@ def test_a_relative_store_path_is_resolved_from_the_location_of_the_sweep(
 
 
 @pytest.mark.parametrize("folder", ["copies/runs/s", "copies/other/s", "runs/other/s", "s"])
-def test_a_copied_sweep_finds_its_own_store_or_none(
+def test_a_copied_sweep_uses_only_a_store_next_to_the_copy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
 ) -> None:
     (tmp_path / "runs" / ".store").mkdir(parents=True)

@@ -64,7 +64,7 @@ def refused(kept: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
     return said
 
 
-def test_rates_on_transformed_images_are_frozen_and_edits_of_them_are_detected(
+def test_rates_on_transformed_images_are_frozen_and_later_edits_of_these_rates_are_detected(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     under = {"jpeg75": {"nat1": 0.9, "asr1": 0.125, "nat2": None, "asr2": None}}

@@ -96,7 +96,7 @@ def test_each_version_of_a_trigger_has_its_own_table() -> None:
     assert [table.title for table in found] == ["trigger pixel@1", "trigger pixel@2"]
 
 
-def test_cells_of_a_single_version_have_one_mean_and_show_the_version() -> None:
+def test_seeds_of_a_single_version_share_a_row_that_shows_the_version() -> None:
     (table,) = pivot(CellFields(cells(made(2), made(2, seed=1))), REPORT)
     assert [row[-1] for row in table.rows] == ["spectral@2"]
 

@@ -156,7 +156,7 @@ def test_calibration_with_several_threads_is_repeated_with_one_if_the_machine_is
     assert (tried.threads, tried.single.threads) == (2, 1)
 
 
-def test_busy_seconds_count_only_the_available_cores(
+def test_the_busy_time_includes_only_the_cores_available_to_the_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """User, nice, system, interrupt and stolen time count; idle time and I/O wait do not."""

@@ -383,7 +383,7 @@ def test_the_makefile_passes_any_data_path_to_hydra_unchanged(goal: str, path: s
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
-def test_make_tables_passes_rows_columns_and_values_on_to_reports() -> None:
+def test_the_makefile_passes_rows_columns_and_values_to_the_reports_command() -> None:
     asked = ["ROWS=target, ratio", "COLUMNS=defense", "VALUES=asr2", "ARGS=extra", "SWEEPS=here"]
     words = told_by_make("tables", *asked)
     expected = ["here", "rows=target, ratio", "columns=defense", "values=asr2", "extra"]

@@ -203,7 +203,7 @@ def test_a_rate_of_an_unknown_number_of_images_is_taken_as_exact() -> None:
     [((0.1, 0.1), True, False), ((0.9, 0.1), False, True), ((0.9, 0.9), None, None)],
     ids=["no seed shows an attack", "one seed shows an attack", "every seed shows an attack"],
 )
-def test_the_note_on_ineffective_attacks_has_a_footnote_mark_only_if_a_row_has_the_mark(
+def test_the_note_on_ineffective_attacks_has_a_footnote_mark_only_if_a_value_has_that_mark(
     tmp_path: Path, report: bool, asr1: tuple[float, ...], marked: bool | None,
     unmarked: bool | None,
 ) -> None:  # fmt: skip
@@ -249,7 +249,7 @@ def test_a_clean_network_in_another_table_is_used_for_comparison(tmp_path: Path)
         assert {text[-1] for text in grid.rows[0]} & {"†", "‡"} == signs, name
 
 
-def test_footnote_marks_of_values_are_commands_in_latex(tmp_path: Path) -> None:
+def test_latex_tables_write_footnote_marks_as_commands(tmp_path: Path) -> None:
     made = [record(asr1=0.01, train_accuracy1=0.9), clean_network(asr1=0.3, train_accuracy1=0.95)]
     (table,) = SweepReport(read_sweep(write_sweep(tmp_path / "s", made))).tables
     text = latex(document(table))

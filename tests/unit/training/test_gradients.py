@@ -109,7 +109,9 @@ def test_gradients_of_narrow_networks_equal_those_in_float64(
     assert [each for each in answers if wrong(each)] == []
 
 
-def test_the_cases_contain_every_pair_of_factor_values(factors: dict[str, tuple[Any, ...]]) -> None:
+def test_the_gradient_test_cases_cover_every_pair_of_option_values(
+    factors: dict[str, tuple[Any, ...]],
+) -> None:
     met = set().union(*map(pairs, covering(factors)))
     for (one, ones), (other, others) in itertools.combinations(factors.items(), 2):
         assert {((one, a), (other, b)) for a in ones for b in others} <= met
