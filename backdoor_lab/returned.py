@@ -120,8 +120,8 @@ def finite(values: Tensor, what: str, where: str = "") -> None:
 
 
 def class_scores(owner: object, method: str, value: object, kind: type, n: int) -> None:
-    """Raises ConfigError unless `value` is a valid `kind` (ClassScores) for `n` examples. Does not
-    check that the scores are finite."""
+    """Raises ConfigError unless `value` is an instance of `kind` (ClassScores) that is valid for
+    `n` examples. Does not check that the scores are finite."""
     given = _of_kind(owner, method, value, kind)
     found, name = given.scores, kind.__name__
     if not _are_scores(found, n):
@@ -147,8 +147,8 @@ def scores_by_class(
 
 
 def sample_scores(owner: object, method: str, value: object, kind: type, n: int) -> None:
-    """Raises ConfigError unless `value` is a valid `kind` (SampleScores) for `n` images, and
-    DivergedError if a score is not finite."""
+    """Raises ConfigError unless `value` is an instance of `kind` (SampleScores) that is valid for
+    `n` images, and DivergedError if a score is not finite."""
     given = _of_kind(owner, method, value, kind)
     scores(owner, method, given.scores, n)
     flagged = given.flagged

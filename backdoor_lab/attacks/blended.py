@@ -21,7 +21,7 @@ class Blended(Trigger):
 
     By default k is uniform noise in 0..255, drawn for each image shape from `pattern_seed` (the
     paper's random pattern). `image` is a file that replaces k, resized to the size of the images;
-    its alpha channel multiplies a. The paper's cartoon image is not included. Its accessory
+    its alpha channel multiplies a. The paper's cartoon image is not included. The paper's accessory
     injection strategy is not implemented; see `patch` with an image.
     """
 

@@ -39,8 +39,9 @@ def check_area(name: str, exact: float, rounded: int, height: int, width: int) -
 class Drawing:
     """A drawing at one or several positions, for images of 32x32 pixels.
 
-    `patch` has the keys `position`, `rows` and `color`, as described for `AdaptivePatch`; `where`
-    is its key, for error messages. Raises ConfigError if an entry is malformed.
+    `patch` has the keys `position`, `rows` and `color`, as described for `AdaptivePatch`. `where`:
+    the configuration key of `patch`, for error messages. Raises ConfigError if an entry is
+    malformed.
     """
 
     def __init__(self, where: str, patch: Mapping[str, Any]) -> None:
@@ -130,7 +131,8 @@ def _letters(where: str, rows: object, known: list[str]) -> Tensor:
 def _bad_rows(where: str, rows: object, known: list[str]) -> ConfigError:
     return ConfigError(
         f"`{where}.rows` must list strings of equal length, with {' or '.join(known)} where the"
-        f" patch covers a pixel (at least once) and {EMPTY} elsewhere, got {rows!r}"
+        f" patch covers a pixel and `{EMPTY}` elsewhere, and must cover at least one pixel, got"
+        f" {rows!r}"
     )
 
 

@@ -56,8 +56,9 @@ def _smooth(image: Tensor, sigma: float) -> Tensor:
 
 
 def _filter(n: int, sigma: float) -> Tensor:
-    """Returns the matrix (n, n) of a Gaussian filter of n pixels. An even number of taps has one
-    more tap after the pixel than before it, as in the authors' code."""
+    """Returns the matrix (n, n) that applies a Gaussian filter to a row or column of n pixels. If
+    the number of taps is even, there is one more tap after the pixel than before the pixel, as in
+    the authors' code."""
     taps = max(1, round(5 * sigma))
     distance = torch.arange(taps, dtype=torch.float64) - (taps - 1) / 2
     kernel = torch.exp(-((distance / sigma) ** 2) / 2)

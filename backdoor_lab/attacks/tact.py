@@ -17,17 +17,17 @@ class TaCT(Trigger):
 
     The targeted contamination attack (TaCT) of Tang, Wang, Tang, Zhang, "Demon in the Variant:
     Statistical Analysis of DNNs for Robust Backdoor Contamination Detection", USENIX Security 2021.
-    Triggered images of the source class get the target label; cover images, triggered images of
-    other classes, keep theirs, so that the model must combine class and trigger. `PoisonSpec`
+    Triggered images of the source class get the target label. Cover images (triggered images of
+    other classes) keep their labels, so that the model must combine class and trigger. `PoisonSpec`
     selects both kinds of images; the trigger is the same on all of them.
 
     `size` is the side of the square and `margin` its distance from the lower and the right edge, in
     pixels of images of 32x32 pixels; on other images both are multiplied by the shorter side / 32
     and rounded. Raises ConfigError if rounding changes the area of the square by more than a
-    quarter. `color` is one value in 0..255 or one per channel. Cover images are drawn from the
-    `cover_classes` classes that follow the source class, without the target; with None, from all
-    other classes. Raises ConfigError if `cover_classes` exceeds `COVER_CLASSES` and the number of
-    other classes.
+    quarter. `color` is one value in 0..255 or one per channel. Cover images are drawn from the next
+    `cover_classes` classes after the source class, skipping the target; if `cover_classes` is None,
+    from all classes other than target and source. Raises ConfigError if `cover_classes` exceeds
+    both the number of these classes and `COVER_CLASSES`.
 
     Size and position are those of Qi et al., ICLR 2023, in backdoor-toolbox. Their square and those
     of the paper are image files that are not included; this one has a single color.

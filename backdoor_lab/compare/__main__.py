@@ -1,6 +1,6 @@
 """python -m backdoor_lab.compare A B: compare two sweeps cell by cell.
 
-A and B are sweep folders. B may also be the word reference, which stands for the published report.
+A and B are sweep folders. B may also be `reference`, which stands for the published report.
 python -m backdoor_lab.compare A by=defense base=random compares cells within one sweep. The cells
 of a pair have the same seed and the same choices except the one compared.
 values=nat2,asr2,pois_left selects the measures.

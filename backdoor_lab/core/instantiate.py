@@ -215,8 +215,8 @@ def _no_class(where: str, target: str, module: ModuleType, kind: type) -> Config
 
 
 def _old_methods(cls: type, lacking: list[str]) -> str:
-    """Returns a hint for the error message if `cls` defines a method in `lacking` under its old
-    name, from version 0.1; otherwise an empty string."""
+    """Returns a hint for the error message if `cls` defines a method in `lacking` under the name
+    that the method had in version 0.1; otherwise an empty string."""
     old = [name for name, new in RENAMED_METHODS.items() if new in lacking and hasattr(cls, name)]
     return "".join(f" (`{name}` was renamed to `{RENAMED_METHODS[name]}`)" for name in old)
 

@@ -85,7 +85,8 @@ class TrainingSet:
         """Returns the images at positions `where` int64 (b,) as the network sees them: uint8
         (b, C, H, W).
 
-        `augment` is applied before `late_trigger`; it may also move the images to another device.
+        `augment`, which may also move the images to another device, is applied before
+        `late_trigger`.
         """
         images = self.gather(where)
         if augment is not None:

@@ -57,9 +57,9 @@ class Official:
         return plain or _sound(path, self.content_md5, packed=True)
 
     def place(self, root: Path, without: str = "") -> Path:
-        """Returns the path below `root` where torchvision expects the file, with the ending
-        `without` removed. If the file is missing there but exists directly in `root`, returns its
-        path in `root`."""
+        """Returns the path below `root` where torchvision expects the file. `without`: a file
+        extension to remove from this path, such as ``.gz``. If the file is missing there but exists
+        directly in `root`, returns the path of the file in `root`."""
         path = root / self.path.removesuffix(without)
         return root / path.name if not path.exists() and (root / path.name).is_file() else path
 

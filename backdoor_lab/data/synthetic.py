@@ -26,8 +26,8 @@ CONTRAST = (22.0, 28.0)
 """The range of the difference in brightness between object and background, in gray levels."""
 
 SHIFT, RADIUS, TILT = 0.2, (0.55, 0.65), 0.2
-"""The object's largest offset from the center, the range of its radius (both in half widths of the
-image) and its largest tilt in radians. `SHIFT` is the default of `draw`."""
+"""The object's largest offset from the center, the range of its radius (both as fractions of half
+the image width) and its largest tilt in radians. `SHIFT` is the default of `draw`."""
 
 _SPLITS = {"train": 0, "test": 1}
 
@@ -123,7 +123,7 @@ def draw(
         seed: identifies the data set; another seed gives another set of the same kind.
         split: "train" or "test", which use disjoint random streams.
         noise: standard deviation of the noise on every pixel, in gray levels (0..255).
-        shift: largest offset of the object from the center, in half widths of the image.
+        shift: largest offset of the object from the center, as a fraction of half the image width.
 
     Returns:
         images: uint8 (10 * per_class, channels, size, size).

@@ -53,7 +53,7 @@ class Defense(ABC):
 
     def requires(self) -> list[str]:
         """Returns what the defense requires: any of "target", "epsilon", "clean", "context" and
-        "clean images". The clean images are part of the context."""
+        "clean images". The last means `DefenseContext.clean`, and requires "context" as well."""
         return []
 
     def applied(self) -> dict[str, object]:
@@ -152,8 +152,8 @@ class SampleFilter(Defense):
         raise NotImplementedError
 
     def refine_scores(self, values: Tensor, scores: Tensor, removed: int, seed: int) -> Tensor:
-        """Returns the final scores of a class; the `removed` examples with the highest final scores
-        are removed. By default, returns `scores`."""
+        """Returns the final scores of a class. The examples with the highest final scores are
+        removed; `removed` is the number of these examples. By default, returns `scores`."""
         return scores
 
     def requires(self) -> list[str]:

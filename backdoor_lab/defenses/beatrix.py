@@ -85,7 +85,7 @@ class Beatrix(ModelBasedFilter):
         layer_of(network, self.layer, "defense.layer")
 
     def score_images(self, context: DefenseContext, where: Tensor) -> SampleScores:
-        raise TypeError("Beatrix scores the images of one class at a time")
+        raise TypeError("Beatrix scores the images of each class separately: call `score_classes`")
 
     def score_classes(
         self,

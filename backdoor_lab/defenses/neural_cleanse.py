@@ -1,4 +1,4 @@
-"""Neural Cleanse: finds the smallest trigger that makes the model predict each class."""
+"""Neural Cleanse: for each class, finds the smallest trigger that makes the model predict it."""
 
 from __future__ import annotations
 

@@ -22,19 +22,20 @@ class SPECTRE(Principal):
     ICML 2021, as in the authors' code. A class of n examples is centered and projected onto its top
     k principal directions. All examples are whitened by the covariance of those that remain after
     the filter of Diakonikolas et al. 2017 (`filtered`, with parameter `tau`), which removes at most
-    `filter_limit` times the number ε of poisoned examples. For k = 1, the examples are not
-    whitened. The score is h^T Q h / tr Q with Q = exp(`alpha` (S - I) / (||S|| - 1)), where S is
-    the covariance of the whitened features.
+    `filter_limit` times ε examples, where ε is the assumed number of poisoned examples. For k = 1,
+    the examples are not whitened. The score is h^T Q h / tr Q with Q = exp(`alpha` (S - I) /
+    (||S|| - 1)), where S is the covariance of the whitened features.
 
     k is `rank` or, by default, the value among 1, 4, 9, ..., `max_rank` with the largest tr(S Q) /
     tr Q. For this quotient, the examples are projected onto `max_rank` directions and whitened by
-    the covariance of the examples that would not be removed. There must be at least ten examples
-    per direction, so `max_rank` is lowered for small classes.
+    the covariance of the examples that would be kept with the scores for k directions. There must
+    be at least ten examples per direction, so `max_rank` is lowered for small classes.
 
-    ε is the number of poisoned examples if the budget is a multiple of it, otherwise the number of
-    examples that the budget removes, divided by 1.5. It is at most a third of the class; with
-    ``auto`` it is a third. `layer` is the layer to use in place of `protocol.layer`. Unlike in the
-    authors' code, all directions have equal weight if no eigenvalue of S is above 1.
+    If the budget is a multiple of the number of poisoned examples (``1.5eps``), ε is that number;
+    otherwise, ε is the number of examples that the budget removes, divided by 1.5. ε is capped at a
+    third of the class; with ``auto``, ε is a third of the class. `layer` is the layer to use in
+    place of `protocol.layer`. Unlike in the authors' code, all directions have equal weight if no
+    eigenvalue of S is above 1.
     """
 
     def __init__(

@@ -80,7 +80,7 @@ def promised(whole: SweepData, cells: Sequence[CellRecord]) -> dict[str, float]:
 
 
 def of_cell(whole: SweepData, record: Record) -> Iterator[Named]:
-    """Yield each figure of a completed cell with its name. Skips figures whose data is missing."""
+    """Yields each figure of a completed cell with its name; skips figures whose data is missing."""
     yield "pipeline", run.pipeline(steps(record))
     losses = losses_of(whole.reader, record)
     if losses:

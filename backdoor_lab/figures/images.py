@@ -104,9 +104,9 @@ def _draw_layer(axes: Axes, layer: Layer) -> None:
 
 
 def mosaic(weights: Array) -> Array:
-    """Tile filters, float (f, C, k, k), into one uint8 image: (h, w, 3) for three channels,
-    otherwise the mean over the channels, (h, w). Each filter is divided by its largest absolute
-    value; zero is gray."""
+    """Arranges the filters of a convolution, float (f, C, k, k), as tiles of one uint8 image:
+    (h, w, 3) for three channels; otherwise (h, w), the mean over the channels. Each filter is
+    divided by its largest absolute value; zero is gray."""
     count, channels, side, _ = weights.shape
     peak = np.abs(weights).reshape(count, -1).max(axis=1)
     scaled = 127.5 + 127.5 * weights / np.where(peak > 0, peak, 1)[:, None, None, None]

@@ -192,11 +192,12 @@ def layers(whole: SweepData, trigger: str, record: Record, training: Training) -
 
 
 def trained_clean(whole: SweepData, like: Record) -> tuple[str, Record, str] | None:
-    """Find a network of this sweep that was trained without poison, with the model and data of
-    `like`.
+    """Finds a network of this sweep that was trained without poison, with the same model and data
+    set as the cell of the record `like`.
 
-    It is taken from a cell without poison, else from the retraining of the control `oracle`, else
-    from any retraining that had no poison left. Returns its name, record and stage.
+    The network is taken from a cell without poison, else from the retraining of the control
+    `oracle`, else from any retraining that had no poison left. Returns a name for the network, and
+    its record and stage.
     """
     ranked: dict[int, tuple[str, Record, str]] = {}
     for cell, record in whole.done():

@@ -1,8 +1,8 @@
 """Colors, markers and file formats shared by all figures.
 
 The colors are the palette of Okabe and Ito, "Color Universal Design" (2008), which stays readable
-with color vision deficiency. Adjacent series and bar parts also differ in luminance, marker, line
-or hatch, so figures stay readable in grayscale.
+with color vision deficiency. Adjacent series, and adjacent segments of a stacked bar, also differ
+in luminance, marker, line style or hatch, so figures stay readable in grayscale.
 """
 
 from __future__ import annotations

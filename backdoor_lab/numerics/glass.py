@@ -73,9 +73,9 @@ def fading(scene: Tensor, top: Tensor, left: Tensor) -> Tensor:
     """Returns the weights (n, 1, height, width) by which blurred reflections are multiplied so that
     they fade towards the edges; height and width are those of `scene`.
 
-    The weights are computed on a square and are 1 in its center. An image that is not square is a
-    part of it: `top` is the fraction of the unused rows that lie above the image, and `left` the
-    fraction of the unused columns to its left.
+    The weights are computed for a square and are 1 at its center. For a scene that is not square,
+    the square is cropped: a fraction `top` of the rows cut off lies above the crop, and a fraction
+    `left` of the columns cut off lies to the left of the crop.
     """
     sides = []
     for n, share in zip(scene.shape[2:], (top, left), strict=True):

@@ -105,7 +105,8 @@ def _lowest(values: Tensor, count: int) -> Tensor:
 
 def _largest_variance(white: Tensor, start: Tensor) -> tuple[float, Tensor]:
     """Finds the symmetric V (d, d) of Frobenius norm 1 that maximizes the variance of y^T V y over
-    the rows y of `white` (n, d), whose second moments are I. Returns this variance and V."""
+    the rows y of `white` (n, d). The second-moment matrix of the rows must be the identity. Returns
+    this variance and V."""
     n, d = white.shape
     rows, unit = white.numpy(), torch.eye(d, dtype=torch.float64).numpy()
 

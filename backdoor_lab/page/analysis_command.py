@@ -108,11 +108,11 @@ def collect(
     stage: str,
     tell: Callable[[Record], T | None],
 ) -> list[tuple[CellRecord, T]]:
-    """Call `tell` with the record of each completed cell that has an output of `stage`.
+    """Calls `tell` with the record of each completed cell that has an output of `stage`.
 
-    Returns each cell with its result, except those whose result is None. Of the cells that share an
-    output, only the first with a result is returned. Cells whose trigger is applied after
-    augmentation are skipped, because their stored images are clean.
+    Returns each cell with the value that `tell` returned for the cell, except where this value is
+    None. Of the cells that share an output, only the first with such a value is returned. Cells
+    whose trigger is applied after augmentation are skipped, because their stored images are clean.
     """
     found: dict[str, tuple[CellRecord, T]] = {}
     for cell in cells:

@@ -1,7 +1,7 @@
 """The frozen form of a finished sweep: three files instead of a folder per cell.
 
-- ``sweep.json``: the commands, machines (processor, instruction set, threads, number format),
-  versions, requested cells, and the hash of ``records.jsonl``;
+- ``sweep.json``: the commands, machines (processor, instruction set, threads, floating-point
+  precision), versions, requested cells, and the hash of ``records.jsonl``;
 - ``records.jsonl``: one line per record with its seal (a SHA-256 of the line), in the order of the
   sweep. The removal curve and poison indices are replaced by their hashes, and a stage's library
   versions are omitted if equal to the run's;

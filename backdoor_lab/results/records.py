@@ -156,7 +156,7 @@ def _status(value: Any) -> str:
         return DONE
     if isinstance(value, str) and value.split(":")[0] in ("failed", "diverged"):
         return value
-    raise DataError(f"`status` must be done, failed: … or diverged: …, got {value!r}")
+    raise DataError(f"`status` must be 'done', 'failed: …' or 'diverged: …', got {value!r}")
 
 
 def _once(function: Callable[[Any], T], value: Any) -> T:

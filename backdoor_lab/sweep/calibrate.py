@@ -196,11 +196,11 @@ class _Here:
     """Replaces `Worker` in calibration: runs the jobs in this process."""
 
     def send(self, job: Any) -> None:
-        """Store the job, to be run by `result`."""
+        """Stores the job. A call of `result` runs it."""
         self._job = job
 
     def result(self) -> Any:
-        """Run the job and return its result."""
+        """Runs the job and returns its result."""
         return _serve(self._job)
 
 
@@ -243,7 +243,7 @@ class Bench:
         self._passed(bf16=False)
 
     def measure(self) -> Samples:
-        """Measure training, evaluation, and the inference that computes features (in float32)."""
+        """Measures the time of training, of evaluation and of computing features (in float32)."""
         trained = self._trained(_long_enough)
         return trained, self._passed(bf16=self.machine.bf16), self._passed(bf16=False)
 

@@ -22,7 +22,8 @@ Plain = dict[str, Any]
 
 
 class ConfigComposer:
-    """Composes the configurations of cells, once for all cells that override the same keys."""
+    """Composes the configurations of cells. Cells that override the same keys share one Hydra
+    composition, in which only the values are replaced."""
 
     def __init__(self, loader: ConfigLoaderImpl, master: DictConfig) -> None:
         self.loader, self.master = loader, master
@@ -72,8 +73,8 @@ def plain(config: DictConfig, base: Path | None = None) -> Plain:
     slow.
 
     Raises ConfigError for unusable paths, and for classes and functions that are not allowed. The
-    loader checks a sweep's configuration before the values of its cells are set; this function
-    checks each cell.
+    configuration loader checks a composition only once, without the values of the other cells that
+    share the composition, so this function checks each cell.
     """
     found: Plain = {}
     for key in map(str, config):

@@ -71,9 +71,12 @@ def describe(work: Work, tried: Calibration, *, at_once: int, before: float = 0.
 
 def _times(takes: Rate, alone: Rate | None) -> list[tuple[float, str]]:
     """Returns estimates of how many seconds a sweep takes on a machine that other processes also
-    use, each with the condition under which it holds. `alone`: the seconds with one thread per
-    cell, None if not measured. If given, it replaces `takes.idle`, which is unreliable for cells
-    with several threads."""
+    use, each with the condition under which it holds.
+
+    `takes` are the estimates for the configured number of threads; `alone` those for one thread per
+    cell, or None if not measured. If `alone` is given, the estimate `takes.idle` is left out,
+    because it is unreliable for cells with several threads.
+    """
     if alone is None:
         return [(takes.idle, ", on an idle machine"), (takes.now, ", with this load")]
     return [

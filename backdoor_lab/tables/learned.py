@@ -59,9 +59,10 @@ class CleanNetworks:
         return _choices(cell, ATTACK) in self.asr
 
     def expected(self, cell: CellRecord) -> Rate | None:
-        """Returns the ASR1 to expect without an attack, and the number of its test images: the ASR
-        of clean networks on the same test images. If there are none, returns the share of the test
-        images that the cell's own network classifies as the target without the trigger."""
+        """Returns the ASR1 expected without an attack, and the number of test images on which it
+        was measured. The expected ASR1 is the ASR of clean networks on the same test images. If
+        there are no clean networks, it is the share of the test images that the cell's own network
+        classifies as the target without the trigger."""
         rate = cell.numbers.get("clean_rate1")
         other = None if rate is None else (rate, _images(cell))
         return self.asr.get(_choices(cell, ATTACK), other) if self.asr else other
@@ -131,11 +132,12 @@ def shows_attack(cells: Iterable[CellRecord], clean: CleanNetworks) -> bool:
 def signs_of(
     cells: Sequence[CellRecord], marked: Mapping[str, Sequence[str]], attacked: bool
 ) -> dict[str, str]:
-    """Returns the footnote marks at one table position, by measure. `cells` are the cells at this
-    position.
+    """Returns the footnote marks of one value position of a table, by measure.
 
-    † (not converged) for the measures that `marked` lists for any of the cells; ‡ (no attack) for
-    ASR1 and ASR2 if the cells are poisoned but `attacked` is False.
+    `cells` are the cells at this position; `marked` maps cell ids to measures that have not
+    converged. Returns † (not converged) for each measure that `marked` contains for at least one of
+    the cells, and ‡ (no attack) for ASR1 and ASR2 if the cells are poisoned but `attacked` is
+    False.
     """
     signs = {name: NOT_CONVERGED for cell in cells for name in marked.get(cell.id, ())}
     if not attacked and any(cell.done and _is_poisoned(cell) for cell in cells):

@@ -64,8 +64,8 @@ def notes_of(
 
 
 def _what(group: TableGroup, spec: PivotSpec) -> str:
-    """Returns a note with the values that all cells share (except the protocol), the seeds, and the
-    number of completed cells."""
+    """Returns a note with the values, other than those of the protocol, that all cells share, with
+    the seeds and with the number of completed cells."""
     cells = group.cells
     unsaid = ("protocol", "trigger") if spec.report else ("protocol",)
     parts = [

@@ -18,7 +18,7 @@ class Classifier(pl.LightningModule):
     """A LightningModule that takes raw uint8 images and normalizes them itself.
 
     Training, feature extraction and evaluation therefore use the same normalization: `mean` and
-    `std`, float (C,) in units of 0..255, are buffers of the module. Batches, uint8 (b, C, H, W)
+    `std`, float (C,) on the 0..255 scale, are buffers of the module. Batches, uint8 (b, C, H, W)
     with labels int64 (b,), must already be on the module's device. Weights and activations have the
     given `memory_format`, whatever the format of the images.
     """

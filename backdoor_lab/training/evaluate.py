@@ -22,7 +22,7 @@ CHUNK = 512
 def channel_stats(images: Tensor) -> tuple[Tensor, Tensor]:
     """The mean and standard deviation of each channel of `images`, uint8 (n, C, H, W).
 
-    Both are float32 (C,) in units of 0..255; the standard deviation is at least 1. The sums
+    Both are float32 (C,) on the 0..255 scale; the standard deviation is at least 1. The sums
     are exact integers, so the result is the same on every machine and for any number of threads.
     """
     channels = images.shape[1]

@@ -38,7 +38,7 @@ CHECKPOINT = {"epoch", "global_step", "history", "loops", "lr_schedulers", "opti
 @dataclass(frozen=True)
 class TrainingJob:
     """What determines the trained weights: network, recipe, images and seed. `mean` and `std` are
-    float (C,), in units of 0..255."""
+    float (C,) on the 0..255 scale."""
 
     model: dict[str, Any]
     recipe: Recipe

@@ -64,7 +64,7 @@ def test_an_npz_with_objects_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["../../x", "a/b", "..", "$(touch x)", "a b", "`x`", "a;b", "x" * 65]
 )
-def test_names_that_would_leave_their_folder_are_refused(name: str, tmp_path: Path) -> None:
+def test_names_that_are_not_safe_folder_names_are_refused(name: str, tmp_path: Path) -> None:
     """Names become folder names, so only safe ones are accepted."""
     with pytest.raises(LabError, match="must match"):
         run_here(tmp_path / "store", tmp_path / "cell", f"trigger.name='{name}'")

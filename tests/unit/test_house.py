@@ -112,7 +112,7 @@ def top_imports(path: Path) -> set[Path]:
     return {known[name] for name in found & known.keys()} - {path}
 
 
-def test_no_module_on_the_path_from_command_line_to_record_imports_an_earlier_one() -> None:
+def test_a_module_in_the_list_of_the_package_guide_imports_no_earlier_module_of_that_list() -> None:
     """The package guide lists these modules, at most eight, from command line to record."""
     guide = (PACKAGE / "README.md").read_text().partition("## How one value travels")[2]
     way = [PACKAGE / name for name in re.findall(r"(?m)^\d+\. `([\w/]+\.py)`", guide)]

@@ -27,7 +27,7 @@ def test_every_picture_is_small_and_shown_in_a_document(picture: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [32, 224])
-def test_photographs_are_cropped_to_square_images_of_the_given_size_in_three_classes(
+def test_photographs_of_three_classes_are_cropped_to_squares_of_the_given_size(
     size: int, tmp_path: Path
 ) -> None:
     root = photographs.write(tmp_path, size)

@@ -48,7 +48,9 @@ def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_wheel_contains_configurations_versions_and_the_type_marker(wheel: Path) -> None:
+def test_the_wheel_contains_the_configurations_and_all_data_files_of_the_package(
+    wheel: Path,
+) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     ours = {path.relative_to(ROOT).as_posix() for path in (ROOT / "conf").rglob("*.yaml")}

@@ -41,8 +41,8 @@ def is_local(launcher: Any) -> bool:
 def run_local(
     launcher: Any, jobs: Sequence[Job], at_once: int, over: Callable[[], bool]
 ) -> Iterator[Ended]:
-    """Run cells in at most `at_once` workers, and yield each cell when it ends. Starts no further
-    cell once `over()` is true."""
+    """Runs cells in at most `at_once` workers, and yields each cell when it ends. Starts no more
+    cells once `over()` is true."""
     waiting = deque(jobs)
     busy: dict[Worker, Job] = {}
     idle: list[Worker] = []

@@ -85,8 +85,9 @@ class Job:
 
 @dataclass(frozen=True)
 class Ended:
-    """A launched cell that has ended. `loss` is None unless its process died. `failed` is the
-    status of a cell that failed but could not write its record."""
+    """A launched cell that has ended. `loss` describes how the process of the cell died, and is
+    None if the process did not die. `failed` is the status of a cell that failed but could not
+    write its record."""
 
     asked: RequestedCell
     loss: LostProcess | None

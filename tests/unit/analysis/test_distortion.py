@@ -81,7 +81,7 @@ def test_psnr_is_averaged_over_the_images_that_change() -> None:
     assert found.largest == pytest.approx(10 / 3)
 
 
-def test_figures_are_means_over_images_and_not_over_chunks() -> None:
+def test_distortions_are_means_over_images_and_not_over_chunks() -> None:
     before, after = images(301, side=12), images(301, side=12)
     each = [distortion(before[[n]], after[[n]]) for n in range(301)]
     found = distortion(before, after)
@@ -95,7 +95,7 @@ def test_images_smaller_than_the_window_have_no_ssim() -> None:
     assert np.isfinite([found.psnr, found.largest]).all()
 
 
-def test_no_images_have_no_figures() -> None:
+def test_the_distortion_of_an_empty_set_of_images_is_nan() -> None:
     found = distortion(images(0), images(0))
     assert np.isnan([found.psnr, found.ssim, found.largest]).all()
 

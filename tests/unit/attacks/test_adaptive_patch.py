@@ -107,7 +107,7 @@ def test_overlapping_patches_are_applied_in_order() -> None:
         ({"position": [0, -2], "rows": ["###"]}, "extends past the lower or right edge"),
         ({"rows": []}, "strings of equal length"),
         ({"rows": ["#.", "#"]}, "strings of equal length"),
-        ({"rows": [".."]}, "at least once"),
+        ({"rows": [".."]}, "at least one pixel"),
         ({"rows": ["#x"]}, "got"),
         ({"rows": ["#"], "color": {"x": 255}}, "with x where the patch covers"),
         ({"rows": ["x"], "color": {"xy": 255}}, "map single letters"),

@@ -120,7 +120,7 @@ def test_a_square_whose_side_is_not_an_integer_from_1_to_32_is_refused(size: obj
 @pytest.mark.parametrize(
     ("key", "value"), [("margin", -1), ("margin", 25), ("cover_classes", 0), ("color", 256)]
 )
-def test_options_of_tact_outside_their_range_are_refused(key: str, value: int) -> None:
+def test_out_of_range_options_of_the_tact_trigger_are_refused(key: str, value: int) -> None:
     """The default size, 8, and a margin of 25 together exceed 32 pixels."""
     with pytest.raises(ConfigError, match=rf"trigger\.{key}"):
         TaCT(**{key: value})  # type: ignore[arg-type]

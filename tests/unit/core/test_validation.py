@@ -204,7 +204,7 @@ def test_a_renamed_key_of_a_composed_section_is_refused_even_if_the_new_key_is_m
         ("config.trigger.patches[1].at", "config.trigger.patches[1].position"),
     ],
 )
-def test_the_column_of_a_renamed_key_is_refused_with_a_hint_to_the_new_column(
+def test_a_column_with_the_old_name_of_a_key_is_refused_and_the_error_gives_the_new_name(
     old: str, new: str
 ) -> None:
     assert validation.new_column(new) is None

@@ -247,6 +247,6 @@ def start(code: str, *arguments: str, **environment: str) -> subprocess.Popen[st
     return subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, text=True)
 
 
-def test_a_data_source_must_define_the_methods_identity_and_read() -> None:
+def test_a_data_source_without_an_identity_and_a_read_method_is_refused() -> None:
     with pytest.raises(TypeError, match="abstract"):
         Source(name="x")  # type: ignore[abstract]

@@ -84,7 +84,7 @@ def test_boolean_complex_and_non_numeric_arrays_are_refused(dtype: Any) -> None:
 
 
 @pytest.mark.parametrize("bad", [-1, 0.5, np.nan, np.inf, 2**40])
-def test_labels_that_are_not_whole_numbers_from_0_are_refused(bad: float) -> None:
+def test_negative_fractional_non_finite_and_too_large_labels_are_refused(bad: float) -> None:
     with pytest.raises(DataError, match=r"at index \[2\]; 1 of 4"):
         whole_labels(np.array([0, 1, bad, 1]), "here")
 

@@ -41,7 +41,9 @@ def numbers_of(path: Path) -> set[str]:
      for path in sorted((PACKAGE / folder).glob("*.py"))
      if folder != "numerics" or f"numerics/{path.name}" in PLACES],
 )  # fmt: skip
-def test_every_number_that_a_method_defines_has_a_row(place: str) -> None:
+def test_every_numeric_constant_of_an_attack_or_defense_has_a_row_in_the_fidelity_table(
+    place: str,
+) -> None:
     """Limits on memory are excluded, since they change no result. Modules of numerics/ are checked
     only if a row names them."""
     numbers = {f"{place}:{name}" for name in numbers_of(PACKAGE / place) - MEMORY}

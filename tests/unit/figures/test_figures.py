@@ -400,7 +400,7 @@ def test_convolution_filters_are_drawn_exactly_and_the_most_responsive_is_framed
         ([("spectral", 3)], None),
     ],
 )
-def test_the_filters_figure_uses_a_network_trained_without_poison_as_clean_network(
+def test_the_clean_network_in_the_figure_of_the_filters_is_one_trained_without_poison(
     tmp_path: Path, kinds: list[tuple[str, int]], expected: tuple[str, str] | None
 ) -> None:
     made = [record(defense=defense) for defense, _ in kinds]

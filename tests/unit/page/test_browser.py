@@ -326,7 +326,7 @@ def test_hostile_text_is_shown_as_text(opened: Open, tmp_path: Path) -> None:
     page.keyboard.press("Escape")
 
 
-def test_hostile_names_of_every_choice_are_shown_as_text(
+def test_hostile_names_of_triggers_defenses_and_targets_are_shown_as_text(
     opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The names appear in the table, the drop-downs and the details; some are class names."""

@@ -32,7 +32,7 @@ def test_the_default_retrain_seed_does_not_change_the_id(tmp_path: Path) -> None
     assert new.id == cell_of(tmp_path, "retrain_seed=new").id != same.id
 
 
-def test_the_report_experiment_requires_a_gpu_or_an_explicit_trainer_cpu(
+def test_the_report_experiment_requires_a_gpu_unless_the_trainer_is_set_to_cpu(
     tmp_path: Path,
 ) -> None:
     tiny = [word for word in TINY if word != "trainer=cpu"]

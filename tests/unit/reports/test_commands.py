@@ -76,7 +76,7 @@ def test_tables_stay_inside_the_sweep_folder_whatever_the_trigger_name(
     assert len(list((folder / "tables").glob("table_*.md"))) == 1
 
 
-def test_a_tables_folder_that_links_outside_is_refused(tmp_path: Path) -> None:
+def test_a_tables_folder_that_is_a_link_out_of_the_sweep_folder_is_refused(tmp_path: Path) -> None:
     folder = write_sweep(tmp_path / "demo", [record()])
     (tmp_path / "elsewhere").mkdir()
     (folder / "tables").symlink_to(tmp_path / "elsewhere")

@@ -534,7 +534,7 @@ def test_every_defense_is_compared_with_random(compared: Path) -> None:
     assert "failed: oom" in text
 
 
-def test_the_comparison_with_random_is_collapsed_on_the_page(compared: Path) -> None:
+def test_the_comparison_with_the_random_control_is_collapsed_on_the_page(compared: Path) -> None:
     text = (compared / "index.html").read_text()
     part = text.split('<details id="compared">')[1].split("</details>")[0]
     rows = parsed((compared / "tables" / "compare_random.md").read_text())[0]
@@ -542,7 +542,9 @@ def test_the_comparison_with_random_is_collapsed_on_the_page(compared: Path) -> 
     assert [row for row in cells if row] == [list(map(html.escape, row.values())) for row in rows]
 
 
-def test_a_long_comparison_with_random_is_summarized_on_the_page(tmp_path: Path) -> None:
+def test_a_long_comparison_with_the_random_control_is_summarized_on_the_page(
+    tmp_path: Path,
+) -> None:
     made = [found(t, "bird", 0.1, d, s) for t in TRIGGERS for d in DEFENSES for s in (0, 1)]
     folder = write_sweep(tmp_path / "s", made)
     write_tables(folder)
@@ -556,7 +558,7 @@ def test_a_long_comparison_with_random_is_summarized_on_the_page(tmp_path: Path)
 
 
 @pytest.mark.parametrize("defenses", [("random",), ("spectral", "none"), ("spectral", "random")])
-def test_without_matching_cells_there_is_no_comparison_with_random(
+def test_without_matching_cells_there_is_no_comparison_with_the_random_control(
     tmp_path: Path, defenses: tuple[str, ...]
 ) -> None:
     # `random` has another target, so no two cells differ only in the defense.

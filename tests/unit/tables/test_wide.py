@@ -218,7 +218,7 @@ def test_varying_configuration_values_split_the_table_or_become_rows_or_columns(
     assert grid(table).head == ["Target", "lr 0.01", "lr 0.1"]
 
 
-def test_protocol_values_determined_by_a_row_or_column_are_noted_and_do_not_split_the_table(
+def test_protocol_values_that_depend_only_on_the_row_or_column_do_not_split_the_table_but_are_noted(
     tmp_path: Path,
 ) -> None:
     other = {**PROTOCOL, "removal_budget": "15%"}

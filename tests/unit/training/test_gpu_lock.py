@@ -46,7 +46,7 @@ def test_no_two_cells_use_the_same_gpu_at_once(tmp_path: Path) -> None:
     assert run(tmp_path, 1) == [1, 1]
 
 
-def test_cells_per_gpu_limits_how_many_cells_share_a_device(tmp_path: Path) -> None:
+def test_the_option_cells_per_gpu_limits_how_many_cells_share_a_device(tmp_path: Path) -> None:
     """With two cells per device there are never more than two on one."""
     assert max(run(tmp_path, 2)) == 2
 
