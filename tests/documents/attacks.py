@@ -38,8 +38,10 @@ def _embedded() -> str:
     rows = []
     for trigger in EMBEDDED:
         for name, at in _versions("attacks/embedded", trigger).items():
-            rows.append([name, figure(at["0%"]["ASR1"], "ASR1"),
-                         *(figure(at[ratio][column], column) for column, ratio in places)])  # fmt: skip
+            rows.append([
+                name, figure(at["0%"]["ASR1"], "ASR1"),
+                *(figure(at[ratio][column], column) for column, ratio in places),
+            ])  # fmt: skip
     return markdown(["Trigger", "ASR at 0 %", *head], rows)
 
 
@@ -53,7 +55,8 @@ def _photographs() -> str:
             rows.append([
                 name, "source to target" if cell["Source"] else mode,
                 figure(at["0%"]["ASR1"], "ASR1"),
-                *(figure(cell[column], column) for column in ("Nat1", "ASR1", "AUROC", "#Pois Left")),
+                *(figure(cell[column], column)
+                  for column in ("Nat1", "ASR1", "AUROC", "#Pois Left")),
             ])  # fmt: skip
     head = ["Trigger", "Labels", "ASR at 0 %", "Nat1", "ASR1", "AUROC (spectral)", "#Pois Left"]
     return markdown(head, rows)
