@@ -138,7 +138,7 @@ def test_anything_but_a_list_of_patches_is_refused(patches: Any) -> None:
 
 
 def test_a_patch_that_is_never_used_is_refused() -> None:
-    with pytest.raises(ConfigError, match="every patch needs a `strength_train` or"):
+    with pytest.raises(ConfigError, match="every patch needs `strength_train` or"):
         AdaptivePatch(patches=[DOT, DOT | {"strength_train": 0, "strength_test": 0}])
 
 
