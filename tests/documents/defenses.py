@@ -111,7 +111,7 @@ def _published_variants() -> str:
     for cell in cells("defenses/published_variants"):
         config = cell["record"]["config"]
         option = VARIED[cell["Defense"]]
-        name = f"`{cell['Defense']}`, `{option}={config['defense'][option]}`"
+        name = f"`{_versioned(cell)}`, `{option}={config['defense'][option]}`"
         shares = [figure(cell[column], column, 1) for column in ("Nat1", "ASR1", "Nat2", "ASR2")]
         rows.append(
             [name, cell["record"]["choices"]["model"], *shares, figure(cell["AUROC"], "AUROC")]
@@ -122,7 +122,13 @@ def _published_variants() -> str:
 def _published(cell: Cell) -> list[str]:
     """The places of a row before the figures of the defense."""
     shares = (f"{cell[column]:.1f}" for column in ("Nat1", "ASR1"))
-    return [f"`{cell['Defense']}`", f"`{cell['Trigger']}`", cell["Ratio"], *shares]
+    return [f"`{_versioned(cell)}`", f"`{cell['Trigger']}`", cell["Ratio"], *shares]
+
+
+def _versioned(cell: Cell) -> str:
+    """The name of the defense with its version: `anp@2`."""
+    version = cell["record"]["config"]["code"]["defenses"][cell["Defense"]]
+    return f"{cell['Defense']}@{version}" if version > 1 else str(cell["Defense"])
 
 
 def _attacked(column: str, places: Sequence[tuple[str, str]]) -> list[str]:
