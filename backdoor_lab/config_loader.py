@@ -153,8 +153,8 @@ def install() -> None:
 
 
 def check_composed(config: DictConfig, allowed: tuple[str, ...]) -> None:
-    """Raises ConfigError if a composed configuration names a class or function that is not allowed,
-    or has a renamed key. `allowed` are the packages that the user trusts.
+    """Raises ConfigError if a composed configuration contains a renamed key, or the name of a class
+    or function that is not allowed. `allowed` are the packages that the user trusts.
 
     In the `hydra` section, an interpolation is resolved first if it may yield a dictionary or the
     name of a class or function. In other sections, an interpolation is resolved only where such a

@@ -87,7 +87,8 @@ def _record(cell: Path) -> dict[str, Any]:
 
 
 def _store(cell: Path, given: Path | None) -> Path:
-    """The path `given`, if any, else the store that the cell's sweep used."""
+    """Returns the path of the store: `given` or, if `given` is None, the store that the cell's
+    sweep used."""
     sweep = cell.resolve().parent
     root = find_store(sweep, given)
     if root is None:

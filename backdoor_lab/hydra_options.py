@@ -239,7 +239,7 @@ def _default(conf: Path, section: str) -> str | None:
 
 def _folder(name: str, given: str) -> str:
     """Expand `~` in the path of a folder, and check that the folder is writable. If the path
-    contains ``${…}``, only the part before it is expanded and checked."""
+    contains ``${…}``, only the part before the first ``${`` is expanded and checked."""
     head, dollar, rest = given.partition("${")
     if dollar and not head:
         return given

@@ -192,7 +192,7 @@ def rows_of(name: str, overrides: list[str], shown: int) -> list[tuple[str, list
 
 def _short(name: str) -> str:
     """Shorten a class name to fit the left margin of the picture, and transliterate characters that
-    its font lacks."""
+    the picture's font lacks."""
     text = plain(transcribed(name))
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
 

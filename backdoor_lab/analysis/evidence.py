@@ -34,9 +34,13 @@ class Histogram:
 
 @dataclass(frozen=True)
 class Curve:
-    """A removal curve: after the `removed` int (m,) examples with the highest scores are removed,
-    `left` float64 (m,) poisoned images remain. At the first point, nothing is removed. Of the
-    `total` poisoned images, `scored` have a score."""
+    """A removal curve: how many poisoned images remain as examples are removed in order of
+    decreasing score.
+
+    `removed` int (m,): number of removed examples, 0 at the first point. `left` float64 (m,):
+    number of poisoned images that remain. `total`: number of poisoned images. `scored`: number of
+    poisoned images that have a score.
+    """
 
     removed: Array
     left: Array

@@ -119,13 +119,13 @@ def separation_of(reader: ArtifactReader, record: dict[str, Any]) -> Separation 
 
 
 def predicted_auroc(share: float, distance: float, variance: float) -> float:
-    """Returns the AUROC of squared projections on δ if a `share` p of a class is poison, the means
-    of clean and poisoned examples are `distance` apart, and both are normally distributed along δ
-    with this `variance`.
+    """Returns the AUROC of squared projections on δ for a class of which the fraction p, given by
+    `share`, is poison. Along δ, clean and poisoned examples are assumed to be normally distributed,
+    both with the variance `variance`, and with means that are `distance` apart.
 
     With d = distance / sqrt(variance), the clean examples are centered at -pd and the poisoned ones
     at (1-p)d, both with variance 1. The sum and the difference of a clean and a poisoned example
-    are independent, so the square of the poisoned one is larger with probability
+    are independent, so the square of the poisoned example is larger with probability
 
         Φ(d/√2) Φ((1-2p)d/√2) + Φ(-d/√2) Φ(-(1-2p)d/√2).
 

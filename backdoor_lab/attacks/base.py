@@ -165,8 +165,9 @@ class Trigger(ABC):
         return (kind.apply_train, kind.apply_cover) == plain
 
     def cover_from(self, target: int, source: int | None, classes: int) -> tuple[int, ...]:
-        """Returns the labels (below `classes`) of the classes from which cover images are drawn.
-        An empty tuple, the default, means all except target and source."""
+        """Returns the labels of the classes from which cover images are drawn; `classes` is the
+        number of classes. An empty tuple, the default, means all classes except target and
+        source."""
         return ()
 
     def file_hash(self) -> str:

@@ -94,7 +94,8 @@ class LabelConsistent(Trigger):
 
     def perturbed(self, images: Tensor, labels: Tensor, context: AttackContext) -> Tensor:
         """Returns `images`, uint8 (n, C, H, W), perturbed by at most `eps` to be harder to classify
-        as `labels`, int64 (n,). The mark is not added. Same shape and dtype."""
+        as `labels`, int64 (n,). The mark p is not added. The result has the shape and dtype of
+        `images`."""
         surrogate = context.surrogate()
         batches = list(zip(images.split(CHUNK), labels.split(CHUNK), strict=True))
         parts = [

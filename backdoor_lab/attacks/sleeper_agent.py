@@ -21,27 +21,28 @@ MILESTONES = (2.667, 1.6, 1.142)
 class SleeperAgent(Trigger):
     """A patch that appears only in test images; all training labels are true.
 
-    Souri, Fowl, Chellappa, Goldblum, Goldstein, "Sleeper Agent: Scalable Hidden Trigger
-    Backdoors for Neural Networks Trained from Scratch", NeurIPS 2022, section 3 and Algorithm
-    1. With the surrogate's weights θ and cross-entropy L, the poison x + d of the target class t
-    imitates the gradient of triggered images x_s + p of the source class that are labeled t:
+    Souri, Fowl, Chellappa, Goldblum, Goldstein, "Sleeper Agent: Scalable Hidden Trigger Backdoors
+    for Neural Networks Trained from Scratch", NeurIPS 2022, section 3 and Algorithm 1. With the
+    surrogate's weights θ and cross-entropy L, the poisoned images x + d of the target class t
+    imitate the gradient of source-class images x_s with the patch p and the label t:
 
         max over |d|∞ ≤ eps of cos( ∇θ Σ L(A(x + d), t), ∇θ Σ L(x_s + p, t) )
 
     The first sum is over `batch_size` poisoned images, by default all of them, and the second over
     at most `max_sources` training images of the source class. A is the augmentation of the victim's
-    recipe. The poisoned images are those with the largest gradient norms |∇θ L(x, t)| of the target
-    class. d starts as normal noise of standard deviation eps, clipped to ±eps, and takes `steps`
-    steps of Adam on the sign of the gradient, projected onto the ball and 0..255. The step size is
-    `lr` standard deviations of the channel over the training set, divided by ten after steps //
-    2.667, steps // 1.6 and steps // 1.142 steps. The best of `restarts` starts is kept. The result
-    is truncated towards the clean image to whole gray levels.
+    recipe. The target-class images with the largest gradient norms |∇θ L(x, t)| are poisoned. d
+    starts as normal noise of standard deviation eps, clipped to ±eps, and takes `steps` steps of
+    Adam on the sign of the gradient, projected onto the ball and 0..255. The step size is `lr`
+    standard deviations of the channel over the training set, divided by ten after steps // 2.667,
+    steps // 1.6 and steps // 1.142 steps. d is optimized `restarts` times, starting from different
+    noise. The best result is kept and truncated towards the clean image to whole gray levels.
 
     The patch p is a square at a pseudorandom position that depends on the image's pixels. Its side
     is `patch_size` times the image's shorter side, and at least one pixel. It shows 4×4 random
     colors drawn with `pattern_seed`, upsampled bilinearly, as in Saha, Subramanya, Pirsiavash,
-    "Hidden Trigger Backdoor Attacks", AAAI 2020; on grayscale images they are averaged over the
-    channels. `image` is a file that replaces them. The authors' file is not included.
+    "Hidden Trigger Backdoor Attacks", AAAI 2020; on grayscale images, the colors are averaged over
+    the channels. If `image` is set, the image in this file replaces the random colors. The authors'
+    file is not included.
 
     Differences: the authors retrain the surrogate on the poison after every 50 steps; here it is
     trained once, on clean images. They take 250 steps (`trigger=sleeper_agent_authors`); the

@@ -150,7 +150,7 @@ def _text(path: Path) -> str:
 
 
 def wait_briefly() -> None:
-    """Shorten the busy waiting of idle threads: set each environment variable in WAITING that is
+    """Shorten the busy waiting of idle threads: set each environment variable in `WAITING` that is
     not set yet. Call before importing torch and NumPy."""
     for name, value in WAITING.items():
         os.environ.setdefault(name, value)

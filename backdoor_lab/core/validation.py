@@ -227,7 +227,7 @@ def new_class(target: str) -> str | None:
 
 
 def refuse_renamed(section: str, given: Iterable[str]) -> None:
-    """Raises ConfigError if a `given` key of `section` was renamed."""
+    """Raises ConfigError if one of the keys in `given` was renamed in the section `section`."""
     for key in given:
         if current := new_name(section, key):
             prefix = f"{section}." if section else ""

@@ -1,5 +1,5 @@
-"""Base class of data sets. A data set reads all its images, and can identify its content without
-reading them."""
+"""Base class of data sets. A data set can read all of its images, and can also identify its content
+without reading the images."""
 
 from __future__ import annotations
 

@@ -118,8 +118,8 @@ class _Work:
     refused: dict[str, str] = field(default_factory=dict)
 
     def chunk(self, files: list[tuple[str, Content]]) -> dict[str, str]:
-        """Decodes files into their rows of `images`. Returns the error message of each broken file,
-        by path."""
+        """Decodes each file into its row of `images`. Returns the error message of each broken
+        file, by path."""
         broken = {}
         for path, content in files:
             try:

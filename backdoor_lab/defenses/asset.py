@@ -41,17 +41,18 @@ class ASSET(ModelBasedFilter):
     Learning Paradigms", USENIX Security 2023, as in the authors' notebook. An untrained model of
     the attacked architecture takes two steps of Adam for each batch of the training set. The first
     decreases the variance of the logits of held-out clean images (see `offset`). The second
-    increases the loss of some images of the batch. To find them, a small network, trained from
-    scratch for each batch, learns to distinguish the batch from the clean images by features of the
-    attacked model (see `without_first_relu`). The images for which its outputs are outliers are
-    unlearned. The first step cancels the effect of the second on clean images, but not on poison.
-    The score of an image is its loss in the trained model. ``removal_budget=auto`` removes the
-    images whose loss is at least `threshold`, but at most half of a class.
+    increases the loss of some images of the batch. To select these images, a small network, trained
+    from scratch for each batch, learns to distinguish the batch from the clean images by features
+    of the attacked model (see `without_first_relu`). The images for which the outputs of the small
+    network are outliers are unlearned. The first step cancels the effect of the second on clean
+    images, but not on poison. The score of an image is its loss in the trained model.
+    ``removal_budget=auto`` removes the images whose loss is at least `threshold`, but at most half
+    of a class.
 
-    The authors' code uses 1,000 clean images; here `protocol.clean_holdout` sets their number. It
-    computes the losses of the poison, which it knows, with batch statistics, and all others with
-    running statistics. A defender does not know the poison, so here all losses are computed with
-    running statistics.
+    The authors' code uses 1,000 clean images; here `protocol.clean_holdout` sets the number. The
+    authors' code computes the losses of poisoned images, known from the ground truth, with batch
+    statistics, and the losses of all other images with running statistics. A defender does not know
+    the poison, so here all losses are computed with running statistics.
     """
 
     needs_clean = True

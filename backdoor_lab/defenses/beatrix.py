@@ -142,7 +142,8 @@ class _Maps:
         return self.context.generator(streams.REFERENCE_IMAGES, label)
 
     def of_clean(self, label: int, most: int) -> Tensor:
-        """Returns the feature maps of at most `most` clean images of a class, drawn at random."""
+        """Returns the feature maps of clean images of a class: of all of them, or of a random
+        sample if there are more than `most`."""
         clean = clean_of(self.context)
         found = [(said == label).nonzero().flatten() for said in (self.predicted, clean.labels)]
         members = found[0] if len(found[0]) >= FEWEST else found[1]

@@ -250,8 +250,8 @@ def class_weights(context: DefenseContext, among: Tensor) -> Tensor:
 def distilled(losses: Tensor, labels: Tensor, share: float, floor: int) -> Tensor:
     """Returns the indices of the images to keep, in ascending order.
 
-    An image is kept if its loss is in the lowest fraction `share` of all `losses` (n,), or in the
-    lowest fraction 1 / `floor` of its class. At least one image is kept.
+    The images with the lowest `losses` (n,) are kept: the fraction `share` of all images, and the
+    fraction 1 / `floor` of each class. At least one image is kept.
     """
     order = losses.sort(stable=True).indices
     kept = torch.zeros(len(losses), dtype=torch.bool)

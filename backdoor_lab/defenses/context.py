@@ -55,7 +55,7 @@ class DefenseContext:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def generator(self, *what: Stream | int, device: torch.device | str = "cpu") -> torch.Generator:
-        """Returns a generator for the purpose `what`, on the CPU by default. Generators of
-        different purposes are independent."""
+        """Returns a generator, on the CPU by default, for the purpose that the labels in `what`
+        identify. Generators of different purposes are independent."""
         seed = torch_generator(self.seed, streams.DEFENSE, *what).initial_seed()
         return torch.Generator(device).manual_seed(seed)

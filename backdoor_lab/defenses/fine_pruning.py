@@ -15,9 +15,9 @@ class FinePruning(ModelRepair):
     Liu, Dolan-Gavitt, Garg, "Fine-Pruning: Defending Against Backdooring Attacks on Deep Neural
     Networks", RAID 2018, section 3. The inputs of the last linear layer (in a ResNet the pooled
     channels of the last convolutions) are pruned in increasing order of their mean activation on
-    held-out clean images, as long as the accuracy on these drops by at most `max_accuracy_drop`.
-    Then the model is trained on the held-out images by SGD for `epochs` with learning rate `lr`;
-    pruned channels stay pruned.
+    held-out clean images, as long as the accuracy on these images drops by at most
+    `max_accuracy_drop`. Then the model is trained on the held-out images by SGD for `epochs` epochs
+    with learning rate `lr`; pruned channels stay pruned.
 
     The stopping rule is the paper's; the authors' code prunes a fixed number of channels: 48 of 60
     for faces and 250 of 256 for speech. Neither the paper nor the code gives the number of epochs

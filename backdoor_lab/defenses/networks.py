@@ -29,7 +29,7 @@ class SampleScores:
 
     `scores` float64 (m,): higher is more suspicious. `flagged` bool (m,): the images that the
     method's own rule calls poison, which have the highest scores of their class; None if the method
-    has no such rule. `notes`: for the record.
+    has no such rule. `notes`: values to store in the cell's record.
     """
 
     scores: Tensor
@@ -164,7 +164,7 @@ def logits_at(network: nn.Module, context: DefenseContext, where: Tensor) -> Ten
 
 
 def losses_at(network: nn.Module, context: DefenseContext, where: Tensor) -> Tensor:
-    """Returns the cross-entropy, float64 (m,), of each training image at indices `where`."""
+    """Returns the cross-entropy, float64 (m,), of each training image whose index is in `where`."""
     outputs = logits_at(network, context, where).double()
     return F.cross_entropy(outputs, context.labels[where], reduction="none")
 

@@ -222,7 +222,7 @@ def two_groups(white: Tensor, start: Tensor) -> Tensor | None:
 
     `start` bool (n,) is the initial second group. Alternates between computing the mean of each
     group and assigning each row to the group with the nearer mean, until the groups no longer
-    change, but at most STEPS times. None if all rows are equal.
+    change, but at most `STEPS` times. Returns None if all rows are equal.
     """
     centered = white - white.mean(dim=0)
     alike = float(centered.abs().max()) <= 1e-9 * float(white.abs().max()) if len(white) else True

@@ -83,8 +83,8 @@ class STRIP(ModelBasedFilter):
 
 def drawn(context: DefenseContext, image: Tensor, pool: int, count: int) -> Tensor:
     """Returns the indices, int64 (count,), of an image's overlays, drawn with replacement from
-    0..pool-1. They depend on the seed and the pixels of `image` uint8 (C, H, W), not on its
-    position."""
+    0..pool-1. The indices depend on the seed and the pixels of `image` uint8 (C, H, W), but not on
+    the position of the image in the data set."""
     content = zlib.crc32(image.contiguous().numpy().tobytes())
     generator = context.generator(streams.OVERLAYS, content)
     return torch.randint(pool, (count,), generator=generator)

@@ -2,7 +2,7 @@
 
 python -m backdoor_lab.fidelity                  # all methods, one per line
 python -m backdoor_lab.fidelity beatrix          # one method, with all its rows
-python -m backdoor_lab.fidelity --sources DIR    # check the quotations in DIR's checkouts
+python -m backdoor_lab.fidelity --sources DIR    # check quotations against checkouts in DIR
 """
 
 from __future__ import annotations

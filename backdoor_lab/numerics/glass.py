@@ -18,9 +18,9 @@ RADIUS = 3
 
 
 def ghost(scene: Tensor, down: Tensor, right: Tensor, first: Tensor) -> Tensor:
-    """Returns the reflection of a linear scene in thick glass: two copies, displaced by `down` and
-    `right` pixels, with the weights `first` and 1 - `first`. The area where the copies
-    overlap is enlarged to the size of the scene."""
+    """Returns the reflection of a scene in thick glass, both in linear light: two copies, displaced
+    by `down` and `right` pixels, with the weights `first` and 1 - `first`. The area where the
+    copies overlap is enlarged to the size of the scene."""
     height, width = scene.shape[2:]
     rows, columns = (
         offset * max(height, width) / (SIDE * side)

@@ -141,8 +141,8 @@ def _scatter(along: Array, poison: Array, keep: Array, points: int) -> Shown:
 def _add_images(
     reader: ArtifactReader, records: list[Shown], made: list[Shown], budget: int
 ) -> None:
-    """Add the key ``images`` to each entry of `made` with the key ``scores``, within `budget` bytes
-    in total. The limit on the number of images is the same for all cells."""
+    """Add the key ``images`` to each entry of `made` that has the key ``scores``, within `budget`
+    bytes in total. The limit on the number of images is the same for all cells."""
     wanted = [n for n, each in enumerate(made) if "scores" in each]
     limit = None
     for number in wanted:

@@ -166,8 +166,9 @@ def detection(filter_result: FilterResult, is_poison: torch.Tensor) -> dict[str,
     `auroc`, `average_precision`, and the true positive rates `tpr_at_1` and `tpr_at_5`, at false
     positive rates of 1 % and 5 %, are computed over the scored examples; they are None if these are
     all poison or all clean. `tpr` is the removed share of all poison, `fpr` the removed share of
-    all clean examples. `curve` lists how much poison is `left` once the `removed` examples with the
-    highest scores are removed. Returns None if there is no poison.
+    all clean examples. `curve` has two lists: ``removed``, numbers of examples removed from the
+    highest score down, and ``left``, the numbers of poisoned examples that are then left. Returns
+    None if there is no poison.
     """
     removed = ~filter_result.keep
     n_poison, n_clean = int(is_poison.sum()), int((~is_poison).sum())

@@ -24,8 +24,8 @@ _NEAR = 120
 
 
 def sealed(text: str) -> str:
-    """Appends the seal to the text of a JSON object. Like `text`, the result has one line, or
-    one line per key."""
+    """Appends the seal to the text of a JSON object. The result is laid out like `text`: on one
+    line, or with one line per key."""
     body = text.rstrip().removesuffix("}").rstrip()
     gap, end = ("\n ", "\n}\n") if "\n" in body else (" ", "}\n")
     return f'{body},{gap}"seal": "{_hash(body.encode())}"{end}'
@@ -51,9 +51,11 @@ def check_seal(data: bytes) -> None:
     # This package writes the seal at the end of a file; only an editor may have moved it.
     found = _SEAL.search(data, max(0, len(data) - _NEAR)) or _SEAL.search(data)
     if found is None:
-        raise DataError("it has no seal: it was edited, or written before seals existed")
+        raise DataError("there is no seal: the text was edited, or written before seals existed")
     if _hash(data[: found.start()]) != found[1].decode():
-        raise DataError("its seal does not match: it was edited or damaged after it was written")
+        raise DataError(
+            "the seal does not match: the text was edited or damaged after it was sealed"
+        )
 
 
 def _hash(body: bytes) -> str:

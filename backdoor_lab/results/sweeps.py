@@ -226,8 +226,8 @@ def _damaged(
 def _add(
     sweep: Sweep, found: dict[str, tuple[CellRecord, str]], cell: CellRecord, folder: str
 ) -> None:
-    """Adds a cell unless its id is already present, since a copied folder would count its seed
-    twice."""
+    """Adds a cell unless its id is already present, so that the seed of a cell does not count twice
+    if the cell's folder was copied."""
     other = found.get(cell.id)
     if other is None:
         found[cell.id] = (cell, folder)

@@ -123,7 +123,7 @@ def read_record(folder: Path) -> CellRecord | None:
     found = parse(data)
     lacking = sorted(WHOLE - found.numbers.keys()) if found.done else []
     if lacking:
-        raise DataError(f"its status is done, but it lacks {', '.join(lacking)}")
+        raise DataError(f"the status is done, but values are missing: {', '.join(lacking)}")
     if b"NaN" in data or b"Infinity" in data:
         json.loads(data, parse_constant=_refuse)
     return found

@@ -163,8 +163,7 @@ class Preflight:
 
 @functools.cache
 def preflight() -> Preflight:
-    """The `Preflight` of this process; it is shared, so that no check is repeated for the next
-    cell."""
+    """Returns the `Preflight` of this process. All cells share it, so that no check is repeated."""
     return Preflight()
 
 

@@ -124,7 +124,8 @@ class ResumeSweeper(BasicSweeper):
         left: Sequence[RequestedCell],
         at_once: Parallelism,
     ) -> dict[str, str]:
-        """Run the cells of `left`, and show each one when it finishes. Returns `Launch.failed`."""
+        """Run the cells in `left`, and show each one when it finishes. Returns the status of each
+        failed cell, by id."""
         assert self.config is not None
         for each in left:
             clear_way(folder / each.id)

@@ -61,8 +61,8 @@ def in_markdown(grid: TextTable) -> str:
 
 def _aligned(grid: TextTable, of_cell: Callable[[str], str], of_line: Callable[[str], str]) -> str:
     """Returns the table as text: the title, the rows with vertical bars between columns, and the
-    notes. Column headings start with the name of their group. `of_cell` and `of_line` escape a cell
-    and a line of text."""
+    notes. Column headings start with the name of their group. `of_cell` escapes the text of a cell,
+    and `of_line` a line of text."""
     over = grid.over or [""] * len(grid.head)
     head = [f"{group} {name}".strip() for group, name in zip(over, grid.head, strict=True)]
     lines = [[of_cell(cell) for cell in head]]
@@ -86,9 +86,9 @@ _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 
 
 def _markdown_text(text: str) -> str:
-    """Escape everything that (GitHub) Markdown or its HTML would interpret, except underscores
-    between letters. Names do not become links: `://` and `www.` are broken up. `&`, `<` and `>`
-    between two spaces, as in "p < 0.05", have no effect and are not escaped."""
+    """Escape everything that GitHub would interpret as Markdown or HTML, except underscores between
+    letters. Names do not become links: `://` and `www.` are broken up. `&`, `<` and `>` between two
+    spaces, as in "p < 0.05", have no effect and are not escaped."""
     text = re.sub(
         r"([\\|`*\[\]$~]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=\bwww)\.)", r"\\\1", plain(text)
     )

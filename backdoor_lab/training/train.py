@@ -175,7 +175,7 @@ def _check_checkpoint(found: Any, module: Classifier | None) -> None:
     """Raises an exception (of any type) if `found` is not a checkpoint to resume `module` from."""
     lacking = sorted(CHECKPOINT - found.keys())
     if lacking:
-        raise KeyError(f"it lacks {', '.join(lacking)}")
+        raise KeyError(f"missing keys: {', '.join(lacking)}")
     shapes = {name: value.shape for name, value in found["state_dict"].items()}
     if module is not None and shapes != {k: v.shape for k, v in module.state_dict().items()}:
         raise ValueError("the weights do not fit this network")

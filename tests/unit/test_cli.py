@@ -140,7 +140,7 @@ def test_refused_commands_compute_nothing(refused: tuple[Path, dict[str, Any]]) 
     assert list(refused[0].rglob("sweep.json")) == []
 
 
-def test_python_dash_m_backdoor_lab_refuses_a_mistake_in_one_line_with_exit_code_2(
+def test_running_the_package_as_a_module_gives_a_one_line_error_and_exit_code_2_for_a_mistake(
     tmp_path: Path,
 ) -> None:
     run = started(tmp_path, *TINY, "target=brid")

@@ -261,7 +261,7 @@ def test_a_figure_of_a_paper_has_a_source() -> None:
         assert each.differs, name
 
 
-def test_every_cell_of_the_ratios_alone_sweep_has_an_asr1_of_100_percent() -> None:
+def test_every_cell_of_the_sweep_named_ratios_alone_has_an_asr1_of_100_percent() -> None:
     cells = _of("paper/ratios_alone")
     assert {r["choices"]["ratio"] for r in cells} == {0.2, 0.4, 0.6, 0.9}
     assert {r["asr1"] for r in cells} == {1.0}

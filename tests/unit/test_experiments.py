@@ -118,7 +118,7 @@ def test_the_report_layers_experiment_uses_the_same_networks_as_report_small(
     assert others["protocol.layer"].split(",")[0] == small["protocol"]["layer"]
 
 
-def test_the_ratios_experiment_has_sorted_valid_ratios_up_to_one(tmp_path: Path) -> None:
+def test_the_experiment_named_ratios_has_sorted_valid_ratios_up_to_one(tmp_path: Path) -> None:
     config = configuration(tmp_path, "experiment=ratios")
     check_keys(config)
     ratios = [float(each) for each in str(swept("ratios")["ratio"]).split(",")]

@@ -215,7 +215,7 @@ def test_an_edited_record_is_refused(
     (cell / "record.json").write_text(re.sub(r'"nat1": [0-9.]+', '"nat1": 0.9125', text))
     out = tmp_path / "x.safetensors"
     assert main([str(cell), "--out", str(out), "--store", str(lab[0] / ".store")]) == 2
-    assert "its seal does not match" in capsys.readouterr().err
+    assert "the seal does not match" in capsys.readouterr().err
     assert not out.exists()
 
 

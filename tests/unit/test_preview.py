@@ -88,7 +88,7 @@ def test_preview_draws_the_triggers_of_the_sweep(
         (["--out", "nowhere/p.png"], "in an existing folder"),
     ],
 )
-def test_bad_arguments_are_refused_in_one_line(
+def test_bad_arguments_give_a_one_line_error(
     arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip

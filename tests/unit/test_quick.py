@@ -195,7 +195,9 @@ def test_an_unreachable_server_is_reported_before_torchvision_is_imported(
         Preflight().cell(config)
 
 
-def test_known_classes_equal_the_classes_of_the_data(tmp_path: Path) -> None:
+def test_the_class_names_known_without_reading_images_equal_those_of_the_data(
+    tmp_path: Path,
+) -> None:
     for source in (
         Synthetic(size=8, per_class_train=1, per_class_test=1), Digits(),
         ImageFolder(root=str(images(tmp_path / "images"))),

@@ -73,7 +73,7 @@ def test_training_images_are_blended_with_half_of_the_pieces_of_the_pattern(
         assert len(shown.unique(dim=0)) > 150
 
 
-def test_different_pieces_are_drawn_for_poison_for_covers_and_for_another_seed() -> None:
+def test_the_drawn_pieces_differ_between_poison_and_covers_and_between_seeds() -> None:
     """Covers do not reuse the poison's masks, and another seed gives other masks."""
     trigger, images, labels = AdaptiveBlend(), noise(6), torch.zeros(6).long()
     poisoned = trigger.poisoned(images, labels, attack_context())

@@ -91,7 +91,9 @@ def test_image_decoding_is_part_of_the_identity_of_a_trigger(kind: Any) -> None:
     assert {"attacks/images.py", "data/decode.py"} <= set(sources.files_of(roots))
 
 
-def test_unreadable_images_are_refused_with_key_path_and_reason(tmp_path: Path) -> None:
+def test_the_error_for_an_unreadable_image_states_the_key_the_path_and_the_reason(
+    tmp_path: Path,
+) -> None:
     """Cases: a missing file, a folder, text, a truncated image, and 16 bits per channel."""
     (tmp_path / "text.png").write_text("not an image")
     whole = Path(saved(tmp_path / "whole.png", np.arange(3000).reshape(10, 100, 3) % 256))

@@ -60,7 +60,7 @@ def test_a_strength_too_small_to_change_a_pixel_is_refused(
 
 
 @pytest.mark.parametrize("ratio", [0.5, 0.0])
-def test_painting_the_color_all_images_already_have_counts_as_no_change(ratio: float) -> None:
+def test_painting_a_color_that_all_images_already_have_counts_as_no_change(ratio: float) -> None:
     trigger, plan = Pixel(color=255), PoisonSpec(0, None, ratio)
     assert changes_nothing(white(), trigger, plan, seed=0)
     assert not changes_nothing(white(), Pixel(color=254), plan, seed=0)

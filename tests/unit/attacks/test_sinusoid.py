@@ -66,7 +66,7 @@ def test_counting_columns_from_zero_shifts_the_sinusoid_by_one_column() -> None:
     assert torch.equal(zero[1:], one[:-1])
 
 
-def test_with_round_down_no_pixel_is_brighter_than_its_exact_value() -> None:
+def test_no_pixel_is_brighter_than_its_exact_value_if_round_down_is_set() -> None:
     images = torch.full((1, 1, 2, 32), 128, dtype=torch.uint8)
     exact = 128 + SIG().pattern(1, 2, 32)
     found = SIG(round_down=True)(images)[0]

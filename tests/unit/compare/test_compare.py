@@ -395,7 +395,7 @@ def coded(made: dict[str, Any], code: str) -> dict[str, Any]:
     }
 
 
-def test_a_requested_record_takes_precedence_over_one_of_older_code(tmp_path: Path) -> None:
+def test_a_requested_record_takes_precedence_over_a_record_of_older_code(tmp_path: Path) -> None:
     asked = [coded(record(defense=d, seed=s), code) for s in SEEDS
              for d, code in (("spectral", "aaaa"), ("random", "bbbb"))]  # fmt: skip
     old = coded(record(seed=1), "cccc")

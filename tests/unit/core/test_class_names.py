@@ -59,7 +59,7 @@ def test_no_advice_is_given_for_hostile_names(name: Any) -> None:
     assert why_refused("trigger._target_", name) == ""
 
 
-def test_no_advice_is_given_for_valid_class_names_or_for_loggers() -> None:
+def test_no_advice_is_given_for_valid_class_names_or_for_the_section_logger() -> None:
     assert why_refused("logger._target_", "my_module.logger") == ""
     assert why_refused("trigger._target_", "backdoor_lab.attacks.pixel.Pixel") == ""
 

@@ -99,7 +99,7 @@ def test_a_class_that_is_not_a_usable_trigger_is_refused(target: str, message: s
         build("trigger", {"_target_": target}, Trigger)
 
 
-def test_a_configuration_without_the_key_target_is_refused() -> None:
+def test_a_configuration_without_a_class_name_is_refused() -> None:
     with pytest.raises(ConfigError, match="got None"):
         build("trigger", {"name": "pixel"}, Trigger)
 

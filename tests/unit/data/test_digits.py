@@ -16,7 +16,7 @@ from backdoor_lab.data.digits import Digits
 from tests.helpers.cells import run_here
 
 
-def test_images_are_the_digits_of_scikit_learn_scaled_from_16_to_255() -> None:
+def test_images_are_the_digits_of_scikit_learn_with_level_16_scaled_to_255() -> None:
     arrays, whole = Digits().read(), sklearn.datasets.load_digits()
     images = np.concatenate([arrays.train.images, arrays.test.images])
     labels = np.concatenate([arrays.train.labels, arrays.test.labels])

@@ -281,7 +281,7 @@ def many(root: Path, prefix: str = "train/") -> Path:
 
 
 @pytest.mark.parametrize("prefix", ["train/", "around/train/", "", "around/"])
-def test_the_test_share_option_takes_the_same_share_of_every_class(
+def test_the_option_test_share_holds_out_the_same_share_of_every_class(
     tmp_path: Path, prefix: str
 ) -> None:
     root = many(tmp_path / "set", prefix)
@@ -408,7 +408,7 @@ def test_an_unpacked_folder_with_a_wrong_hash_is_refused_and_not_downloaded(
         Cifar10(root=str(root), download=True).read()
 
 
-def test_an_official_archive_can_be_the_root(cifar: Path) -> None:
+def test_the_option_root_may_be_the_path_of_an_official_archive(cifar: Path) -> None:
     source = Cifar10(root=str(cifar / "cifar-10-python.tar.gz"), download=False)
     assert len(source.read().train.labels) == 20
 

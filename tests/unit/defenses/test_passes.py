@@ -77,7 +77,7 @@ def test_a_shuffled_pass_visits_every_image_once() -> None:
     assert order.tolist() != where.tolist()
 
 
-def test_isolation_and_the_first_model_of_d_br_see_no_augmented_image() -> None:
+def test_abl_isolation_and_the_first_model_of_d_br_use_no_augmented_images() -> None:
     """Isolation has the same batches in every epoch. The other phases of the repairs use augmented
     images, except for the unlearning of ABL."""
     given, asked = shown(140)

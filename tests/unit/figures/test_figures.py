@@ -523,7 +523,7 @@ def test_without_a_store_the_figures_that_need_only_records_are_still_drawn(
 
 @pytest.mark.usefixtures("unsaved")
 @pytest.mark.parametrize("name", ["../../x", "$a$ _b_ {c}", "<i>\n\x1b[31m", "\u4e2d", "x" * 200])
-def test_figures_stay_inside_the_figures_folder_whatever_the_names_in_records(
+def test_figures_stay_inside_the_figures_folder_for_any_names_in_records(
     tmp_path: Path, name: str
 ) -> None:
     made = cell(tmp_path / "deep" / ".store", Made(0), "one")

@@ -230,7 +230,7 @@ def test_the_record_counts_the_flagged_classes_and_how_many_of_them_are_poisoned
     assert flagged_counts(told, made, verdict) == {}
 
 
-def test_with_filter_scope_suspicious_the_record_has_the_flagged_classes(tmp_path: Path) -> None:
+def test_the_record_lists_the_flagged_classes_if_filter_scope_is_suspicious(tmp_path: Path) -> None:
     asked = ("protocol.filter_scope=suspicious", "protocol.removal_budget=auto", "ratio=0.3")
     record = run_here(tmp_path / "store", tmp_path / "cell", *asked)
     assert record["status"] == "done"
@@ -260,7 +260,7 @@ def test_the_random_control_assigns_scores_to_the_same_examples_as_the_filter(
     assert curve["left"][curve["removed"].index(counts["n_removed"])] == counts["pois_left"]
 
 
-def test_a_defense_that_removes_a_whole_class_fails_the_cell(tmp_path: Path) -> None:
+def test_a_cell_fails_if_the_defense_removes_a_whole_class(tmp_path: Path) -> None:
     asked = ("label_mode=clean", "protocol.ratio_of=count", "ratio=20", "defense=oracle")
     record = run_here(tmp_path / "store", tmp_path / "cell", *asked)
     said = "failed: `defense=oracle` removes every training image of class bird"

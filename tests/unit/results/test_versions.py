@@ -108,7 +108,7 @@ def test_the_data_frame_has_separate_columns_for_versions() -> None:
     assert frame["trigger_version"].tolist() == ["1", "1"]
 
 
-def test_two_trigger_versions_make_two_cells_but_two_stage_versions_make_one(
+def test_different_trigger_versions_give_separate_cells_but_different_stage_versions_do_not(
     tmp_path: Path,
 ) -> None:
     both = [made(1), made(2)]

@@ -112,7 +112,7 @@ def test_repeating_the_command_replaces_a_damaged_record(tmp_path: Path) -> None
     path.write_text(path.read_text().replace('"pois_left": ', '"pois_left": -1'))
     again = started(tmp_path, *words)
     assert again.returncode == 0, again.stderr
-    assert "its seal does not match" in again.stdout + again.stderr
+    assert "the seal does not match" in again.stdout + again.stderr
     assert lasting(json.loads(path.read_text())) == lasting(whole)
 
 

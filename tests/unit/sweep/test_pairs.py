@@ -80,7 +80,9 @@ def test_a_sweep_whose_cells_all_have_equal_source_and_target_is_refused(tmp_pat
     assert list(tmp_path.rglob("sweep.json")) == []
 
 
-def test_the_pairs_experiment_covers_every_pair_of_the_synthetic_classes(tmp_path: Path) -> None:
+def test_the_experiment_named_pairs_covers_every_pair_of_the_synthetic_classes(
+    tmp_path: Path,
+) -> None:
     with initialize_config_dir(conf_dir(), version_base="1.3"):
         found = compose("config", ["experiment=pairs"])
     names = {key: found[key]["name"] for key in ("dataset", "trigger", "defense", "protocol")}

@@ -169,7 +169,7 @@ def one_of(hits: int, n: int, rate: float, *, poisoned: int = 50, **said: Any) -
         (60, 66, False),
     ],
 )  # fmt: skip
-def test_an_attack_is_shown_if_the_interval_of_the_difference_of_both_rates_is_above_0(
+def test_an_attack_counts_as_effective_if_the_interval_of_the_rate_difference_is_above_0(
     hits: int, clean: int, shown: bool
 ) -> None:
     """Both rates are measured on 120 images. The Wilson intervals of 0, 1, 4, 5 and 60 of 120 are 0

@@ -47,7 +47,7 @@ def network(name: str = "resnet18", width: int | None = 4, stem: str | None = "c
      # The input of their first strided shortcut has four times as many channels as the width.
      ("resnet50", 3, CONTIGUOUS), ("resnet50", 4, CHANNELS_LAST)],
 )  # fmt: skip
-def test_a_resnet_with_a_narrow_strided_shortcut_is_contiguous(
+def test_a_resnet_with_a_narrow_strided_shortcut_uses_the_contiguous_memory_format(
     name: str, width: int, stem: str, expected: str
 ) -> None:
     assert memory_format_of(network(name, width, stem), CPU) == expected
