@@ -210,5 +210,5 @@ def test_the_base_of_a_comparison_may_omit_its_version_if_there_is_only_one(tmp_
     found = comparison_of([whole], by="defense", base="random", values="nat2")
     assert [line.side for line in found.lines] == ["spectral"]
     whole = sweep(tmp_path / "b", made(1, defense="random"), made(2, defense="random"), made(1))
-    with pytest.raises(ConfigError, match="give one of random@1, random@2"):
+    with pytest.raises(ConfigError, match="use one of random@1, random@2"):
         comparison_of([whole], by="defense", base="random")
