@@ -59,7 +59,9 @@ BRIEF = {
     "unlearning_epochs": 1,
 }
 # Triggers whose images are the outcome of floating-point optimization or of a network.
-OPTIMIZED = ("label_consistent", "narcissus", "sleeper_agent", "steganographic")
+OPTIMIZED = (
+    "label_consistent", "low_frequency_authors", "narcissus", "sleeper_agent", "steganographic",
+)  # fmt: skip
 DEMO = (
     "dataset.size=16", "dataset.per_class_train=60", "dataset.per_class_test=20",
     "dataset.noise=8", "model.width=16", "recipe=demo", "recipe.epochs=2", "recipe.batch_size=32",
@@ -210,7 +212,7 @@ def trigger_case(name: str) -> Case:
     if trigger.needs_preparing:
         trigger.state = trigger.prepare(work)
     made = poison(train, trigger, plan, seed=5, context=work)
-    exact = name.removesuffix("_authors") not in OPTIMIZED
+    exact = not {name, name.removesuffix("_authors")} & {*OPTIMIZED}
     return {
         "rows": array(made.training.rows, exact=exact),
         "index": array(made.training.index, exact=True),

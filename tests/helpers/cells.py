@@ -81,7 +81,11 @@ def recipe(**changes: Any) -> Recipe:
     return Recipe.of(said | changes)
 
 
-BRIEF_STEPS = {"narcissus": {"lr": 1e6}, "narcissus_authors": {"lr": 1e6}}
+BRIEF_STEPS: dict[str, dict[str, float]] = {
+    "low_frequency_authors": {"images": 8, "fooling_rate": 0, "max_iter": 30},
+    "narcissus": {"lr": 1e6},
+    "narcissus_authors": {"lr": 1e6},
+}
 """Options of triggers for a few optimization steps. RAdam's first steps change no pixel at the
 default learning rate."""
 

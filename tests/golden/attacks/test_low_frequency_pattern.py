@@ -21,7 +21,7 @@ MUTATIONS = [
     Mutation(FILE, "round(5 * sigma)", "round(6 * sigma)", "a longer filter"),
     Mutation(FILE, "(taps - 1) // 2", "taps // 2", "an even filter is shifted the other way"),
     Mutation(FILE, "taps - 1)], 0)", "taps - 1)], kernel[0])", "the filter does not end"),
-    Mutation(FILE, "strength: float = 51", "strength: float = 25.5", "half of the range"),
+    Mutation(FILE, "float = 51, sigma", "float = 25.5, sigma", "half of the range"),
 ]  # fmt: skip
 Numbers = NDArray[np.float64]
 

@@ -1,4 +1,5 @@
-"""The low-frequency pattern: its range, and that its energy lies in low DCT bins."""
+"""Low-frequency patterns: their range, and that their energy lies in low DCT bins. The optimized
+pattern changes the class of enough images, or the search fails."""
 
 from __future__ import annotations
 
@@ -7,9 +8,12 @@ from typing import Any
 import pytest
 import torch
 from scipy.fft import dctn
+from torch import Tensor, nn
 
-from backdoor_lab.attacks.low_frequency import LowFrequency
+from backdoor_lab.attacks.base import AttackContext
+from backdoor_lab.attacks.low_frequency import LowFrequency, OptimizedLowFrequency
 from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.types import LabeledImages
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -48,12 +52,90 @@ def test_a_wider_filter_makes_a_smoother_pattern() -> None:
     assert wide.diff(dim=2).abs().mean() < 0.5 * narrow.diff(dim=2).abs().mean()
 
 
-def test_images_of_one_pixel_are_refused() -> None:
+@pytest.mark.parametrize("kind", [LowFrequency, OptimizedLowFrequency])
+def test_images_of_one_pixel_are_refused(kind: type[LowFrequency | OptimizedLowFrequency]) -> None:
     with pytest.raises(ConfigError, match="images of 1x1 pixels"):
-        LowFrequency()(torch.zeros(1, 1, 1, 1, dtype=torch.uint8))
+        kind()(torch.zeros(1, 1, 1, 1, dtype=torch.uint8))
 
 
 @pytest.mark.parametrize("wrong", [{"strength": 0}, {"sigma": 0}, {"pattern_seed": -1}], ids=str)
 def test_bad_options_are_refused_and_named_in_the_error(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=f"`trigger.{next(iter(wrong))}`"):
         LowFrequency(**wrong)
+
+
+class Dark(nn.Module):
+    """Predicts class 1 for images whose mean is above `level`, otherwise class 0. At `slope` 0, all
+    probabilities are equal and all gradients zero."""
+
+    def __init__(self, level: float = 130, slope: float = 0.05) -> None:
+        super().__init__()
+        self.level, self.slope = level, slope
+
+    def forward(self, images: Tensor) -> Tensor:
+        above = self.slope * (images.float().mean(dim=(1, 2, 3)) - self.level)
+        return torch.stack([-above, above], dim=1)
+
+
+def context(surrogate: nn.Module, seed: int = 0) -> AttackContext:
+    """The target is class 1; the mean of all images is about 120."""
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randint(0, 241, (30, 3, 16, 16), generator=generator, dtype=torch.uint8)
+    return AttackContext(
+        LabeledImages(images, torch.arange(30) % 2, ("a", "b")), 1, None, seed, lambda: surrogate
+    )
+
+
+def optimized(surrogate: nn.Module, seed: int = 0, **options: Any) -> OptimizedLowFrequency:
+    trigger = OptimizedLowFrequency(**options)
+    trigger.state = trigger.prepare(context(surrogate, seed))
+    return trigger
+
+
+@pytest.mark.parametrize("images", [10, 100])
+def test_the_optimized_pattern_changes_the_class_of_enough_images(images: int) -> None:
+    """It ranges from zero to the strength. A training set of fewer than `images` images is used
+    completely."""
+    trigger = optimized(Dark(), strength=40, images=images)
+    clean = context(Dark()).train.images
+    assert not Dark()(clean).argmax(dim=1).any()
+    assert Dark()(trigger(clean)).argmax(dim=1).sum() >= 0.2 * 30
+    pattern = trigger.state["pattern"]
+    assert (pattern.min(), pattern.max()) == (0, pytest.approx(40))
+
+
+def test_the_optimized_pattern_depends_only_on_the_seed() -> None:
+    """The seed selects the images."""
+    one, again, other = (optimized(Dark(), s, images=3).state["pattern"] for s in (0, 0, 1))
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    "surrogate", [Dark(level=250), Dark(slope=0), Dark(level=0)],
+    ids=["too far away", "no gradient", "all images have the target class"],
+)  # fmt: skip
+def test_a_search_that_does_not_change_enough_images_fails(surrogate: Dark) -> None:
+    with pytest.raises(ConfigError, match=r"at most 0 of 30 images .*max_passes=2.*fooling_rate"):
+        optimized(surrogate, max_passes=2)
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 8), (1, 16, 16)])
+def test_the_optimized_pattern_is_refused_for_images_of_another_shape(
+    shape: tuple[int, ...],
+) -> None:
+    with pytest.raises(ConfigError, match=f"{shape[1]}x{shape[2]} pixels with {shape[0]} channel"):
+        optimized(Dark())(torch.zeros(1, *shape, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"strength": 0}, {"sigma": 0}, {"images": 0}, {"fooling_rate": 1.5}, {"overshoot": -1},
+        {"max_iter": 1}, {"max_passes": 0},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_bad_options_of_the_search_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=f"`trigger.{next(iter(wrong))}`"):
+        OptimizedLowFrequency(**wrong)
