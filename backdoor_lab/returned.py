@@ -74,8 +74,8 @@ def images(owner: object, method: str, value: object, given: Tensor) -> Tensor:
 
 
 def chosen(owner: object, value: object, candidates: Tensor, wanted: int) -> Tensor | None:
-    """Returns `value` if it is None or a valid choice of images to poison: `wanted` distinct
-    indices from `candidates`, sorted. Raises ConfigError otherwise."""
+    """Returns `value` if it is None or a valid choice of images to poison: distinct indices from
+    `candidates`, sorted. `wanted`: the required number of indices. Otherwise raises ConfigError."""
     if value is None:
         return None
     if (
@@ -147,8 +147,8 @@ def scores_by_class(
 
 
 def sample_scores(owner: object, method: str, value: object, kind: type, n: int) -> None:
-    """Raises ConfigError unless `value` is an instance of `kind` (SampleScores) that is valid for
-    `n` images, and DivergedError if a score is not finite."""
+    """Raises ConfigError unless `value` has the type `kind` (SampleScores) and is valid for `n`
+    images. Raises DivergedError if a score is not finite."""
     given = _of_kind(owner, method, value, kind)
     scores(owner, method, given.scores, n)
     flagged = given.flagged

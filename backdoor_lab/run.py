@@ -53,8 +53,8 @@ HYDRA_FULL_ERROR itself."""
 
 
 def cell_id(_root_: DictConfig) -> str:
-    """The resolver of ``${cell_id:}``: the id of the configured cell, which is its folder's
-    name."""
+    """The resolver of ``${cell_id:}``: returns the id of the configured cell. The id is also the
+    name of the cell's folder."""
     from backdoor_lab.sweep.compose import plain
 
     return _preflight().identify(plain(_root_)).id

@@ -32,8 +32,8 @@ class AdaptiveBlend(Trigger):
 
     `image` is the path of an image file, resized to the size of the images; for grayscale images
     its channels are averaged. The paper's image (Hello Kitty) is not included. By default t is a
-    smooth pattern: 8×8 random black and white squares per channel, drawn from `pattern_seed` and
-    interpolated, the same for every seed of a sweep.
+    smooth pattern: an interpolation of 8×8 random black and white squares per channel. The squares
+    depend only on `pattern_seed` and not on the seed of the cell.
     """
 
     cover_rate = 1.0

@@ -225,8 +225,8 @@ class PixelTrigger(Trigger):
 
     `positions` are (row, column) pairs; negative values count from the lower right corner, so that
     (-1, -1) is that corner on every image size. `color` is one value in 0..255 or one per channel;
-    for grayscale images the three values are averaged. `margin` moves each position by that many
-    rows and columns away from the edges it is counted from.
+    for grayscale images the three values are averaged. Each position is moved inward by
+    `margin` rows and columns, away from the two edges from which the position is counted.
     """
 
     later: ClassVar[Mapping[str, object]] = {"margin": 0}

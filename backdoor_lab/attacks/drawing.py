@@ -99,9 +99,9 @@ def _nearest(old: int, new: int) -> Tensor:
 
 
 def _moved(first: int, old: int, new: int, side: int, factor: float) -> slice:
-    """Returns the rows or columns that a scaled drawing covers. The distance from the edge is
-    scaled, too: from the upper or left edge if `first` is not negative, else from the other
-    edge."""
+    """Returns the rows or columns that a scaled drawing covers. The drawing's distance from an edge
+    of the image is also scaled. This is the upper or left edge if `first` is not negative,
+    otherwise the lower or right edge."""
     away = round((first if first >= 0 else -first - old) * factor)
     start = max(0, min(away, side - new))
     return slice(start, start + new) if first >= 0 else slice(side - start - new, side - start)
@@ -116,8 +116,8 @@ def _channels(color: list[int], channels: int) -> list[float]:
 def _letters(where: str, rows: object, known: list[str]) -> Tensor:
     if any(len(letter) != 1 or letter == EMPTY for letter in known):
         raise ConfigError(
-            f"`{where}.color` must be a color (one value or three), or map single letters other"
-            f" than {EMPTY} to colors, got the letters {known}"
+            f"`{where}.color` must be a color (one value or three) or a mapping from single"
+            f" letters, except '{EMPTY}', to colors, got the letters {known}"
         )
     lines = rows if isinstance(rows, (list, tuple)) else []
     if not lines or not all(isinstance(line, str) and line for line in lines):

@@ -50,8 +50,8 @@ def picture(key: str, path: object) -> Picture | None:
 
 
 def pictures(key: str, path: object, most: int) -> list[Picture]:
-    """Returns the pictures at `path`: one for a file, the first `most` by name for a folder (hidden
-    files are skipped), and none if `path` is None."""
+    """Returns the picture in the file `path`, or up to `most` pictures in the folder `path`: the
+    first by name, without hidden files. Returns an empty list if `path` is None."""
     folder = Path(path).expanduser() if isinstance(path, str) and path else None
     if folder is None or not folder.is_dir():
         return [] if path is None else [Picture(key, path)]

@@ -28,11 +28,11 @@ def poison(
     """Poisons a training set.
 
     Images are drawn without replacement from the eligible ones by a generator that depends only on
-    `seed`, so that two triggers poison the same images, unless the trigger chooses them. If `plan`
-    applies the trigger after augmentation, the returned set holds unmodified images and the
-    trigger, which training applies to each batch. `context` is required only by triggers that use
-    more than the selected images. Raises ConfigError if the plan or the trigger does not fit the
-    training set.
+    `seed`. Therefore all triggers poison the same images, except triggers that choose the images
+    themselves. If `plan` applies the trigger after augmentation, the returned set holds unmodified
+    images and the trigger, which training applies to each batch. `context` is required only by
+    triggers that use more than the selected images. Raises ConfigError if the plan or the trigger
+    does not fit the training set.
     """
     context = context or AttackContext(train, plan.target, plan.source, seed, _no_surrogate)
     chosen, covers = _chosen(
@@ -80,8 +80,8 @@ def check_can_be_late(trigger: Trigger) -> None:
 
 
 def classes_after(labels: Tensor, plan: PoisonSpec, *, classes: int, seed: int) -> list[int]:
-    """Returns the number of training examples of each label after `poison` with the same seed.
-    `labels`, int64 (n,), are those of the clean training set."""
+    """Returns the number of training examples of each label in the result of the function `poison`
+    for the same `seed`. `labels`, int64 (n,), are those of the clean training set."""
     chosen, covers = _chosen(labels, plan, seed, classes)
     given = torch.cat([plan.given(labels[chosen], classes), labels[covers]])
     after = torch.bincount(labels, minlength=classes) + torch.bincount(given, minlength=classes)

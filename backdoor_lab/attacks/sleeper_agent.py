@@ -199,7 +199,7 @@ class SleeperAgent(Trigger):
 
     def _places(self, images: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
         """Returns the upper left corner of each image's patch: rows and columns, int64 (n,), in
-        0..rows-1 and 0..columns-1. They depend on the pixels of the image alone."""
+        0..rows-1 and 0..columns-1. A patch's position depends only on the pixels of its image."""
         generator = torch.Generator().manual_seed(self.pattern_seed)
         factors = torch.randint(2**31, images.shape[1:], generator=generator).to(images.device)
         parts = [(part * factors).sum(dim=(1, 2, 3)) for part in images.split(CHUNK)]

@@ -74,8 +74,8 @@ def check_targets(config: Any, allowed: Iterable[str] = (), where: str = "") -> 
     """Raises ConfigError for the first disallowed class or function named in `config`, a resolved
     configuration.
 
-    `where` is the key of `config`; `allowed` are the packages of `allow_plugins`, which apply only
-    to the `hydra` section.
+    `where` is the key of `config`. `allowed`: the packages in `allow_plugins`; these packages are
+    allowed only in the `hydra` section.
     """
     trusted = tuple(allowed)
     for path, key, value in _leaves(config, where):

@@ -108,8 +108,8 @@ def is_number(value: Any) -> bool:
 
 
 def non_negative(value: Any, *, high: float = math.inf) -> float | None:
-    """Returns `value`, read from an untrusted file, as a float if it is a finite number with
-    ``0 <= value <= high``; otherwise None."""
+    """Returns `value` as a float if `value` is a finite number with ``0 <= value <= high``,
+    otherwise None. Used for values from untrusted files."""
     return float(value) if is_number(value) and 0 <= value <= high else None
 
 

@@ -1,5 +1,5 @@
-"""Reads data sets as uint8 (N, C, H, W), with one class per kind of source and a common cache
-format."""
+"""Reads data sets as uint8 (N, C, H, W). There is one Python class per kind of source; all share a
+common cache format."""
 
 from backdoor_lab.data.base import Arrays, Source, Split
 from backdoor_lab.data.cache import open_dataset, overlap

@@ -24,8 +24,8 @@ class ABLUnlearning(ModelRepair):
     with learning rate `unlearning_lr`, without augmentation. Batch size, momentum and weight decay
     are those of `abl` throughout. The attacked model is not used.
 
-    The authors' code has 5 epochs of unlearning, but the first one only evaluates the model. It
-    trains on the other images for 60 epochs after 10 epochs of isolation
+    The authors' code has 5 epochs of unlearning, but the first one only evaluates the model. The
+    code trains on the other images for 60 epochs after 10 epochs of isolation
     (``defense=abl_unlearning_authors``); the paper trains for 80 epochs after 20. The paper's
     equation 4 minimizes the loss of the other images and maximizes that of the isolated ones at the
     same time; in the code, the minimization ends before the maximization starts.

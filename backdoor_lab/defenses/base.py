@@ -49,7 +49,7 @@ class Defense(ABC):
 
     def check_network(self, network: nn.Module, features: int) -> None:
         """Raises ConfigError, before any training, if the defense does not support the architecture
-        of `network` or `features`, the number of features per image. Ignores the weights."""
+        of `network` or the number of features per image, `features`. Ignores the weights."""
 
     def requires(self) -> list[str]:
         """Returns what the defense requires: any of "target", "epsilon", "clean", "context" and
@@ -57,8 +57,8 @@ class Defense(ABC):
         return []
 
     def applied(self) -> dict[str, object]:
-        """Returns the values of `filter_scope`, `removal_budget`, `max_removed` and `center` that
-        the defense uses, for the record; none by default."""
+        """Returns the values of those fields of `FilterOptions` that the defense uses, as written
+        to the record. By default, returns an empty dict."""
         return {}
 
 

@@ -197,9 +197,9 @@ def _predicted(context: DefenseContext) -> Tensor:
 
 
 def parts(n: int, batch: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Yields the indices 0..n-1 in random order, in int64 batches of size `batch`; the last one may
-    be smaller. If it has a single index, the index is repeated, since batch normalization may
-    reject a batch of one image."""
+    """Yields the indices 0..n-1 in random order, in int64 batches of size `batch`; the last batch
+    may be smaller. If only one index is left for the last batch, this index is repeated, since
+    batch normalization may reject a batch of one image."""
     for part in torch.randperm(n, generator=generator).split(batch):
         yield part.repeat(2) if len(part) == 1 else part
 

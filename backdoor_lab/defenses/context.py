@@ -37,8 +37,8 @@ class DefenseContext:
     a generator on `device` instead of None, the images are augmented as in training. `augment`
     augments any uint8 images the same way. `network()` returns a copy of the attacked model,
     `fresh(seed)` an untrained model with the same architecture and normalization. Both are
-    trainable modules on `device` in eval mode that take float or uint8 images in 0..255, normalize
-    them themselves and return logits (b, classes). `clean` are held-out clean images with true
+    trainable modules on `device` in eval mode. They take float or uint8 images in 0..255, include
+    the normalization, and return logits (b, classes). `clean` are held-out clean images with true
     labels, on the CPU; None for a defense that does not require them. All random numbers come from
     `generator`, so that a result depends on `seed` alone.
     """

@@ -46,8 +46,9 @@ class Passes:
         self, where: Tensor, lr: float, loss: Loss, augment: torch.Generator | None = None
     ) -> None:
         """Minimizes `loss(logits, labels)` in one pass over the training images at indices `where`,
-        in this order, augmented as in the attacked model's training if the generator `augment` is
-        given. Leaves the network in eval mode. Raises DivergedError if a loss is not finite."""
+        in the order of `where`. If a generator `augment` is given, the images are augmented as in
+        the training of the attacked model. Leaves the network in eval mode. Raises DivergedError if
+        a loss is not finite."""
         for group in self.sgd.param_groups:
             group["lr"] = lr
         self.network.train()

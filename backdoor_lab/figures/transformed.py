@@ -59,8 +59,8 @@ class Panel:
 
 
 def against_strength(cells: Sequence[CellRecord]) -> Iterator[tuple[str, Figure]]:
-    """Yield a name and a figure for each of FIGURES and each set of cells that differ only in
-    trigger and seed. Cells that were not measured under transformations are ignored."""
+    """Yields a name and a figure for each entry of `FIGURES` and each set of cells that differ only
+    in trigger and seed. Ignores cells that were not measured under transformations."""
     measured = [cell for cell in cells if cell.done and under_names([cell])]
     for figure, says in FIGURES.items():
         pair = (figure, ACCURACY[figure])

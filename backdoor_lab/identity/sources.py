@@ -103,7 +103,7 @@ def closure(roots: tuple[Unit, ...]) -> frozenset[Unit]:
 
 
 def is_neutral(path: Path) -> bool:
-    """Whether a file is listed in NEUTRAL and therefore not hashed."""
+    """Whether a file is listed in `NEUTRAL` and therefore not hashed."""
     name = _relative(path)
     return any(name == each or name.startswith(f"{each}/") for each in NEUTRAL)
 

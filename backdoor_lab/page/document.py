@@ -79,7 +79,8 @@ def page(report: SweepReport, records: dict[str, dict[str, Any]], reader: Artifa
 
 
 def short_page(report: SweepReport) -> str:
-    """Render the page of a sweep with more than MOST_CELLS cells: only its settings and tables."""
+    """Renders the page of a sweep with more than `MOST_CELLS` cells. The page contains only the
+    sweep's settings and tables."""
     return _filled(report, asset(), [], lambda room: json_data({}))
 
 

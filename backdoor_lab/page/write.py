@@ -97,8 +97,8 @@ def write_as_named(out: Path, texts: Mapping[str, str]) -> None:
 
 
 def check_name(out: Path, suffixes: Iterable[str]) -> str:
-    """The suffix of `out`, without the dot. Raises ConfigError if it is not one of `suffixes`, or
-    if the folder of `out` does not exist."""
+    """Returns the suffix of the path `out`, without the dot. Raises ConfigError if the suffix is
+    not in `suffixes`, or if the folder that `out` is in does not exist."""
     suffix, known = out.suffix.removeprefix("."), list(suffixes)
     if suffix not in known or not out.parent.is_dir():
         listed = ", ".join(f".{name}" for name in known)

@@ -119,8 +119,8 @@ class CellPipeline:
         return callback.result.filter_result
 
     def _train(self, stage: str, data: Dataset, training: TrainingSet) -> Trained:
-        """Train a network on `training`. Also measure its training accuracy, unless it is the
-        surrogate."""
+        """Trains a network on `training`. Also measures the network's training accuracy, except for
+        the surrogate."""
         self.progress.stage(stage)
 
         def fit_it(job: TrainingJob, scratch: Path) -> Classifier:

@@ -242,8 +242,8 @@ def _stage_facts(entry: Artifact) -> dict[str, Any]:
 
 
 def _seconds(entry: Artifact) -> float:
-    """The seconds that a stage took. For a training that was resumed, the epochs before the
-    interruption count too."""
+    """Returns the seconds that a stage took. For resumed training, includes the epochs before the
+    interruption."""
     return entry.seconds + float(entry.meta.get("seconds_before", 0.0))
 
 

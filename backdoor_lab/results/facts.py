@@ -176,8 +176,9 @@ def head(name: str) -> str:
 
 
 def labeled(name: str, word: str) -> str:
-    """Returns a value as a column heading. The name is added unless it is a choice: ``spectral``
-    for a defense, but ``lr 0.1`` for ``config.recipe.lr``."""
+    """Returns a value as a column heading: ``spectral`` for a defense. For fields that are not in
+    `_NAMES`, the heading begins with the last part of the field's name: ``lr 0.1`` for
+    ``config.recipe.lr``."""
     return word if name in _NAMES else f"{name.rpartition('.')[2]} {word}"
 
 
@@ -221,8 +222,9 @@ def _comparable(config: dict[str, Any]) -> dict[str, str]:
 
 
 def adopt(cells: Sequence[CellRecord], what: str) -> list[Any]:
-    """Returns the protocol (or config) of each cell. A cell without one gets that of its most
-    closely related cells (see `_families`), or None if they have different ones or none."""
+    """Returns the protocol (or config) of each cell. For a cell that has no protocol, returns the
+    protocol of its most closely related cells (see `_families`). Returns None for this cell if no
+    related cell has a protocol, or if their protocols differ."""
     own = [getattr(cell, what) for cell in cells]
     if None not in own:
         return own

@@ -17,8 +17,9 @@ store and whose time is not measured."""
 
 
 def is_at_or_before(stage: str, other: str) -> bool:
-    """Whether `stage` is `other` or an earlier stage. Both are names in the store, where a stage
-    that runs twice has no number: ``measure`` stands for its first run, ``measure1``."""
+    """Whether `stage` is `other` or an earlier stage. Both are names in the store. These do not
+    distinguish the runs of a stage; a stage that runs twice counts as its first run: ``measure`` as
+    ``measure1``."""
     return _first(stage) <= _first(other)
 
 

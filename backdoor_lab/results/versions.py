@@ -26,8 +26,9 @@ _LABEL = re.compile(r"@\d+( with .*)?")
 
 
 def version_of(cell: CellRecord, name: str) -> str | None:
-    """Returns the version of a cell's trigger or defense: ``2``, or ``2 with spectral@3`` if it
-    uses a method whose version is not 1. None if the cell has no result and no configuration."""
+    """Returns the version of a cell's trigger or defense: ``2``, or ``2 with spectral@3`` if this
+    component uses another method whose version is not 1. Returns None if the cell has no result and
+    no configuration."""
     if cell.config is None:
         return FIRST if cell.done else None
     return _versions(cell.config)[name]

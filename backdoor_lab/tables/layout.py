@@ -2,7 +2,8 @@
 
 The published report's layout has one row per target, ratio and defense, and one table per
 combination of the other values that vary. Other layouts have one table per combination of the
-values that are not on an axis. All layouts ignore the seed, and values that follow from others.
+values that are not on an axis. All layouts ignore the seed, and values that are determined by other
+values.
 """
 
 from __future__ import annotations

@@ -32,9 +32,9 @@ def shown(facts: CellFields, tables: Sequence[PivotTable]) -> list[PivotTable]:
     """Returns the tables to show: either `tables`, in the layout of the published report, or wide
     tables.
 
-    Wide tables are shown if the number of `tables` (one per trigger, model, ...) exceeds MOST, if
-    one of them has more than MOST defenses, or if no completed cell was retrained, so that Nat2 and
-    ASR2 would be empty.
+    Wide tables are shown if the number of `tables` (one per trigger, model, ...) exceeds `MOST`, if
+    one of them has more than `MOST` defenses, or if no completed cell was retrained, so that Nat2
+    and ASR2 would be empty.
 
     The axes of wide tables are all choices that differ, except the seed. If there are several axes,
     the one with the fewest values (other than the defense) forms the columns; the others form the

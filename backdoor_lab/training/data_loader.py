@@ -75,8 +75,8 @@ class BatchLoader:
 
 
 def on_device(training: TrainingSet, device: torch.device) -> TrainingSet:
-    """Move the tensors of a training set to `device`. Returns it unchanged if they are already
-    there."""
+    """Moves the tensors of a training set to `device`. If the tensors are already on `device`,
+    returns `training` itself."""
     if training.base.device.type == device.type:
         return training
     return TrainingSet(

@@ -26,8 +26,8 @@ def own_device(
     index.
 
     At most `share` processes hold a device at a time; others wait. A reservation is a file lock in
-    `folder` (default: one folder for all processes of the user), which the operating system
-    releases when the process ends. Raises StoppedError if a stop is requested while waiting.
+    `folder` (default: one folder for all processes of the user). The operating system releases the
+    lock when the process ends. Raises StoppedError if a stop is requested while waiting.
     """
     folder = folder or Path(tempfile.gettempdir()) / f"backdoor_lab-gpus-{os.getuid()}"
     with room(folder):

@@ -154,9 +154,9 @@ def trainer_for(
 
 
 def last_checkpoint(scratch: Path, module: Classifier | None = None) -> Path | None:
-    """Find the newest checkpoint in `scratch` that is readable and, if `module` is given, belongs
-    to this network. None if there is none. Checkpoints that cannot be used are set aside with a
-    warning."""
+    """Returns the newest usable checkpoint in `scratch`, or None. A checkpoint is usable if it can
+    be read and, if `module` is given, belongs to this network. Newer checkpoints that are not
+    usable are set aside with a warning."""
     for path in sorted(scratch.glob("*.ckpt"), key=lambda each: -each.lstat().st_mtime_ns):
         try:
             check_regular(path)

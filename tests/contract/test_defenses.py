@@ -386,7 +386,7 @@ def test_an_oracle_sees_only_the_ground_truth(name: str) -> None:
     assert not isinstance(oracle, Defense)
 
 
-def test_only_oracle_and_clean_data_see_the_ground_truth() -> None:
+def test_only_the_two_oracle_controls_see_the_ground_truth() -> None:
     assert ORACLES == ["clean_data", "oracle"]
 
 

@@ -80,7 +80,7 @@ def test_every_table_is_used_in_a_document() -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=_name)
-def test_result_tables_are_generated_not_written_by_hand(document: Path) -> None:
+def test_every_result_table_in_a_document_is_generated(document: Path) -> None:
     """Every table with a metric column stands between the markers of generated tables."""
     lines = outside(document.read_text()).splitlines()
     heads = [line for line, rule in itertools.pairwise(lines) if re.fullmatch(r"\|[-:| ]+", rule)]

@@ -103,7 +103,7 @@ def images(root: Path) -> Path:
     [*((what, True) for what in REFUSED), *((what, False) for what in AS_CELLS)],
     ids=[*REFUSED, *(f"{what}, one cell" for what in AS_CELLS)],
 )
-def test_a_refused_command_imports_no_torch(tmp_path: Path, what: str, multirun: bool) -> None:
+def test_a_refused_command_does_not_import_torch(tmp_path: Path, what: str, multirun: bool) -> None:
     given, named = REFUSED[what]
     if what == "class of a folder":
         images(tmp_path / "images")

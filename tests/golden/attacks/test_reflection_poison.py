@@ -88,7 +88,7 @@ def soft(scene: np.ndarray, t: np.ndarray, sigma: float, factor: float,
 
 
 @pytest.mark.parametrize("size", [(32, 32), (40, 60)], ids=str)
-def test_reflections_equal_the_authors_formulas(size: tuple[int, int]) -> None:
+def test_reflections_match_the_formulas_of_the_authors(size: tuple[int, int]) -> None:
     trigger = Refool(pattern_seed=5, scenes=7)
     generator = torch.Generator().manual_seed(8)
     images = torch.randint(0, 256, (40, 3, *size), generator=generator).byte()

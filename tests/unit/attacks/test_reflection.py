@@ -70,8 +70,8 @@ def test_the_two_copies_of_a_ghost_are_less_than_a_pixel_apart_on_small_images()
 
 
 @pytest.mark.parametrize("sigma", [20.0, 40.0])
-def test_a_scene_out_of_focus_equals_the_gaussian_filter_of_scipy(sigma: float) -> None:
-    """The two are equal away from the border."""
+def test_a_scene_out_of_focus_is_blurred_as_by_the_gaussian_filter_of_scipy(sigma: float) -> None:
+    """The results are equal away from the border."""
     scene = noise(2, 3, 48, 40).double() / 255
     pixels = sigma * 48 / 560
     theirs = gaussian_filter(scene.numpy(), sigma=(0, 0, pixels, pixels), truncate=9)

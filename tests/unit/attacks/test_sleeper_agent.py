@@ -152,7 +152,7 @@ def test_an_image_file_replaces_the_random_colors_of_the_patch(tmp_path: Path) -
     assert torch.equal(SleeperAgent(image=str(path))(black), black)
 
 
-def test_the_gradients_of_poison_match_the_patch_for_which_it_was_made() -> None:
+def test_poison_matches_its_own_patch_better_than_poison_made_for_another_patch() -> None:
     """Poison made for one patch matches that patch better than poison made for another patch, and
     vice versa."""
     triggers = [SleeperAgent(patch_size=0.9, pattern_seed=seed, batch_size=16) for seed in (0, 1)]

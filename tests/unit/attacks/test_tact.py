@@ -75,7 +75,7 @@ def test_tact_poisons_the_source_class_and_takes_covers_from_the_next_two_classe
     ("wanted", "target", "source", "expected"),
     [(2, 0, 1, (2, 3)), (2, 1, 0, (2, 3)), (1, 4, 3, (0,)), (3, 2, 1, (3, 4, 0)), (None, 0, 1, ())],
 )
-def test_covers_come_from_the_classes_after_the_source_except_the_target(
+def test_cover_images_come_from_the_classes_after_the_source_class_except_the_target(
     wanted: int | None, target: int, source: int, expected: tuple[int, ...]
 ) -> None:
     """An empty tuple stands for all classes but source and target."""

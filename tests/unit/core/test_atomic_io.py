@@ -164,7 +164,7 @@ def test_a_write_beyond_a_file_size_limit_keeps_the_old_file_and_leaves_no_part_
     assert [each.name for each in tmp_path.iterdir()] == ["x"]
 
 
-def test_errors_other_than_a_full_disk_are_not_store_full_errors(tmp_path: Path) -> None:
+def test_only_a_lack_of_space_raises_a_store_full_error(tmp_path: Path) -> None:
     """Only a lack of space becomes StoreFullError. Other errors name the path."""
     with pytest.raises(StoreError, match="cannot use /a/b: no") as found, room(tmp_path / "x"):
         raise PermissionError(errno.EACCES, "no", "/a/b")

@@ -78,7 +78,9 @@ def test_the_array_names_that_keras_uses_are_accepted(tmp_path: Path) -> None:
     assert len(ArrayFile(root=str(tmp_path / "k.npz")).read().train.labels) == 6
 
 
-def test_fingerprint_depends_on_content_not_path(tmp_path: Path) -> None:
+def test_the_fingerprint_of_an_array_file_depends_on_its_content_and_not_on_its_path(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "far").mkdir()
     path, other = saved(tmp_path), saved(tmp_path / "far", "other.npz")
     Path(other).write_bytes(Path(path).read_bytes())

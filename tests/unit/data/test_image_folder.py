@@ -224,7 +224,7 @@ def test_every_flipped_bit_in_the_pixels_of_a_png_is_detected() -> None:
                 decode(bytes(broken), "some/file", 3, 8)
 
 
-def test_a_broken_link_is_an_error_not_a_skipped_image(tmp_path: Path) -> None:
+def test_a_broken_link_raises_an_error_and_is_not_skipped(tmp_path: Path) -> None:
     root = filled(tmp_path)
     (root / "train" / "dog" / "1.png").unlink()
     (root / "train" / "dog" / "1.png").symlink_to(tmp_path / "gone.png")

@@ -94,7 +94,7 @@ def test_different_seeds_give_different_scores(defense: ModelBasedFilter) -> Non
     assert not torch.equal(first, other)
 
 
-def test_asset_scores_images_that_are_outliers_in_the_attacked_model_higher() -> None:
+def test_asset_gives_higher_scores_to_images_that_are_outliers_in_the_attacked_model() -> None:
     images, labels = drawn(100, 1, 100)
     images.view(100, -1)[94:, 3:], labels[94:] = 255, 0
     attacked = trained(hidden(12, CLASSES), context(images, labels), 15)

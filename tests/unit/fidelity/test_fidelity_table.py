@@ -67,9 +67,10 @@ def test_every_golden_test_named_in_the_fidelity_table_has_two_mutations() -> No
 
 
 @pytest.mark.parametrize("path", golden_modules(), ids=lambda path: path.stem)
-def test_the_text_of_every_mutation_occurs_exactly_once_in_its_file(path: Path) -> None:
-    """The text of a mutation occurs exactly once in its file. This test fails if a change to the
-    code removes that text."""
+def test_the_text_that_a_mutation_replaces_occurs_exactly_once_in_the_source_file(
+    path: Path,
+) -> None:
+    """This test fails if a change to the code removes such a text."""
     assert [p for each in mutations_of(path) if (p := each.problem())] == []
 
 

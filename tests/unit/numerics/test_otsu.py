@@ -34,7 +34,7 @@ def test_otsus_threshold_minimizes_the_variance_within_the_groups() -> None:
     assert int(variance_between(ordered).argmax()) == within.index(min(within)) == 2
 
 
-def test_the_automatic_budget_and_scan_both_split_scores_at_the_same_position() -> None:
+def test_the_automatic_budget_splits_scores_at_the_same_position_as_the_defense_scan() -> None:
     scores = torch.tensor([0.0, 9.0, 1.0, 2.0, 10.0, 0.5], dtype=torch.float64)
     assert otsu_count(scores) == 2
     found = two_groups(scores[:, None], scores > 1.5)

@@ -101,7 +101,7 @@ def test_a_large_difference_in_accuracy_between_seeds_is_noted(
     ] * noted  # fmt: skip
 
 
-def test_no_note_on_a_poor_retrained_network_is_below_a_table_without_its_values(
+def test_a_table_without_values_after_retraining_has_no_note_on_poor_retrained_networks(
     tmp_path: Path,
 ) -> None:
     sweep = read_sweep(write_sweep(tmp_path / "s", [record(nat1=0.9, nat2=0.2)]))

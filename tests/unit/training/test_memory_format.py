@@ -86,7 +86,7 @@ def test_torchvision_networks_stay_channels_last(name: str) -> None:
 
 @pytest.mark.parametrize("width", [4, 64])
 @pytest.mark.parametrize("machine", [CPU, GPU], ids=["cpu", "gpu"])
-def test_channels_last_false_always_gives_contiguous_memory(
+def test_memory_is_contiguous_on_every_machine_for_which_channels_last_is_disabled(
     machine: ComputeDevice, width: int
 ) -> None:
     assert memory_format_of(network(width=width), replace(machine, channels_last=False)) == (
@@ -95,7 +95,7 @@ def test_channels_last_false_always_gives_contiguous_memory(
 
 
 @pytest.mark.parametrize("width", [1, 4, 15, 64])
-def test_networks_on_a_gpu_are_channels_last(width: int) -> None:
+def test_networks_on_a_gpu_use_the_channels_last_memory_format(width: int) -> None:
     assert memory_format_of(network(width=width), GPU) == CHANNELS_LAST
 
 

@@ -131,7 +131,7 @@ def test_a_launcher_that_fails_before_running_any_cell_is_called_only_once(
     assert "ran none of the remaining cells" in caplog.text
 
 
-def test_after_a_failure_fail_fast_launches_no_further_batch_and_no_retry(tmp_path: Path) -> None:
+def test_with_fail_fast_a_failure_prevents_further_batches_and_retries(tmp_path: Path) -> None:
     launched, lost = launch(tmp_path, {"a": [KILLED]}, batch=1, fail_fast=True)
     assert launched == [["a"]]
     assert lost == ["a"]
