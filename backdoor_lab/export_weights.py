@@ -1,6 +1,6 @@
 """python -m backdoor_lab.export_weights CELL_FOLDER --out FILE.safetensors: a cell's network.
 
-Writes a float32 state_dict with torchvision's names. The metadata of the file says how to use it.
+Writes a float32 state_dict with torchvision's names. The file's metadata explain how to load it.
 --which 1 selects the network before the defense, 2 (the default) the network after it.
 """
 

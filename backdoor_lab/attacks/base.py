@@ -28,12 +28,13 @@ class AttackContext:
     """What an attacker can use while making the poison.
 
     Threat model: the attacker can modify training data and train models, but cannot influence
-    the victim's training. `train` is the clean training set; `target` and `source` are class
-    numbers (`source` is None if the attack has no source class). `surrogate()` returns a model
+    the victim's training. `train` is the clean training set; `target` and `source` are labels
+    (`source` is None if the attack has no source class). `surrogate()` returns a model
     trained on clean data with the victim's recipe: a differentiable module in eval mode that
     takes float or uint8 images (b, C, H, W) in 0..255, normalizes them itself and returns logits
     (b, classes). `augment(images, generator)` augments images as the victim's recipe does, and is
-    differentiable. All random numbers come from `generator`, so the poison depends on `seed` alone.
+    differentiable. All random numbers of an attack must come from `generator`, so that they depend
+    only on `seed`.
     """
 
     train: LabeledImages
@@ -180,7 +181,7 @@ class Trigger(ABC):
 
     def _implemented(self, name: str) -> str:
         """Returns the name of the method that does the work of `name`: `name` itself if this class
-        overrides it, otherwise the first overridden method that it falls back to."""
+        overrides `name`, otherwise the first overridden method that `name` falls back to."""
         chain = ("apply_cover", "apply_train", "apply_test")
         own = (m for m in chain if getattr(type(self), m) is not getattr(Trigger, m))
         return next(m for m in own if chain.index(m) >= chain.index(name))

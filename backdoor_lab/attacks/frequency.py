@@ -80,7 +80,7 @@ class FTrojan(Trigger):
     def check_image_size(self, channels: int, height: int, width: int) -> None:
         if len(set(self.bins_on(height, width))) < len(self.bins):
             raise ConfigError(
-                f"`trigger.bins`: on images of {height}x{width} pixels two of the frequencies"
+                f"`trigger.bins`: on images of {height}x{width} pixels, two of the frequencies"
                 " coincide; use larger images or other bins"
             )
         refuse_faint(self.change(height, width))

@@ -73,7 +73,7 @@ class Narcissus(Trigger):
         self.warmup_epochs = validation.whole("trigger.warmup_epochs", warmup_epochs, low=0)
 
     def prepare(self, context: AttackContext) -> dict[str, Tensor]:
-        """Returns the noise under the name ``noise``: float32 (C, H, W), whole numbers from -eps to
+        """Returns a dict with the tensor ``noise``: float32 (C, H, W), whole numbers from -eps to
         eps.
 
         Raises ConfigError if the target class has fewer than two training images or if the noise is

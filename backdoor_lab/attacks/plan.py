@@ -134,8 +134,8 @@ def check_ratio(ratio: Any, ratio_of: object) -> None:
 
 
 def implied(label_mode: str, *, on_source: bool) -> dict[str, Any]:
-    """Returns the protocol options implied by a label mode and by having a source class
-    (`on_source`)."""
+    """Returns the protocol options implied by `label_mode` and by `on_source`, whether the attack
+    has a source class."""
     if label_mode == "all_to_all":
         return {"poison_from": "all", "asr_on": "all"}
     words = {"poison_from": "source", "asr_on": "source"} if on_source else {}
@@ -200,8 +200,8 @@ def cover_count(plan: PoisonSpec, per_class: Sequence[int]) -> int:
 
 
 def cover_classes(plan: PoisonSpec, classes: int) -> list[int]:
-    """Returns the numbers of the classes that cover images are drawn from; `classes` is the number
-    of all classes."""
+    """Returns the labels of the classes that cover images are drawn from. `classes` is the number
+    of classes in the data set."""
     others = [k for k in range(classes) if k not in (plan.target, plan.source)]
     return [k for k in others if k in plan.cover_from] if plan.cover_from else others
 

@@ -65,8 +65,9 @@ def two_sweeps(facts: CellFields, first: int) -> tuple[PairedGroup, list[str]]:
     """Pair the cells of two sweeps. Returns the pairs, and the names of the fields that are equal
     within a pair.
 
-    The cells of the second sweep start at number `first`. If each sweep has a single value of a
-    field and the two values differ, the field is ignored in pairing. The seed is never ignored.
+    `facts` contains the cells of the first sweep, then those of the second, which begin at index
+    `first`. If each sweep has a single value of a field and the two values differ, the field is
+    ignored in pairing. The seed is never ignored.
     """
     ours, base = range(first), range(first, len(facts.cells))
     extra = dict.fromkeys([*_extra(facts, ours), *_extra(facts, base)])

@@ -1,4 +1,4 @@
-"""Derives tables and comparisons from a sweep's records, once for both the files and the page."""
+"""Derives tables and comparisons from a sweep's records; the files and the page share them."""
 
 from __future__ import annotations
 

@@ -48,8 +48,9 @@ SHAPE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Artifact:
-    """A published output of a stage. `made`: whether this call computed it; `seconds`: how long the
-    original computation took; `meta`: the small JSON value that the stage returned."""
+    """A published output of a stage. `made`: whether the call that returned this artifact computed
+    the output; `seconds`: how long the original computation took; `meta`: the small JSON value that
+    the stage returned."""
 
     path: Path
     id: str

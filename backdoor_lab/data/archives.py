@@ -247,9 +247,9 @@ def _chunked(stream: IO[bytes], size: int) -> bytes:
 
 
 def _check_end(stream: IO[bytes], offset: int) -> None:
-    """Raises ReadError unless the archive has only zeros, and at least one block of them, from byte
-    `offset` on; tarfile stops silently at a damaged header. Reads to the last byte, so that the
-    decompressor verifies its checksum."""
+    """Raises ReadError unless the rest of the archive, from byte `offset` on, is at least one block
+    long and consists of zeros: tarfile stops silently at a damaged header. Reads to the last byte,
+    so that the decompressor verifies its checksum."""
     stream.seek(offset)
     block = stream.read(tarfile.BLOCKSIZE)
     if len(block) < tarfile.BLOCKSIZE or block.strip(b"\0"):

@@ -43,7 +43,7 @@ class Source(ABC):
     """Base class of data sets. The constructor's parameters are the keys of the YAML file.
 
     Constructors validate their parameters (ConfigError) and access no file. `limit_train` and
-    `limit_test` keep only the first images of every class, up to this number.
+    `limit_test` are the largest numbers of images per class: only the first ones are kept.
     """
 
     def __init__(

@@ -153,7 +153,7 @@ class Cifar10(Published):
 
     def _reader(self) -> Any:
         """Returns torchvision's class for this data set. If `root` is itself the folder of the
-        unpacked batches, returns a subclass with an empty `base_folder`, which reads them."""
+        unpacked batches, returns a subclass that looks for the batches directly in `root`."""
         from torchvision import datasets
 
         reader = getattr(datasets, self.torchvision_class)

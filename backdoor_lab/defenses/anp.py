@@ -149,8 +149,8 @@ def norms_of(network: nn.Module) -> Norms:
 
 
 def drawn(context: DefenseContext, steps: int, size: int, most: int) -> Iterator[Batch]:
-    """Yields `steps` augmented batches of `size` images, drawn with replacement from at most
-    `most` of the held-out clean images."""
+    """Yields `steps` augmented batches of `size` images, drawn with replacement from the held-out
+    clean images. Of these, at most `most` are used, selected at random."""
     clean = clean_of(context)
     generator = context.generator(streams.PRUNING)
     augment = context.generator(streams.PRUNING_AUGMENTATION, device=context.device)

@@ -101,8 +101,8 @@ def offset(network: nn.Module, attacked: nn.Module, parts: Iterable[Part], lr: f
 
     The first step decreases the variance of each clean image's logits, averaged over the images.
     The second increases the cross-entropy of outliers among the training images, and is omitted if
-    there are no outliers. The two steps have separate optimizers. Features are computed by
-    `attacked`, `without_first_relu` and with batch statistics.
+    there are no outliers. The two steps have separate optimizers. Features are computed by a copy
+    of `attacked` without its first ReLU (see `without_first_relu`), with batch statistics.
     """
     attacked = without_first_relu(attacked)
     flattening, unlearning = (torch.optim.Adam(network.parameters(), lr=lr) for _ in range(2))

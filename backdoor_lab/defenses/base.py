@@ -225,7 +225,7 @@ class SampleFilter(Defense):
 
 
 def top_scoring(scores: Tensor, removed: int, *, seed: int) -> Tensor:
-    """Returns the indices of the `removed` highest values in `scores` float64 (n,).
+    """Returns the indices of the highest values in `scores` float64 (n,); `removed` says how many.
 
     Ties are broken at random with `seed`: breaking them by position would spare appended poison,
     which comes last. Raises DivergedError if a score is not finite.

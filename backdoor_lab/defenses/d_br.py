@@ -38,9 +38,9 @@ class DBR(ModelRepair):
     unlearns the poison and relearns the clean images, with the recipe's augmentation.
 
     All numbers are those of the authors' code, including batch size 128, momentum 0.9 and weight
-    decay 5e-4, regardless of the recipe. The code keeps the model with the best accuracy minus ASR
-    on test images, which requires the trigger; here the last model is kept. If less than the
-    fraction `poison_ratio` of the set is poisoned, clean images are unlearned too.
+    decay 5e-4, regardless of the recipe. The authors' code keeps the model with the best accuracy
+    minus ASR on test images, which requires the trigger; here the last model is kept. If less than
+    the fraction `poison_ratio` of the set is poisoned, clean images are unlearned too.
     """
 
     needs_clean = False

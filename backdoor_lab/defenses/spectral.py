@@ -32,11 +32,11 @@ class SpectralSignatures(Principal):
     43(3), 2001, use kurtosis in the same way. The weights are an extension. `rounds` is the number
     of rounds. The first round uses the whole class. Round k + 1 recomputes the mean, the
     directions and the weights without the examples that have the highest total scores in rounds 1
-    to k. Their number is the fraction k / `rounds` of the budget. Tau is summed over all rounds.
-    Rousseeuw and Van Driessen, "A Fast Algorithm for the Minimum Covariance Determinant Estimator",
-    Technometrics 41(3), 1999, re-estimate the mean and the scatter in the same way. The sum is an
-    extension: poison that an early round finds keeps its high score, although the directions of
-    later rounds no longer point toward it.
+    to k; the number of these examples is the fraction k / `rounds` of the budget. Tau is summed
+    over all rounds. Rousseeuw and Van Driessen, "A Fast Algorithm for the Minimum Covariance
+    Determinant Estimator", Technometrics 41(3), 1999, re-estimate the mean and the scatter in the
+    same way. The sum is an extension: poison that an early round finds keeps its high score,
+    although the directions of later rounds no longer point toward it.
 
     ``filter_scope=suspicious`` selects classes whose `tail` along a top direction is an outlier
     among the classes; the variance itself differs too much between clean classes to be used. Of

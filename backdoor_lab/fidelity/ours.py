@@ -1,4 +1,7 @@
-"""Compares our values in the YAML files with the configuration and the source code, as text."""
+"""Compares the values `ours` of the fidelity table with the configuration and the source code.
+
+The source code is parsed and not imported.
+"""
 
 from __future__ import annotations
 

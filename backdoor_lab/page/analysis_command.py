@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class AnswerRow:
-    """One line of a table: its labels, and its statistics (a dataclass)."""
+    """One line of a table: its labels, and a dataclass instance with its statistics."""
 
     names: tuple[str, ...]
     found: Any

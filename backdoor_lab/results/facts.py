@@ -212,7 +212,7 @@ def _varied_among(cells: Sequence[CellRecord]) -> set[str]:
 
 def _comparable(config: dict[str, Any]) -> dict[str, str]:
     """Returns config values as text by dotted name. Omits the versions of triggers and defenses,
-    since their names show them, but keeps the versions of modified code."""
+    because the displayed names contain the versions, but keeps the versions of modified code."""
     values = {k: words(v) for k, v in flat(config)}
     for section in versions.SECTIONS.values():
         before = f"code.{section}."

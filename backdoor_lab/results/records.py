@@ -254,7 +254,7 @@ def _under(record: Mapping[str, Any]) -> dict[str, float]:
             raise DataError(f"each key of `under` must name a transformation, got {name!r}")
         for figure, given in mapping(f"`under.{name}`", part).items():
             if figure not in TRANSFORMED:
-                raise DataError(f"`under.{name}.{figure}` is unknown")
+                raise DataError(f"`under.{name}.{figure}` is not a known measure")
             value = None if given is None else _number(f"under.{name}.{figure}", given, 1)
             if value is not None:
                 numbers[under_name(figure, name)] = value

@@ -87,8 +87,8 @@ def _compute(cell: Cell, folder: Path, parallel_cells: int, in_sweep: bool) -> s
 
 
 def _shown(progress: str, in_sweep: bool) -> str:
-    """The kind of progress display of the cell itself. In a sweep, cells draw no progress bar: the
-    driver shows their progress (see live.py)."""
+    """Returns how the process that runs the cell displays progress. In a sweep, cells draw no
+    progress bar: the driver shows their progress (see live.py)."""
     return "lines" if in_sweep and progress in ("auto", "bar") else progress
 
 

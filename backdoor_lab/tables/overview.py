@@ -109,8 +109,8 @@ def _parts(
 
 
 def _axes(facts: CellFields) -> list[str]:
-    """Returns names whose values differ between cells: choices other than seed and source, then all
-    other names whose values these choices do not determine."""
+    """Returns the names of the fields that vary between cells: first the choices other than seed
+    and source, then the other fields that these choices do not determine."""
     names = [name for name in CHOICES if name not in (SEED, SOURCE)]
     varied = [name for name in names if len(facts.values(name)) > 1]
     others = splitting(facts, PivotSpec(tuple(varied)))

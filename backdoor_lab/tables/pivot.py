@@ -32,8 +32,8 @@ class PivotCell:
 
     `attacked`: whether ASR1 indicates an attack (True if unknown). `signs` maps measures to a
     footnote mark: † for a network that did not learn, ‡ for an attack without effect. `reference`:
-    the values in the published report, only for tables in its layout. `seeds` maps each measure to
-    its recorded values by seed, for paired tests.
+    the values in the published report, only for tables in the layout of the report. `seeds` maps
+    each measure to its recorded values by seed, for paired tests.
     """
 
     estimates: dict[str, Estimate]

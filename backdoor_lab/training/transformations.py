@@ -114,7 +114,7 @@ def check_fits(names: Sequence[str], height: int, width: int) -> None:
         if kind == "shift" and strength >= min(height, width):
             raise ConfigError(
                 f"`measure.asr_under`: {name} would move images of {height}x{width} out of view:"
-                f" use at most {min(height, width) - 1}"
+                f" use a shift of at most {min(height, width) - 1}"
             )
 
 

@@ -243,8 +243,8 @@ def test_committed_results_are_small_and_contain_no_path_outside_the_project() -
     assert [path for path in texts if outside.search(path.read_bytes())] == []
 
 
-def test_the_figures_of_papers_are_of_every_trigger_once() -> None:
-    """They are listed by preset; some triggers are measured with the preset of other authors."""
+def test_published_results_are_listed_exactly_once_for_every_trigger_class() -> None:
+    """The results are listed by preset; for some triggers, the preset follows other authors."""
     folder = ROOT / "conf" / "trigger"
     classes = {path.stem: _class(path) for path in folder.glob("*.yaml")}
     assert sorted(classes[name] for name in REPORTED) == sorted(set(classes.values()))
@@ -255,7 +255,7 @@ def _class(path: Path) -> str:
     return line
 
 
-def test_a_figure_of_a_paper_has_a_source() -> None:
+def test_every_published_result_has_a_source() -> None:
     for name, each in REPORTED.items():
         assert bool(each.accuracy or each.asr) == bool(each.source), name
         assert each.differs, name

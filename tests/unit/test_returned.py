@@ -165,7 +165,9 @@ def test_float_and_integer_scores_and_scores_with_a_gradient_are_accepted() -> N
         (SampleScores(N, N[1:].bool()), r"`flagged` is .* \(3,\)"),
     ],
 )
-def test_an_invalid_return_value_of_score_images_is_refused(made: Any, said: str) -> None:
+def test_an_invalid_return_value_of_the_method_score_images_is_refused(
+    made: Any, said: str
+) -> None:
     mine = made_class(ModelBasedFilter, score_images=lambda *a: made)()
     given = context(torch.zeros(6, 1, 2, 2, dtype=torch.uint8), FEATURES.labels)
     known = DefenderKnowledge(("a", "b"), 0, 1, 0, context=given)

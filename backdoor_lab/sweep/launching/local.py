@@ -89,8 +89,8 @@ def _ended(job: Job, worker: Worker) -> Ended:
 
 
 def _run(task: Callable[[DictConfig], Any], config: DictConfig) -> tuple[bool, Any]:
-    """Run one cell as Hydra's launchers do. Returns whether a stop was requested, and the value
-    that the task returned. If Hydra itself raises an error, records it as the failure of the
+    """Runs one cell as Hydra's launchers do. Returns whether a stop was requested, and the value
+    that the task returned. An error raised by Hydra itself is recorded as the failure of the
     cell."""
     try:
         status = _run_job(task, config)

@@ -26,7 +26,7 @@ def dark(n: int, channels: int = 3, height: int = 12, width: int = 9) -> Tensor:
     [((32, 32), 8, 3), ((28, 28), 7, 3), ((16, 16), 4, 2), ((8, 8), 2, 1), ((40, 64), 10, 4)],
     ids=str,
 )
-def test_size_and_margin_of_tact_are_scaled_to_the_image(
+def test_size_and_margin_of_the_tact_trigger_are_scaled_to_the_image(
     shape: tuple[int, int], side: int, away: int
 ) -> None:
     """The default square has 8x8 pixels, 3 pixels from the edges, on images of 32x32 pixels."""
@@ -50,7 +50,7 @@ def test_a_square_is_accepted_if_rounding_changes_its_area_by_at_most_a_quarter(
     assert 0.75 <= changed / (side / 4) ** 2 <= 1.25
 
 
-def test_tact_poisons_the_source_class_and_takes_covers_from_the_next_two_classes() -> None:
+def test_the_tact_trigger_poisons_the_source_class_and_takes_covers_from_the_next_two() -> None:
     """Poisoned images come from the source class and get the target label. There are as many covers
     as poisoned images; covers carry the trigger and keep their labels."""
     labels = torch.arange(200) % 5
@@ -82,7 +82,7 @@ def test_cover_images_come_from_the_classes_after_the_source_class_except_the_ta
     assert TaCT(cover_classes=wanted).cover_from(target, source, 5) == expected
 
 
-def test_with_three_classes_tact_takes_covers_from_the_only_remaining_class() -> None:
+def test_the_tact_trigger_takes_covers_from_the_only_remaining_class_of_three() -> None:
     assert TaCT().cover_from(0, 1, 3) == (2,)
 
 
@@ -95,7 +95,9 @@ def test_more_cover_classes_than_the_data_set_has_are_refused(
     assert len(TaCT(cover_classes=most).cover_from(0, 1, classes)) == most
 
 
-def test_a_cell_with_tact_takes_covers_from_the_next_two_classes(tmp_path: Path) -> None:
+def test_a_cell_with_the_tact_trigger_takes_covers_from_the_next_two_classes(
+    tmp_path: Path,
+) -> None:
     """`trigger.cover_classes=null` draws covers from all classes but source and target."""
     two = cell_of(tmp_path, "trigger=tact", "target=9", "source=7")
     assert two.plan.cover_from == (8, 0)

@@ -119,7 +119,7 @@ def test_an_unused_file_is_reported_but_does_not_change_the_id(tmp_path: Path) -
     assert not open_dataset(ImageFolder(root=str(root)), store).notes["not_used"]["files"]
 
 
-def test_an_image_without_a_file_extension_outside_a_class_folder_is_refused(
+def test_an_image_outside_a_class_folder_is_refused_even_without_a_file_extension(
     tmp_path: Path,
 ) -> None:
     root = filled(tmp_path)

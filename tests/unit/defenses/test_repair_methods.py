@@ -311,7 +311,7 @@ def cornered(n: int = 160, poison: int = 16) -> tuple[Tensor, Tensor]:
     return images, labels
 
 
-def test_d_br_finds_the_trigger_by_sensitivity_and_unlearns_it() -> None:
+def test_d_br_finds_triggered_images_by_their_sensitivity_and_unlearns_them() -> None:
     """Rotations and shifts move the white corner but keep the brightness, by which the classes
     differ."""
     images, labels = cornered()

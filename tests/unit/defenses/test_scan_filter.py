@@ -173,7 +173,7 @@ def test_the_initial_split_is_a_random_half_that_depends_on_values_not_on_order(
         assert drawn_half(values[:2], seed).sum() == 1
 
 
-def test_two_groups_agree_with_kmeans_of_sklearn() -> None:
+def test_the_inertia_of_the_partition_into_two_groups_is_close_to_that_of_sklearn_kmeans() -> None:
     """On planted groups, the inertia is the same. On noise, it is at most 10 % larger."""
     for shift, slack in ((5.0, 1e-9), (0.0, 0.1)):
         white = torch.randn(200, 4, generator=torch.Generator().manual_seed(3)).double()

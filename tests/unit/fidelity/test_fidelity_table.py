@@ -203,7 +203,7 @@ def test_a_new_option_or_method_is_reported_as_missing_in_the_table(tmp_path: Pa
     ]
 
 
-def test_a_missing_option_method_or_quoted_text_is_reported(tmp_path: Path) -> None:
+def test_a_missing_option_or_method_or_quoted_text_is_reported(tmp_path: Path) -> None:
     root, conf = copies(tmp_path)
     path = conf / "trigger/pixel.yaml"
     path.write_text(path.read_text().replace("margin: 0", "# margin: 0"))

@@ -111,7 +111,7 @@ def made(version: int | None, seed: int = 0) -> dict[str, Any]:
     return found
 
 
-def test_tables_show_the_version_and_unversioned_records_count_as_version_1(tmp_path: Path) -> None:
+def test_tables_show_version_1_for_records_without_a_protocol_version(tmp_path: Path) -> None:
     """Records without a version share a row with those of version 1, not 2."""
     old, first, second = made(None), made(1, seed=1), made(2, seed=2)
     assert parse(sealed(json.dumps(old)).encode()).protocol == first["protocol"]

@@ -240,7 +240,7 @@ def test_the_record_lists_the_flagged_classes_if_filter_scope_is_suspicious(tmp_
 
 
 @pytest.mark.parametrize("defense", ["oracle", "none", "random", "clean_data"])
-def test_controls_run_under_a_protocol_with_filter_scope_suspicious(
+def test_controls_run_under_a_protocol_that_filters_only_suspicious_classes(
     tmp_path: Path, defense: str
 ) -> None:
     asked = ("protocol=realistic", f"defense={defense}")

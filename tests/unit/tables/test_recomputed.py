@@ -198,7 +198,9 @@ def test_numbers_in_requested_layouts_equal_those_recomputed_from_the_records(
     assert seen == {"committed": 1 * 4 * 2, "made": 4 * 3 * 2 * 2}[case]
 
 
-def test_a_layout_with_the_seed_in_the_columns_shows_single_cells(case: str, folder: Path) -> None:
+def test_a_table_with_one_column_per_seed_shows_the_values_of_single_cells(
+    case: str, folder: Path
+) -> None:
     paths = sorted((folder / "tables").glob("wide_defense_trigger.seed_*.csv"))
     seen = 0
     for path in paths:

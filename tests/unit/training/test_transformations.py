@@ -289,7 +289,7 @@ def test_nat_and_asr_use_the_same_test_images_with_and_without_transformations(
     assert found["blur1"]["asr"] == 1
 
 
-def test_success_of_all_to_all_attacks_on_transformed_images_requires_the_next_class(
+def test_an_all_to_all_attack_succeeds_on_transformed_images_predicted_as_the_next_class(
     tmp_path: Path,
 ) -> None:
     words = [
