@@ -76,7 +76,7 @@ def test_pixels_at_the_border_that_do_not_fill_a_window_are_unchanged() -> None:
 
 def test_frequency_bins_that_coincide_are_refused() -> None:
     """An image of a single pixel has only one frequency."""
-    with pytest.raises(ConfigError, match="1x1 pixels two of the frequencies coincide"):
+    with pytest.raises(ConfigError, match="1x1 pixels, two of the frequencies coincide"):
         FTrojan()(noise(1, 1, 1))
     FTrojan(bins=[[0, 0]])(noise(1, 1, 1))
 
