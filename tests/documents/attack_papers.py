@@ -49,14 +49,18 @@ REPORTED = {
     ),
     "low_frequency": Reported(
         "93.2", "99.3", f"BackdoorBench, 10 % ({BENCH}12006`)",
-        "a drawn pattern, theirs is optimized; the paper's ASR is 95 %, as quoted in"
-        " `YiZeng623/frequency-backdoor` issue 1",
+        "a drawn pattern, theirs is optimized",
+        "51",
+    ),
+    "low_frequency_authors": Reported(
+        "", "95", "the paper, as quoted in `YiZeng623/frequency-backdoor` issue 1",
+        "optimized on another network, and for the configured target class",
         "51",
     ),
     "frequency": Reported(
         "about 86", "about 100",
         "authors, 5 %, read off a chart (`SoftWiser-group/FTrojan@300e054:Poster.pdf`)",
-        "images are rounded once; the authors keep the epoch with the best accuracy",
+        "the authors keep the epoch with the best accuracy",
     ),
     "tact": Reported(differs="a white square instead of an image; 150 covers of two classes"),
     "adaptive_blend": Reported(
