@@ -4,8 +4,13 @@ unless stated otherwise."""
 
 from __future__ import annotations
 
+import csv
 from dataclasses import dataclass
 
+from tests.documents.cells import SWEEPS, cells, figure
+from tests.documents.markers import markdown, table
+
+SWEEP = "attacks/published"
 #: One run of BackdoorBench with PreActResNet18. The line of each attack follows.
 BENCH = "`backdoorbench/backdoorbench.github.io@b98eab4:static/data/results.csv:"
 WANET = "`VinAIResearch/Warping-based_Backdoor_Attack-release@45e8c33:README.md:"
@@ -108,3 +113,34 @@ REPORTED = {
         "16 here, none there",
     ),
 }  # fmt: skip
+
+
+@table("attacks_published")
+def _published() -> str:
+    """One row per measured trigger: our figures and those that others report."""
+    rows = []
+    for cell in cells(SWEEP):
+        name, paper = cell["Trigger"], REPORTED[cell["Trigger"]]
+        shares = (figure(cell[column], column, 1) for column in ("Nat1", "ASR1"))
+        rows.append([f"`{name}`", cell["Target"], cell["Ratio"], *shares, paper.accuracy or "–",
+                     paper.asr or "–", paper.source or "not reached", paper.differs])  # fmt: skip
+    head = ["`trigger=`", "target", "ratio", "Nat1", "ASR1", "reported: accuracy", "ASR", "by",
+            "what differs here"]  # fmt: skip
+    return markdown(head, rows, right="lllrrrrll")
+
+
+@table("attacks_published_visibility")
+def _visibility() -> str:
+    """One row per measured trigger, from the file that backdoor_lab.distortion wrote."""
+    columns = [
+        f"{name}_{when}" for when in ("train", "test") for name in ("psnr", "ssim", "largest")
+    ]
+    rows = []
+    with (SWEEPS / SWEEP / "distortion.csv").open(encoding="utf-8", newline="") as file:
+        for line in csv.DictReader(file):
+            name = line["trigger"].partition("@")[0]
+            shown = [f"{float(line[c]):.{3 if c.startswith('ssim') else 1}f}" for c in columns]
+            rows.append([f"`{name}`", *shown, REPORTED[name].limit or "–"])
+    head = ["`trigger=`", "training: PSNR", "SSIM", "largest", "test: PSNR", "SSIM", "largest",
+            "limit"]  # fmt: skip
+    return markdown(head, rows, right="lrrrrrrl")

@@ -14,6 +14,7 @@ SWEEPS = ROOT / "multirun_reports"
 FOLDERS = ("backdoor_lab", "conf", "multirun_reports", "tests")
 PRINTED = ("tables.md", "features.md")
 SUBJECTS = (
+    "attack_papers",
     "attacks",
     "defenses",
     "demo",
