@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from backdoor_lab.pipeline.cell import Cell
 
 COLUMNS = ("clean", "test", "test - clean", "training", "training - clean")
-LEGEND = "Differences: gray is unchanged, white brighter, black darker; x 5: multiplied by 5."
+LEGEND = "Differences: gray is unchanged, white brighter, black darker; x N: multiplied by N."
 PRESETS = ("_authors", "_backdoorbench", "_backdoor_toolbox")
 """Endings of the names of presets, which `trigger=all` leaves out."""
 TILE, GAP, LABEL = 96, 6, 120

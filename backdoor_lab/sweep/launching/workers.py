@@ -20,6 +20,7 @@ from multiprocessing import connection
 from typing import Any
 
 from backdoor_lab.core import shutdown
+from backdoor_lab.core.errors import StoppedError
 from backdoor_lab.core.output import survive_lost_output
 
 GRACE = 5.0
@@ -116,7 +117,12 @@ def _serve(pipe: Any, run: Callable[[Any], Any]) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with contextlib.suppress(EOFError, BrokenPipeError):
         while jobs := pipe.recv():
-            pipe.send(run(*jobs))
+            try:
+                result = run(*jobs)
+            except StoppedError as stopped:
+                # Without a traceback: the driver is asked to stop as well, and says so.
+                raise SystemExit(stopped.exit_code) from None
+            pipe.send(result)
 
 
 def _end_with_parent() -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from backdoor_lab.core.errors import StoppedError
 from backdoor_lab.sweep.launching.loss import LostProcess, interrupted
 from backdoor_lab.sweep.launching.remote import supervised
 from backdoor_lab.sweep.launching.workers import Worker, WorkerDiedError, is_worker, ready
@@ -32,6 +33,8 @@ def act(job: Any) -> Any:
         os.kill(os.getpid(), value)
     if what == "exit":
         os._exit(value)
+    if what == "stop":
+        raise StoppedError("stopped by SIGTERM")
     if what == "sleep":
         time.sleep(value)
     return os.getpid(), is_worker(), value
@@ -73,6 +76,16 @@ def test_the_exit_code_of_a_worker_is_reported(worker: Worker, code: int) -> Non
     with pytest.raises(WorkerDiedError) as died:
         worker.result()
     assert died.value.code == code
+
+
+def test_a_stopped_worker_exits_without_a_traceback(
+    worker: Worker, capfd: pytest.CaptureFixture[str]
+) -> None:
+    worker.send(("stop", None))
+    with pytest.raises(WorkerDiedError) as died:
+        worker.result()
+    assert died.value.code == StoppedError.exit_code
+    assert capfd.readouterr().err == ""
 
 
 def test_a_dying_worker_does_not_affect_the_others() -> None:
