@@ -52,8 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def lines_of(
     cells: Sequence[CellRecord], records: dict[str, Record], reader: ArtifactReader
 ) -> Answers:
-    """The names of the label columns, and one row for each attack whose poison is stored. Cells
-    without poison are omitted."""
+    """Returns the names of the columns that identify a row, and one row for each attack whose
+    poison is stored. Cells without poison are omitted."""
     found = collect(cells, records, "poison", lambda record: _distortion(reader, record))
     labels = list(LABELS)
     return labels, [AnswerRow(tuple(named(cell)[n] for n in labels), row) for cell, row in found]

@@ -207,8 +207,8 @@ def repaired(owner: object, method: str, value: Any, like: nn.Module) -> tuple[A
         names = [k for k in shapes[0] | shapes[1] if shapes[0].get(k) != shapes[1].get(k)]
         raise ConfigError(
             f"`{name_of(owner, method)}` must return a network with the attacked network's"
-            f" architecture; in the returned network, the weight {names[0]} is missing, not"
-            " expected or of another shape"
+            f" architecture; in the returned network, the weight {names[0]} is missing,"
+            " unexpected, or has a different shape"
         )
     for name, weight in network.state_dict().items():
         if weight.is_floating_point() and not bool(torch.isfinite(weight).all()):

@@ -40,8 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def lines_of(
     cells: Sequence[CellRecord], records: dict[str, Record], reader: ArtifactReader
 ) -> Answers:
-    """Returns the names of the label columns, and one row for each stored output of the stage
-    `extract`, provided that the poison of the same cell is also stored.
+    """Returns the names of the columns that identify a row, and one row for each stored output of
+    the stage `extract`, provided that the poison of the same cell is also stored.
 
     Defenses that used the same features share a row.
     """
@@ -52,7 +52,8 @@ def lines_of(
 
 
 def _labels(cells: Sequence[CellRecord]) -> list[str]:
-    """The names of the label columns: the attack, other choices that vary, and the layer."""
+    """The names of the columns that identify a row: the attack, other choices that vary, and the
+    layer."""
     asked = [n for cell in cells for n in cell.choices if n not in ("defense", *LABELS)]
     config = [n for n in varied_config(cells) if not n.startswith(("defense.", "protocol."))]
     varied = [

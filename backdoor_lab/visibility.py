@@ -46,8 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def lines_of(
     cells: Sequence[CellRecord], records: dict[str, Record], reader: ArtifactReader
 ) -> Answers:
-    """Returns the names of the label columns, and one row for each result of a filter if the store
-    contains the poisoned images."""
+    """Returns the names of the columns that identify a row, and the rows: one for each result of a
+    filter whose poisoned images are in the store."""
     found = collect(cells, records, "filter", lambda record: _visibility(reader, record))
     labels = _labels([cell for cell, _ in found])
     lines = [AnswerRow(tuple(named(cell)[n] for n in labels), figures) for cell, figures in found]
@@ -67,8 +67,8 @@ def _visibility(reader: ArtifactReader, record: Record) -> Visibility | None:
 
 
 def _labels(cells: Sequence[CellRecord]) -> list[str]:
-    """The names of the label columns: attack, defense, and each option that varies within a
-    defense."""
+    """The names of the columns that identify a row: attack, defense, and each option that varies
+    within a defense."""
     alike: dict[tuple[str, ...], list[dict[str, str]]] = {}
     for values in map(named, cells):
         alike.setdefault(tuple(values[label] for label in LABELS), []).append(values)

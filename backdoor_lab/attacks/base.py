@@ -207,7 +207,8 @@ def gray_levels(name: str, value: Any, *, below: float = math.inf, zero: bool = 
     if found < 1 and not (zero and found == 0):
         raise ConfigError(
             f"`{name}` is in gray levels (0..255), and a bound below 1 changes no image: got"
-            f" {found:g}; for {max(1, round(255 * found))}/255 give {max(1, round(255 * found))}"
+            f" {found:g}; if you meant {max(1, round(255 * found))}/255, give"
+            f" {max(1, round(255 * found))}"
         )
     return found
 

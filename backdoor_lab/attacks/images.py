@@ -95,8 +95,8 @@ def file_bytes(key: str, path: object) -> bytes:
 def not_an_image(key: str, path: object, reason: object) -> ConfigError:
     """The error for a file that cannot be decoded as an image."""
     return ConfigError(
-        f"`{key}`: {path} is not a valid image file: {reason}. Give a file in one of these formats:"
-        f" {', '.join(FORMATS)}; or null"
+        f"`{key}`: {path} is not a valid image file: {reason}. Give null or a file in one of"
+        f" these formats: {', '.join(FORMATS)}"
     )
 
 

@@ -129,9 +129,10 @@ class OptimizedLowFrequency(Additive):
                 target = common
             best = max(best, len(changed))
         raise ConfigError(
-            f"`trigger`: the pattern changes the class of at most {best} of"
-            f" {many(len(images), 'image')} (`trigger.max_passes={self.max_passes}`); lower"
-            " `trigger.fooling_rate` or raise `trigger.strength`"
+            f"`trigger`: the pattern changed the class of only {best} of"
+            f" {many(len(images), 'image')}, even in its best pass"
+            f" (`trigger.max_passes={self.max_passes}`); lower `trigger.fooling_rate` or raise"
+            " `trigger.strength`"
         )
 
     def _deepfool(self, model: _Surrogate, image: Tensor, label: int, target: int) -> Tensor | None:

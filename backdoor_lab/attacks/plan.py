@@ -134,8 +134,8 @@ def check_ratio(ratio: Any, ratio_of: object) -> None:
 
 
 def implied(label_mode: str, *, on_source: bool) -> dict[str, Any]:
-    """Returns the protocol options implied by `label_mode` and by `on_source`, whether the attack
-    has a source class."""
+    """Returns the protocol options that `label_mode` implies and, if `on_source` is true, those
+    implied by an attack with a source class."""
     if label_mode == "all_to_all":
         return {"poison_from": "all", "asr_on": "all"}
     words = {"poison_from": "source", "asr_on": "source"} if on_source else {}

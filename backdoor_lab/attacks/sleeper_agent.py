@@ -243,7 +243,8 @@ class _GradientMatching:
         self.wanted = torch.zeros(())
 
     def gradient(self, images: Tensor, labels: Tensor, *, twice: bool = False) -> Tensor:
-        """Returns the gradient of the summed loss; differentiable if `twice`."""
+        """Returns the gradient of the summed loss. If `twice`, the result can be differentiated
+        again."""
         with torch.enable_grad():
             logits = torch.func.functional_call(self.net, self.weights, (images,))
             loss = F.cross_entropy(logits, labels, reduction="sum")

@@ -98,8 +98,8 @@ class ISSBA(Trigger):
             height, width = images.shape[2:]
             raise ConfigError(
                 f"`trigger`: the encoder was trained on images with {many(channels, 'channel')} and"
-                f" cannot be applied to images with {many(images.shape[1], 'channel')} of"
-                f" {height}x{width} pixels"
+                f" cannot be applied to images of {height}x{width} pixels with"
+                f" {many(images.shape[1], 'channel')}"
             )
         weights = self._exact(images)
         parts = track(images.split(CHUNK), "batch")

@@ -26,8 +26,8 @@ class TaCT(Trigger):
     and rounded. Raises ConfigError if rounding changes the area of the square by more than a
     quarter. `color` is one value in 0..255 or one per channel. Cover images are drawn from the next
     `cover_classes` classes after the source class, skipping the target; if `cover_classes` is None,
-    from all classes other than target and source. Raises ConfigError if `cover_classes` exceeds
-    both the number of these classes and `COVER_CLASSES`.
+    from all classes other than target and source. Raises ConfigError if `cover_classes` is
+    greater than `COVER_CLASSES` and than the number of classes other than target and source.
 
     Size and position are those of Qi et al., ICLR 2023, in backdoor-toolbox. Their square and those
     of the paper are image files that are not included; this one has a single color.

@@ -47,8 +47,9 @@ def comparison_of(
     """
     if len(sweeps) + report + bool(by) != 2 or not sweeps or bool(by) != bool(base):
         raise ConfigError(
-            "give two sweep folders (A B), a sweep and the report (A reference), or one sweep and"
-            " a choice to compare within it (A by=NAME base=VALUE)"
+            "give two sweep folders (A B), one sweep folder and `reference` for the published"
+            " report (A reference), or one sweep folder and the choice and base value to compare"
+            " within the sweep (A by=NAME base=VALUE)"
         )
     cells = [cell for sweep in sweeps for cell in sweep.cells]
     more = () if report else under_names(cells)

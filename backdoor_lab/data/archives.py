@@ -242,7 +242,7 @@ def _chunked(stream: IO[bytes], size: int) -> bytes:
     while len(found) < size and (piece := stream.read(min(_CHUNK, size - len(found)))):
         found += piece
     if len(found) < size:
-        raise EOFError(f"it ends {many(size - len(found), 'byte')} too early")
+        raise EOFError(f"it is {many(size - len(found), 'byte')} short")
     return bytes(found)
 
 

@@ -102,7 +102,7 @@ class Published(Source):
 
     @abstractmethod
     def load(self) -> Arrays:
-        """Reads the files, whose hashes `read` has verified."""
+        """Reads the files. `read` calls this method after verifying the hashes of the files."""
 
 
 class Cifar10(Published):

@@ -124,7 +124,7 @@ class SampleFilter(Defense):
         return self.options.rule
 
     def applied(self) -> dict[str, object]:
-        """Returns the protocol's options that this filter uses, for the record."""
+        """Returns the values of all fields of `FilterOptions` except those in `unused`."""
         return {k: getattr(self.options, k) for k in OPTION_KEYS if k not in self.unused}
 
     @property

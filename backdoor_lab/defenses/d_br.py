@@ -82,7 +82,8 @@ class DBR(ModelRepair):
         return network, {"clean": len(good), "poison": len(bad), "of": len(change)}
 
     def distinguishing(self, context: DefenseContext) -> nn.Module:
-        """Returns the separate model whose features distinguish poison from clean images."""
+        """Trains a separate model whose features distinguish poison from clean images, and returns
+        the model."""
         everything = torch.arange(len(context.labels))
         order = context.generator(streams.DISTINGUISHING, streams.ORDER)
         network = context.fresh(0)

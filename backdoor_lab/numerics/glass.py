@@ -1,9 +1,9 @@
 """Reflections in a window pane: an image behind glass, mixed with a scene in linear light.
 
-All tensors are float64. Images and scenes have the shape (n, channels, height, width); they are in
-0..1 and, if called linear, raised to the power `GAMMA`. Numbers that are drawn for each image have
-the shape (n,). Lengths are in pixels at the resolution at which the longer side of an image is
-`SIDE` pixels.
+All tensors are float64. Images and scenes have the shape (n, channels, height, width) and values in
+0..1; those called linear have been raised to the power `GAMMA`. Parameters that are drawn for each
+image have the shape (n,). Lengths are in pixels at the resolution at which the longer side of an
+image is `SIDE` pixels.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ class Training:
 
     - `base` uint8 (N, C, H, W): the clean images.
     - `rows` uint8 (P + Q, C, H, W): P poisoned images, then Q cover images. `poisoned` is P.
-    - `index` int (n,): the training images, as positions in `base` followed by `rows`.
+    - `index` int (n,): the training images, as indices into the concatenation of `base` and `rows`.
     - `labels` int (n,): the training labels.
     - `original` int (P + Q,): the clean image from which each row was made.
     - `clean_labels` int (N,): the labels before the attack.

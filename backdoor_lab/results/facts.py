@@ -134,7 +134,8 @@ class CellFields:
         return self._columns[name]
 
     def as_columns(self) -> dict[str, list[Any]]:
-        """Returns the values of all cells by name; protocol and config values as text."""
+        """Returns a dict from the name of each field to the values of the field in all cells.
+        Protocol and config values are given as text."""
         return {n: self.words(n) if "." in n else v for n, v in self._values.items()}
 
     def _ranks(self, name: str, texts: Iterable[str]) -> dict[str, Any]:

@@ -111,7 +111,7 @@ class Preflight:
             self._seen.add(key)
 
     def data(self, cell: Cell) -> Dataset:
-        """The cell's data set, read only for the first of several cells that use the same one."""
+        """Returns the cell's data set. A data set that several cells use is read only once."""
         key = _data_key(cell.config)
         if key not in self._data:
             store = Store(cell.store_root, read_only=True)

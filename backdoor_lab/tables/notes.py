@@ -180,8 +180,8 @@ def comparison(traits: dict[str, str], clean: Sequence[int]) -> str:
 
 
 def where(cells: Sequence[CellRecord]) -> list[str]:
-    """Returns notes on the devices and software versions that the cells were run with, in each note
-    the most frequent first, and on components whose code was modified."""
+    """Returns notes on the devices and software versions that the cells were run with, and on
+    components whose code was modified. Devices and versions are listed by decreasing frequency."""
     devices = _frequent(cell.run.get("device") for cell in cells)
     versions = _frequent(each_once(_versions, [cell.run.get("versions") for cell in cells]))
     lines = [f"Device: {devices}."] if devices else []

@@ -1,4 +1,4 @@
-"""The tables that show a sweep by default."""
+"""Selects the tables that are shown for a sweep if no layout is requested."""
 
 from __future__ import annotations
 

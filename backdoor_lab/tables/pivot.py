@@ -54,9 +54,9 @@ class PivotTable:
     the table. `traits`: the values that all cells share. `clean`: the sizes of the cells' training
     sets before poisoning. A position that is missing in `cells` has no cell in the sweep.
 
-    `rows` and `columns` are sorted: numbers by value, other values in the order of the sweep.
-    Source classes and target classes are sorted alike on both axes. In the published report's
-    layout, all rows are in the order of the sweep.
+    `rows` and `columns` are sorted: numbers by value, other values in the order of the sweep. If
+    one axis is the source class and the other the target class, both list the classes in the same
+    order. In the published report's layout, all rows are in the order of the sweep.
     """
 
     title: str
@@ -105,8 +105,8 @@ def _places(group: TableGroup, rows: Sequence[Key], columns: Sequence[Key]) -> P
 def _estimates(
     facts: CellFields, places: Sequence[Places], values: Sequence[str]
 ) -> list[dict[tuple[Key, Key], dict[str, Estimate]]]:
-    """Returns, for each table and position, the estimates over completed cells with finite
-    values."""
+    """Returns one dict per table, from each position to a dict from the name of a measure to its
+    estimate. Only completed cells with finite values contribute to an estimate."""
     import numpy as np
 
     keys = [(table, where) for table, each in enumerate(places) for where in each]

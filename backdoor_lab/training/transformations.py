@@ -79,8 +79,8 @@ def parse(name: object) -> tuple[str, float]:
     strength = kind.default if found[2] is None else float(found[2])
     if not kind.allows(strength):
         raise ConfigError(
-            f"`measure.asr_under`: {name} is out of range: the strength of {found[1]}, a"
-            f" {kind.unit}, must be {kind.span}"
+            f"`measure.asr_under`: {name} is out of range: the strength of {found[1]}"
+            f" ({kind.unit}) must be {kind.span}"
         )
     return found[1], strength
 

@@ -163,7 +163,7 @@ def _cells(sweep: str, **choices: Any) -> list[dict[str, Any]]:
 SIDES = {"as source": "source", "as target": "target"}
 
 
-def test_the_section_on_every_pair_of_classes_matches_the_records() -> None:
+def test_the_report_section_about_all_class_pairs_matches_the_records() -> None:
     cells = _of("paper/pairs")
     text = " ".join(REPORT.read_text().split("\n## Every pair of classes\n")[1].split())
     assert {r["counts"]["n_poisoned"] for r in cells} == {30}

@@ -57,7 +57,7 @@ def test_comparison_experiments_cover_exactly_the_filters(experiment: str, tmp_p
     assert left_out - names == {"*_authors"}
 
 
-def test_the_defenses_experiment_excludes_presets_with_the_settings_of_the_authors() -> None:
+def test_the_defenses_experiment_excludes_presets_whose_names_end_in_authors() -> None:
     assert swept("defenses")["defense"] == "glob(*,exclude=*_authors)"
 
 

@@ -188,7 +188,7 @@ def changed(**weights: Tensor) -> Any:
         (linear(4, 2), r"must return \(network, notes\), .*, got Small"),
         ((linear(4, 2), {}, 1), "got tuple of length 3"),
         ((linear(4, 2).body, {}), "as its first value, got Linear"),
-        ((linear(4, 3), {}), "body.weight is missing, not expected or of another shape"),
+        ((linear(4, 3), {}), "body.weight is missing, unexpected, or has a different shape"),
         ((linear(4, 2), None), "its notes as a dict, got None"),
         ((linear(4, 2), {"x": float("nan")}), "notes that JSON can store"),
         ((changed(**{"body.bias": torch.tensor([0.0, float("nan")])}), {}),

@@ -38,9 +38,11 @@ FeatureModel = Classifier | Autoencoder
 
 @dataclass(frozen=True)
 class Provided:
-    """The inputs of a defense that requires images and networks: `context` contains them, `facts`
-    are the stage inputs that determine them, and `memory_format` is that of the attacked
-    network."""
+    """The inputs of a defense that requires images and networks.
+
+    `context`: contains the images and networks. `facts`: the stage inputs that determine the
+    content of `context`. `memory_format`: the memory format of the attacked network.
+    """
 
     context: DefenseContext
     facts: dict[str, Any]

@@ -36,7 +36,7 @@ class Parallelism:
 
     @property
     def trainer(self) -> dict[str, int]:
-        """The settings in the `trainer` group that this object determines."""
+        """The settings to change in the `trainer` group: `threads`, unless `threads` is None."""
         return {} if self.threads is None else {"threads": self.threads}
 
     def overrides(self, config: DictConfig) -> list[str]:

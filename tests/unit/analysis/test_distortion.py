@@ -133,7 +133,7 @@ def test_a_source_specific_attack_is_measured_on_test_images_of_its_source(tmp_p
     assert line["source"] == "dog"
 
 
-def test_cells_that_share_their_poison_have_one_line_and_clean_cells_have_none(
+def test_cells_with_the_same_poison_share_one_line_and_clean_cells_have_no_line(
     tmp_path: Path,
 ) -> None:
     trigger = ("trigger=pixel", "target=bird", "retrain=false")

@@ -86,7 +86,7 @@ def test_the_visibility_command_prints_one_line_per_filter_result(
         assert "AUROC change" in out.with_suffix(f".{suffix}").read_text()
 
 
-def test_a_field_that_differs_between_lines_of_one_defense_has_a_column(
+def test_an_option_that_varies_within_a_defense_has_a_separate_column(
     tmp_path: Path,
 ) -> None:
     store, layers = tmp_path / ".store", ["penultimate", "layer4.0"]

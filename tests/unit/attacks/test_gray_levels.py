@@ -18,7 +18,7 @@ from backdoor_lab.core.errors import ConfigError
 def test_a_bound_given_as_a_fraction_of_255_is_refused_and_the_gray_level_is_suggested(
     trigger: type, levels: int
 ) -> None:
-    message = rf"`trigger\.eps` is in gray levels.*for {levels}/255 give {levels}$"
+    message = rf"`trigger\.eps` is in gray levels.*if you meant {levels}/255, give {levels}$"
     with pytest.raises(ConfigError, match=message):
         trigger(eps=levels / 255)
     assert trigger(eps=levels).eps == levels

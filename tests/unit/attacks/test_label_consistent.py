@@ -212,7 +212,7 @@ def test_bad_options_are_refused() -> None:
         LabelConsistent(norm="l1")
     with pytest.raises(ConfigError, match=r"trigger\.corners"):
         LabelConsistent(corners="upper_left")
-    with pytest.raises(ConfigError, match=r"gray levels.*for 8/255 give 8"):
+    with pytest.raises(ConfigError, match=r"gray levels.*if you meant 8/255, give 8"):
         LabelConsistent(eps=8 / 255)
     with pytest.raises(ConfigError, match=r"trigger\.strength_test"):
         LabelConsistent(strength_test=256)

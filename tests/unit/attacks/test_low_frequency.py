@@ -116,7 +116,7 @@ def test_the_optimized_pattern_depends_only_on_the_seed() -> None:
     ids=["too far away", "no gradient", "all images have the target class"],
 )  # fmt: skip
 def test_a_search_that_does_not_change_enough_images_fails(surrogate: Dark) -> None:
-    with pytest.raises(ConfigError, match=r"at most 0 of 30 images .*max_passes=2.*fooling_rate"):
+    with pytest.raises(ConfigError, match=r"only 0 of 30 images, .*max_passes=2.*fooling_rate"):
         optimized(surrogate, max_passes=2)
 
 

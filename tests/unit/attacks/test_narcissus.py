@@ -168,7 +168,7 @@ def test_bad_options_are_refused() -> None:
     net = Curved()
     with pytest.raises(ConfigError, match="the target class 7 has 0 training images"):
         Narcissus().prepare(AttackContext(attack_context(net).train, 7, None, 0, lambda: net))
-    with pytest.raises(ConfigError, match="for 16/255 give 16"):
+    with pytest.raises(ConfigError, match="if you meant 16/255, give 16"):
         Narcissus(eps=16 / 255)
     with pytest.raises(ConfigError, match=r"raise `trigger\.steps` or `trigger\.lr`"):
         Narcissus(steps=1, lr=0.1).prepare(attack_context(net))

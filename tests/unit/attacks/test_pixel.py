@@ -19,7 +19,7 @@ def lit(trigger: Trigger, size: int = 8) -> list[list[int]]:
     return trigger(torch.zeros(1, 3, size, size, dtype=torch.uint8))[0, 0].nonzero().tolist()
 
 
-def test_a_margin_moves_pixels_away_from_the_edge_from_which_they_are_counted() -> None:
+def test_a_margin_moves_the_trigger_inward_from_the_edges_of_the_image() -> None:
     assert lit(Pixel(margin=1)) == [[6, 6]]
     assert lit(Pixel(position=(0, -1), margin=2)) == [[2, 5]]
     assert lit(Pattern(margin=1)) == [[4, 6], [5, 5], [6, 4], [6, 6]]

@@ -240,5 +240,5 @@ def test_bad_options_are_refused() -> None:
         SleeperAgent().poisoned(CHOSEN, TRUE, attack_context(source=None))
     with pytest.raises(ConfigError, match="the source class 9 has no training images"):
         SleeperAgent().poisoned(CHOSEN, TRUE, attack_context(source=9))
-    with pytest.raises(ConfigError, match="for 16/255 give 16"):
+    with pytest.raises(ConfigError, match="if you meant 16/255, give 16"):
         SleeperAgent(eps=16 / 255)

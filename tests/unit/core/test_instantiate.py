@@ -68,7 +68,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("target", HOSTILE, ids=ascii)
-def test_a_hostile_target_class_in_a_configuration_is_refused_before_any_import(
+def test_an_unsafe_target_class_in_a_configuration_is_refused_before_any_import(
     target: Any,
 ) -> None:
     """Nothing is imported or called, and the message says what is allowed."""

@@ -161,7 +161,7 @@ def test_a_failed_computation_publishes_nothing(tmp_path: Path) -> None:
     assert get(tmp_path, Make()).made
 
 
-def test_non_finite_metadata_is_not_published(tmp_path: Path) -> None:
+def test_an_artifact_with_nan_in_its_metadata_is_not_published(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"(?i)not JSON compliant"):
         get(tmp_path, lambda _: {"loss": float("nan")})
     assert folders(tmp_path) == []

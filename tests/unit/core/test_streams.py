@@ -104,7 +104,7 @@ def test_labels_of_random_streams_are_constants_of_the_streams_module(path: Path
             assert 'f"' not in line
 
 
-def test_the_check_detects_string_literals_as_random_stream_labels() -> None:
+def test_the_check_finds_random_stream_labels_that_are_string_literals() -> None:
     for call in ("derive(s, 'a')", "work.generator('a', 1)", "torch_generator(0, *('a', 2))"):
         assert texts_in_calls(call) == ["a"]
     assert texts_in_calls("derive(s, streams.ORDER, f(config['seed']))") == []

@@ -164,7 +164,9 @@ def test_the_classes_that_an_experiment_names_are_allowed(name: str) -> None:
 @pytest.mark.parametrize(
     "allowed", ["[my_launcher]", "[hydra_plugins.my_launcher]", "[a,hydra_plugins]"]
 )
-def test_a_launcher_is_accepted_if_the_command_line_allows_its_package(allowed: str) -> None:
+def test_a_launcher_from_a_plugin_is_accepted_only_if_allow_plugins_lists_its_package(
+    allowed: str,
+) -> None:
     target = "hydra.launcher._target_=hydra_plugins.my_launcher.core.Launcher"
     assert composed(target, f"allow_plugins={allowed}").hydra.launcher._target_.endswith("Launcher")
     with pytest.raises(ConfigError, match=r"allow_plugins=\[package\]"):

@@ -217,7 +217,9 @@ def test_a_cell_whose_repair_returns_nan_weights_has_the_status_diverged(
     assert "FinePruning.repair`: weight net.conv1.weight is not finite" in record["status"]
 
 
-def test_missing_requirements_of_a_defense_are_refused_before_any_work(tmp_path: Path) -> None:
+def test_a_defense_whose_requirements_are_not_met_is_refused_before_any_work(
+    tmp_path: Path,
+) -> None:
     with pytest.raises(ConfigError, match=r"`defense=strip` needs .* protocol.clean_holdout to 20"):
         cell_of(tmp_path, "defense=strip")
     with pytest.raises(ConfigError, match=r"`defense=anp` needs .* protocol.clean_holdout to 20"):

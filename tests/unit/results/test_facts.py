@@ -61,7 +61,7 @@ def test_equal_values_of_different_types_keep_their_own_text(tmp_path: Path) -> 
     assert found.frame["protocol.x"].tolist() == texts
 
 
-def test_ratios_counted_in_images_are_sorted_after_ratios_in_percent(tmp_path: Path) -> None:
+def test_ratios_given_as_image_counts_are_sorted_after_percentages(tmp_path: Path) -> None:
     made = [record(ratio=n, protocol=COUNTED) for n in (500, 20, 1)]
     made += [record(ratio=share) for share in (0.5, 0.01)]
     assert ordered(facts(tmp_path, made), "ratio") == [

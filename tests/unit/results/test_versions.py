@@ -174,7 +174,7 @@ def test_a_comparison_of_two_sweeps_names_both_versions(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_no_line_of_a_comparison_averages_over_two_versions(tmp_path: Path) -> None:
+def test_a_comparison_does_not_average_cells_of_different_defense_versions(tmp_path: Path) -> None:
     mixed = [made(1, seed=0, nat2=0.9), made(2, seed=1, nat2=0.5)]
     base = [made(1, seed=0, nat2=0.8), made(1, seed=1, nat2=0.8)]
     found = comparison_of([sweep(tmp_path / "a", *mixed), sweep(tmp_path / "b", *base)],

@@ -134,7 +134,7 @@ def test_the_time_left_is_estimated_from_finished_cells(tmp_path: Path) -> None:
     assert watch.seconds_left(175.0) == pytest.approx((60 - 15) / 2)
 
 
-def test_the_time_left_is_estimated_from_progress_until_the_first_cell_has_finished(
+def test_the_time_left_is_estimated_from_the_running_cell_if_no_cell_has_finished(
     tmp_path: Path,
 ) -> None:
     """A quarter of the first cell took 30 seconds, so each of the three cells takes two minutes."""

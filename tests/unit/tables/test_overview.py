@@ -175,7 +175,7 @@ def test_tables_of_many_defenses_have_defenses_in_rows_and_triggers_in_columns(
         assert any("paired t test" in note and "3 seeds" in note for note in grid.notes)
 
 
-def test_values_before_the_defense_are_not_repeated_for_each_defense(tmp_path: Path) -> None:
+def test_measures_taken_before_the_defense_are_shown_once_for_all_defenses(tmp_path: Path) -> None:
     made = [found("pixel", "bird", r, d, 0) for r in (0.05, 0.1) for d in DEFENSES]
     made[0] = failed(made[0])
     before = shown(tmp_path / "s", made)[0]

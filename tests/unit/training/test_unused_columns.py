@@ -45,7 +45,7 @@ def test_wrong_values_in_unused_gradient_columns_are_set_to_zero() -> None:
     assert conv.weight.grad[..., [0, 2]].eq(0).all()
 
 
-def test_gradients_are_unchanged_if_every_kernel_column_is_used() -> None:
+def test_the_weight_gradient_is_unchanged_if_no_kernel_column_sees_only_padding() -> None:
     conv = nn.Conv2d(1, 1, 3, 2, 1)
     guard_unused_columns(conv)
     conv(torch.ones(2, 1, 1, 1))
