@@ -208,12 +208,9 @@ _benches: list[Bench] = []
 
 
 def _serve(job: tuple[Any, ...]) -> Any:
-    """Run one job in a worker.
-
-    ``prepare`` sets up a cell and returns the CPU seconds that the process used before the warm-up
-    of the cell, or 0 if the process is the driver. ``measure`` returns the samples and the CPU
-    seconds that the measurement used.
-    """
+    """Run one job in a worker. ``prepare`` sets up a cell and returns the CPU seconds that the
+    process used before the warm-up, or 0 in the driver's process. ``measure`` returns the samples
+    and the CPU seconds used."""
     if job[0] == "prepare":
         _, config, machine, driver = job
         cell = Preflight().cell(config)

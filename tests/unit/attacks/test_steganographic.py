@@ -125,7 +125,7 @@ def test_the_encoder_accepts_other_image_sizes_but_not_other_channel_counts() ->
     change = trained()(images).double() - images.double()
     assert (change.abs().flatten(1).amax(dim=1) > 0).all()
     assert change.abs().max() <= 16
-    with pytest.raises(ConfigError, match="with 3 channels.*1 channel of 12x12"):
+    with pytest.raises(ConfigError, match="with 3 channels.*12x12 pixels with 1 channel$"):
         trained()(drawn(1, channels=1))
 
 

@@ -129,7 +129,7 @@ WRONG = {
     "model.name.x=3": ["`model.name` has no subkeys"],
     "logger=none logger.save_dirr=x": ["key 'logger.save_dirr' is not known", "has no keys"],
     "+defense.k=3": ["key in `defense=spectral`: 'k' is not known"],
-    '+hydra.job_logging.formatters.e.format="x"': ["`hydra.job_logging`: Unable to configure"],
+    '+hydra.job_logging.formatters.e.format="x"': ["`hydra.job_logging`: ", "Unable to configure"],
     "store.root=loop": ["`store.root`=", "a circular link"],
     "store.root=file/x": ["`store.root`=", "is a file, not a folder"],
     "store.root=file": ["cannot write to", "file is not a writable"],

@@ -178,7 +178,7 @@ def test_an_oversized_archive_member_is_not_read(
 ) -> None:
     monkeypatch.setattr("backdoor_lab.data.limits.MAX_BYTES", 1000)
     path = zipped(tmp_path / "set.zip", pictures() | {"train/cat/9.png": bytes(1001)})
-    with pytest.raises(DataError, match="too many for an image"):
+    with pytest.raises(DataError, match="1,001 bytes exceed the limit for an image file"):
         ImageFolder(root=str(path)).read()
 
 
