@@ -123,7 +123,7 @@ def test_bad_options_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="must be the path of an image file or null, got 7"):
         AdaptiveBlend(image=7)  # type: ignore[arg-type]
     (tmp_path / "text.png").write_text("no picture")
-    with pytest.raises(ConfigError, match=r"`trigger\.image`: .* Give a file in one of these"):
+    with pytest.raises(ConfigError, match=r"`trigger\.image`: .* Give null or a file in"):
         AdaptiveBlend(image=str(tmp_path / "text.png"))
     with pytest.raises(ConfigError, match="hides all 4 pieces"):
         AdaptiveBlend(grid=2, mask_rate=0.9)
