@@ -25,12 +25,11 @@ from backdoor_lab.analysis.distortion import (
 from backdoor_lab.analysis.evidence import sampled
 from backdoor_lab.page.analysis_command import (
     AnalysisSpec,
-    AnswerRow,
     Answers,
     Record,
     answer,
+    answer_rows,
     collect,
-    named,
 )
 from backdoor_lab.results.artifact_reader import ArtifactReader
 from backdoor_lab.results.records import CellRecord
@@ -55,8 +54,7 @@ def lines_of(
     """Returns the names of the columns that identify a row, and one row for each attack whose
     poison is stored. Cells without poison are omitted."""
     found = collect(cells, records, "poison", lambda record: _distortion(reader, record))
-    labels = list(LABELS)
-    return labels, [AnswerRow(tuple(named(cell)[n] for n in labels), row) for cell, row in found]
+    return list(LABELS), answer_rows(LABELS, found)
 
 
 def _distortion(reader: ArtifactReader, record: Record) -> TriggerDistortion | None:

@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from backdoor_lab.analysis.separation import HEADS, NOTES, Separation, separation_of, text
 from backdoor_lab.page.analysis_command import (
     AnalysisSpec,
-    AnswerRow,
     Answers,
     Record,
     answer,
+    answer_rows,
     collect,
     named,
 )
@@ -47,8 +47,7 @@ def lines_of(
     """
     found = collect(cells, records, "extract", lambda record: separation_of(reader, record))
     labels = _labels([cell for cell, _ in found])
-    lines = [AnswerRow(tuple(named(cell)[n] for n in labels), figures) for cell, figures in found]
-    return [label.removeprefix("config.") for label in labels], lines
+    return [label.removeprefix("config.") for label in labels], answer_rows(labels, found)
 
 
 def _labels(cells: Sequence[CellRecord]) -> list[str]:

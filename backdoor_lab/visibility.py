@@ -15,10 +15,10 @@ from backdoor_lab.analysis.cell_artifacts import cell_artifacts
 from backdoor_lab.analysis.visibility import HEADS, NOTES, Visibility, text, visibility
 from backdoor_lab.page.analysis_command import (
     AnalysisSpec,
-    AnswerRow,
     Answers,
     Record,
     answer,
+    answer_rows,
     collect,
     named,
 )
@@ -50,8 +50,7 @@ def lines_of(
     filter whose poisoned images are in the store."""
     found = collect(cells, records, "filter", lambda record: _visibility(reader, record))
     labels = _labels([cell for cell, _ in found])
-    lines = [AnswerRow(tuple(named(cell)[n] for n in labels), figures) for cell, figures in found]
-    return labels, lines
+    return labels, answer_rows(labels, found)
 
 
 def _visibility(reader: ArtifactReader, record: Record) -> Visibility | None:

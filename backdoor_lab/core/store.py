@@ -229,9 +229,9 @@ def _publish(part: Path, folder: Path) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Returns the manifest of a published output. Raises FileNotFoundError if there is no folder
-    `folder` or no manifest in it, and DamagedFileError if `folder` is not a folder or if the
-    manifest is damaged or was changed."""
+    """Returns the manifest of the published output in `folder`. Raises FileNotFoundError if the
+    folder or its manifest does not exist, and DamagedFileError if `folder` is not a folder or if
+    the manifest is damaged or was changed."""
     if os.path.lexists(folder) and not folder.is_dir():
         raise DamagedFileError("not a folder")
     path = folder / MANIFEST

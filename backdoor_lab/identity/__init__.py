@@ -4,8 +4,8 @@ identity.json holds the version and the code hash of each of these components. T
 contains the versions of its components. If the code of a component differs from its hash in
 identity.json, the id also contains the new hash, so that results of different code are never mixed
 up. A component that is not in identity.json has version 0, and its hash is always in the id. A
-component is named after its file (``spectral`` for every class in defenses/spectral.py), but a
-stage has a name of its own.
+component is named after its file (``spectral`` for every class in defenses/spectral.py), but the
+name of a stage is not that of its file.
 """
 
 from __future__ import annotations

@@ -149,6 +149,16 @@ def named(cell: CellRecord) -> defaultdict[str, str]:
     return defaultdict(lambda: words(None), values)
 
 
+def answer_rows(labels: Sequence[str], found: Sequence[tuple[CellRecord, Any]]) -> list[AnswerRow]:
+    """Returns one row for each cell and its statistics in `found`, with the values of the cell's
+    `labels`."""
+    rows = []
+    for cell, statistics in found:
+        values = named(cell)
+        rows.append(AnswerRow(tuple(values[label] for label in labels), statistics))
+    return rows
+
+
 def _document(
     question: AnalysisSpec, title: str, labels: Sequence[str], lines: Sequence[AnswerRow]
 ) -> Document:

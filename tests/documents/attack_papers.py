@@ -58,7 +58,7 @@ REPORTED = {
         "51",
     ),
     "low_frequency_authors": Reported(
-        "", "95", "the paper, as quoted in `YiZeng623/frequency-backdoor` issue 1",
+        "", "95", "the paper, as quoted in `YiZeng623/frequency-backdoor#1`",
         "optimized on another network, and for the configured target class",
         "51",
     ),
@@ -97,13 +97,13 @@ REPORTED = {
         "8 and the marks, 255",
     ),
     "narcissus": Reported(
-        "", "78.1 to 100", "a user's four runs of the authors' code (`reds-lab/Narcissus` issue 3)",
+        "", "78.1 to 100", "a user's four runs of the authors' code (`reds-lab/Narcissus#3`)",
         "300 steps on 64 images, the authors' 15,000 on 350; no other data for the surrogate",
         "16; 48 at test time",
     ),
     "sleeper_agent_authors": Reported(
         "", "85.27",
-        "paper, mean over more than 20 pairs of classes (`hsouri/Sleeper-Agent` issue 1)",
+        "paper, mean over more than 20 pairs of classes (`hsouri/Sleeper-Agent#1`)",
         "one pair of classes; the surrogate is not retrained; a drawn patch",
         "16; at test time the patch",
     ),

@@ -144,7 +144,7 @@ def test_cells_with_the_same_poison_share_one_line_and_clean_cells_have_no_line(
 
 
 def test_a_trained_trigger_is_read_from_the_store(tmp_path: Path) -> None:
-    """The encoder of `steganographic` is a stage of its own; its changes are at most `eps`."""
+    """A separate stage trains the encoder of `steganographic`; its changes are at most `eps`."""
     run_here(
         tmp_path / ".store", tmp_path / "sweep" / "one", "trigger=steganographic",
         "trigger.steps=2", "trigger.width=4", "trigger.bits=4", "trigger.eps=9", "dataset.size=16",
