@@ -71,7 +71,9 @@ def run_here(
 
 
 def lasting(record: dict[str, Any]) -> dict[str, Any]:
-    """A copy of a record without the fields that may differ between two correct runs."""
+    """A copy of the record of a completed cell without the fields that may differ between two
+    correct runs."""
+    assert record["status"] == "done", record["status"]
     return {key: value for key, value in record.items() if key not in ("run", "seal")}
 
 

@@ -19,7 +19,7 @@ POINTS += ["record.before:kill:1", "record.published:kill:1", "measure.made:kill
 STEPS = [f"{stage}.step:kill:{step}" for stage in ("train", "retrain") for step in (1, 5, 9, 12)]
 EPOCHS = "recipe.epochs=3"
 # An attack with additional stages: a surrogate is trained, then noise is optimized on it.
-PREPARED = ("trigger=narcissus", "trigger.steps=2", "recipe.epochs=1")
+PREPARED = ("trigger=narcissus", "trigger.steps=2", "trigger.lr=1e6", "recipe.epochs=1")
 PREPARING = [f"{stage}.{when}:kill:1" for stage in ("surrogate", "prepare", "poison")
              for when in ("before", "made", "published")]  # fmt: skip
 
