@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from backdoor_lab.analysis.paired import PairedStats, holm, paired
-from backdoor_lab.core.errors import ConfigError, unknown
+from backdoor_lab.core.errors import ConfigError, many, unknown
 from backdoor_lab.results.facts import CONFIG, PROTOCOL, SEED, CellFields
 from backdoor_lab.results.metrics import MEASURE
 from backdoor_lab.results.records import CHOICES, CellRecord
@@ -82,6 +82,7 @@ def two_sweeps(facts: CellFields, first: int) -> tuple[PairedGroup, list[str]]:
         said = f": the sweeps have no value of {', '.join(apart)} in common" if apart else ""
         raise ConfigError(
             f"no completed cell of the first sweep can be paired with one of the second{said}"
+            f"{_unfinished(facts)}"
         )
     return side, names
 
@@ -108,9 +109,15 @@ def one_sweep(facts: CellFields, by: str, base: str) -> tuple[list[PairedGroup],
     if not any(side.pairs for side in sides):
         raise ConfigError(
             f"nothing to compare: no completed cell differs only in {by} from a completed cell"
-            f" with {by}={base}"
+            f" with {by}={base}{_unfinished(facts)}"
         )
     return sides, names
+
+
+def _unfinished(facts: CellFields) -> str:
+    """Returns what an error adds if cells are not done, otherwise an empty string."""
+    left, n = sum(not cell.done for cell in facts.cells), len(facts.cells)
+    return f"; {left} of {many(n, 'cell')} not done: run the sweep to its end first" * bool(left)
 
 
 def _base(by: str, base: str, values: Mapping[str, Sequence[int]]) -> str:

@@ -81,6 +81,7 @@ class CellPipeline:
         attacked = self.attack()
         filter_result = self.defended(attacked)
         data, shared = attacked.data, self._overlap(attacked.data)
+        self.progress.reused([name for name, entry in self.stages.items() if not entry.made])
         return record_body(self.cell, data, attacked.poisoned, filter_result, self.stages, shared)
 
     def attack(self) -> Attacked:

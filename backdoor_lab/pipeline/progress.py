@@ -10,6 +10,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,11 @@ class Progress:
             self._task = self._bar.add_task(f"{self.title} {stage}", total=self._total or None)
         elif self.kind == "lines" and not epochs:
             log.info("%s", " ".join(filter(None, [self.title, stage, detail])))
+
+    def reused(self, stages: Sequence[str]) -> None:
+        """Report the stages whose output was already in the store."""
+        if stages and self.kind == "lines":
+            log.info("%s reused from the store: %s", self.title, ", ".join(stages))
 
     @property
     def current(self) -> str:

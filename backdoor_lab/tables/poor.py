@@ -1,11 +1,12 @@
-"""Notes on networks that classify clean images so poorly that their other values mean little."""
+"""Notes on networks that classify clean images so poorly that their other values mean little, and
+on triggers that work without poison."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
-from backdoor_lab.analysis.intervals import wilson
+from backdoor_lab.analysis.intervals import newcombe, wilson
 from backdoor_lab.results.records import CellRecord
 from backdoor_lab.tables.naming import named
 
@@ -23,6 +24,9 @@ _BEFORE = (
     " more epochs, augmentation or a smaller network."
 )
 _AFTER = "A low ASR2 of such a network does not mean that the defense removed the backdoor."
+NATURAL = 0.1
+"""A trigger is reported if ASR2 without poison is significantly more than this above the clean
+rate."""
 Reason = tuple[str, list[CellRecord]]
 
 
@@ -39,6 +43,34 @@ def poor_networks(cells: Sequence[CellRecord], after: bool) -> list[str]:
             worth = _BEFORE if number == "1" else _AFTER
             lines.append(f"The network {when} the defense is poor ({where}): {said}. {worth}")
     return lines
+
+
+def natural_triggers(cells: Sequence[CellRecord]) -> list[str]:
+    """Returns a note on triggers that networks trained without poison take for the target: no
+    poisoned image was left for retraining, but ASR2 is far above the clean rate. `cells` are
+    completed cells."""
+    found = [cell for cell in cells if _is_natural(cell)]
+    if not found:
+        return []
+    most = max(cell.numbers["asr2"] for cell in found)
+    return [
+        f"No poisoned image was left in {named(cells, found, after='2')}, but ASR2 is up to"
+        f" {most:.1%}: the trigger alone makes a network predict the target, without a backdoor, so"
+        " ASR2 cannot show what the defense removed. defense=clean_data gives the ASR of a network"
+        " that saw no poison; another target or a weaker trigger lowers it."
+    ]
+
+
+def _is_natural(cell: CellRecord) -> bool:
+    """Whether ASR2 is far above the clean rate although no poison was left. The interval treats
+    both rates as independent, as in `learned.without_attack`. False if a value is unknown."""
+    known = cell.numbers
+    if not known.get("n_poisoned") or known.get("pois_left") != 0:
+        return False
+    asr, rate, images = (known.get(name) for name in ("asr2", "clean_rate2", "n_asr"))
+    if asr is None or rate is None or not images:
+        return False
+    return newcombe(asr, int(images), rate, int(images))[0] > NATURAL
 
 
 def _reasons(cells: Sequence[CellRecord], number: str) -> Iterator[Reason]:

@@ -50,7 +50,8 @@ def test_no_line_of_output_or_log_ends_in_a_space(tmp_path: Path) -> None:
     """This holds for the output of every command and for the log of a cell."""
     run = ["-m", "backdoor_lab", "-m", *TINY, "retrain=false", "trainer.progress=lines",
            "hydra.sweep.dir=here"]  # fmt: skip
-    others = [["-m", "backdoor_lab.status", "here"], ["-m", "backdoor_lab.reports", "here"],
+    others = [[*run, "defense=random"], ["-m", "backdoor_lab.status", "here"],
+              ["-m", "backdoor_lab.reports", "here"],
               ["-m", "backdoor_lab.export", "here", "--out", "x.csv"]]  # fmt: skip
     text = ""
     for words in [run, *others]:
@@ -61,5 +62,10 @@ def test_no_line_of_output_or_log_ends_in_a_space(tmp_path: Path) -> None:
         text += log.read_text()
     assert [line for line in text.splitlines() if line != line.rstrip()] == []
     assert "load on cpu" in text
-    assert re.search(r"x.csv: 1 cell of 1 sweep, \d+ columns", text)
-    assert "1 of 1 cell done" in text
+    assert re.search(r"x.csv: 2 cells of 1 sweep, \d+ columns", text)
+    assert re.search(r"1 of 1 cell done: \S+tables$", text, re.MULTILINE)
+    # The second sweep adds a cell of another defense to the same folder.
+    assert re.search(r"1 of 1 cell done: \S+tables; the tables also show 1 earlier cell$", text,
+                     re.MULTILINE)  # fmt: skip
+    reused = re.findall(r"^.*random.* reused from the store: (.*)$", text, re.MULTILINE)
+    assert set(reused) == {"poison, train, train_accuracy1, measure1, extract"}

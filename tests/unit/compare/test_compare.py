@@ -134,6 +134,18 @@ def test_cells_with_different_targets_are_never_paired(tmp_path: Path) -> None:
         comparison_of([sweep(tmp_path / "s", made)], by="defense", base="none")
 
 
+def test_an_error_without_pairs_names_the_number_of_unfinished_cells(tmp_path: Path) -> None:
+    """`random` is completed for another target only."""
+    made = [record(), record(target="dog", defense="random"), failed(record(defense="random"))]
+    of_one = sweep(tmp_path / "s", made)
+    of_other = sweep(tmp_path / "other", [record(target="horse")])
+    rest = "1 of {} cells not done: run the sweep to its end first"
+    with pytest.raises(ConfigError, match=rest.format(3)):
+        comparison_of([of_one], by="defense", base="random")
+    with pytest.raises(ConfigError, match=rest.format(4)):
+        comparison_of([of_one, of_other])
+
+
 def test_different_config_values_get_separate_lines_if_another_field_is_compared(
     tmp_path: Path,
 ) -> None:

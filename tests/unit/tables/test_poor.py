@@ -107,3 +107,38 @@ def test_a_table_without_values_after_retraining_has_no_note_on_poor_retrained_n
     sweep = read_sweep(write_sweep(tmp_path / "s", [record(nat1=0.9, nat2=0.2)]))
     (table,) = pivot_cells(sweep.cells, PivotSpec(("defense",), ("trigger",), ("nat1", "asr1")))
     assert not any(" is poor (" in note for note in table.notes)
+
+
+@pytest.mark.parametrize(
+    ("asr2", "clean_rate2", "counts", "noted"),
+    [
+        (0.30, 0.02, {"pois_left": 0}, True),
+        (0.15, 0.02, {"pois_left": 0}, True),  # interval of the difference: 11.2 to 14.8 %
+        (0.13, 0.02, {"pois_left": 0}, False),  # 9.3 to 12.7 %
+        (0.30, 0.02, {"pois_left": 1}, False),
+        (0.30, 0.02, {"pois_left": 0, "n_poisoned": 0}, False),
+        (0.30, None, {"pois_left": 0}, False),
+        (None, 0.02, {"pois_left": 0}, False),
+    ],
+    ids=["far above", "just above", "not far enough above", "poison left", "never poisoned",
+         "clean rate unknown", "not retrained"],
+)  # fmt: skip
+def test_a_high_asr_without_any_poison_left_is_attributed_to_the_trigger(
+    tmp_path: Path, asr2: float | None, clean_rate2: float | None, counts: dict[str, int],
+    noted: bool,
+) -> None:  # fmt: skip
+    made = record(asr2=asr2, clean_rate2=clean_rate2, nat2=None if asr2 is None else 0.9,
+                  counts={**COUNTS, "n_asr": 1800, **counts})  # fmt: skip
+    sweep = read_sweep(write_sweep(tmp_path / "s", [made]))
+    tables = [*SweepReport(sweep).tables]
+    tables += pivot_cells(sweep.cells, PivotSpec(("defense",), ("trigger",), ("nat1", "asr2")))
+    assert len(tables) == 2
+    start = (
+        f"No poisoned image was left in {DEFENDED}, but ASR2 is up to {asr2 or 0:.1%}: the trigger"
+    )
+    for table in tables:
+        found = [note for note in table.notes if note.startswith("No poisoned image was left")]
+        assert len(found) == noted
+        assert all(note.startswith(start) for note in found)
+    (table,) = pivot_cells(sweep.cells, PivotSpec(("defense",), ("trigger",), ("nat1", "asr1")))
+    assert not any(note.startswith("No poisoned") for note in table.notes)
