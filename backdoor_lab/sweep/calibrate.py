@@ -4,6 +4,7 @@ same number of processes and threads, network, images, batch size and precision.
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -36,8 +37,7 @@ SHORTEST, LONGEST = 3.0, 15.0
 """The minimum and maximum wall-clock seconds for which training is measured. In between, the
 measurement ends after `PROCESSOR_TIME` seconds of CPU time."""
 PROCESSOR_TIME = 2.0
-TEST_IMAGES = 1024
-MOST_PROCESSES = 32
+TEST_IMAGES, MOST_PROCESSES = 1024, 32
 BUSY = 0.15
 """If other processes use more than this share of the cores, the measurement counts as disturbed."""
 
@@ -141,7 +141,8 @@ def _calibration(
     speeds, starts, others = {}, [], []
     # If there are more threads than cores, threads wait for each other even on an idle machine.
     slowest = min(machine.threads, cores() / len(workers))
-    for kind, cell in kinds.items():
+    for number, (kind, cell) in enumerate(kinds.items(), 1):
+        print(f"  kind {number} of {len(kinds)} ...", file=sys.stderr, flush=True)
         ready = _all(workers, [("prepare", cell.config, _placed(machine, n), os.getpid())
                                for n in range(len(workers))])  # fmt: skip
         starts += ready
@@ -220,8 +221,7 @@ def _serve(job: tuple[Any, ...]) -> Any:
         _benches[0].warm_up()
         return 0.0 if os.getpid() == driver else spent
     began = time.process_time()
-    samples = _benches[0].measure()
-    return samples, time.process_time() - began
+    return _benches[0].measure(), time.process_time() - began
 
 
 class Bench:

@@ -172,10 +172,11 @@ def comparison(traits: dict[str, str], clean: Sequence[int]) -> str:
             "This sweep uses the same data set and network, by name and number of images."
         )
     images = ", ".join(f"{n:,}" for n in clean)
+    easy = " Synthetic images are much easier to classify, and their triggers easier to learn."
     on = f" on {images} training images" if images else ""
     return (
         f"{text}This sweep used {ours[0]} with {ours[1]}{on}: the comparison shows trends"
-        " and is not a reproduction."
+        f" and is not a reproduction.{easy * ours[0].startswith('synthetic')}"
     )
 
 
