@@ -24,7 +24,7 @@ NEUTRAL = frozenset((
     "__init__.py", "__main__.py", "config_loader.py", "distortion.py", "export.py",
     "export_weights.py", "hydra_options.py", "preview.py", "run.py", "separation.py", "status.py",
     "visibility.py",
-    "analysis", "compare", "fidelity", "figures", "identity", "page", "reports", "results", "sweep",
+    "analysis", "api", "compare", "fidelity", "figures", "identity", "page", "reports", "results", "sweep",
     "tables", "templates",
     "core/lease.py", "core/errors.py", "core/failpoints.py", "core/atomic_io.py", "core/letters.py",
     "core/options.py", "core/output.py", "core/paths.py", "core/progress.py", "core/resources.py",

@@ -1,0 +1,22 @@
+from backdoor_lab.api.evaluation import evaluate as evaluate
+from backdoor_lab.api.features import extract_features as extract_features
+from backdoor_lab.api.filters import get_filter as get_filter
+from backdoor_lab.api.lazy_dataset import PoisonedDataset as PoisonedDataset
+from backdoor_lab.api.methods import list_methods as list_methods
+from backdoor_lab.api.poisoning import poison as poison
+from backdoor_lab.api.repairs import get_repair as get_repair
+from backdoor_lab.api.results import read_results as read_results
+from backdoor_lab.api.triggers import get_trigger as get_trigger
+
+__version__: str
+__all__ = [
+    "PoisonedDataset",
+    "evaluate",
+    "extract_features",
+    "get_filter",
+    "get_repair",
+    "get_trigger",
+    "list_methods",
+    "poison",
+    "read_results",
+]
