@@ -23,6 +23,10 @@ from backdoor_lab.core.instantiate import build
 from backdoor_lab.core.types import LabeledImages
 
 
+def _is_plain_tensor(value: object) -> bool:
+    return type(value) is Tensor
+
+
 class Trigger(v2.Transform):
     """A trigger: calling it returns triggered copies of images.
 
@@ -39,7 +43,7 @@ class Trigger(v2.Transform):
             training set by some attacks whose trigger itself is fixed.
     """
 
-    _transformed_types = (Tensor,)
+    _transformed_types = (tv_tensors.Image, _is_plain_tensor)
 
     def __init__(self, name: str, method: base.Trigger) -> None:
         super().__init__()
