@@ -13,7 +13,12 @@ import torch
 
 from backdoor_lab.core.errors import ConfigError, DataError, DivergedError
 
-_SECTION = re.compile(r"\b(?:trigger|defense|protocol)\.(?=[a-z_]+)")
+_REPLACED = (
+    (re.compile(r"\b(?:raise|set) protocol\.clean_holdout\b"), "pass more images in `clean`"),
+    (re.compile(r"\b(?:trigger|defense|protocol|recipe)\.(?=[a-z_]+)"), ""),
+    (re.compile(r"\b(?:trigger|defense)=(?=[a-z_]+)"), ""),
+)
+"""Keys of the configuration in messages, and what the user of a function is told instead."""
 
 
 @contextmanager
@@ -27,7 +32,13 @@ def boundary() -> Iterator[None]:
         with torch.random.fork_rng(devices=devices):
             yield
     except (ConfigError, DataError, DivergedError) as error:
-        raise ValueError(_SECTION.sub("", str(error))) from error
+        raise ValueError(_reworded(str(error))) from error
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
+
+
+def _reworded(message: str) -> str:
+    for pattern, by in _REPLACED:
+        message = pattern.sub(by, message)
+    return message

@@ -35,6 +35,11 @@ class SelfNormalizing(nn.Module):
         return self.model(self.normalize(images))
 
     @property
+    def net(self) -> nn.Module:
+        """The model itself, as in `Classifier`: methods look up layers by name in it."""
+        return self.model
+
+    @property
     def device(self) -> torch.device:
         """The device of the model's first parameter; the CPU if it has none."""
         return device_of(self.model)

@@ -1,0 +1,94 @@
+"""What filters and repairs share: parameters with scikit-learn's conventions."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from typing import Any, ClassVar
+
+import numpy as np
+from sklearn.base import BaseEstimator
+
+from backdoor_lab.api.boundary import boundary
+from backdoor_lab.api.methods import Kind, defaults
+from backdoor_lab.core import validation
+from backdoor_lab.core.errors import ConfigError, unknown
+from backdoor_lab.core.instantiate import NOT_ARGUMENTS, OPTIONS
+
+LARGEST_SEED = 2**63
+
+
+class Estimator(BaseEstimator):
+    """Base class of filters and repairs. Each parameter is an attribute, as in scikit-learn.
+
+    Attributes:
+        name: The name of the method.
+        seed: Determines all random numbers.
+    """
+
+    kind: ClassVar[Kind]
+    name: str
+    seed: int
+
+    def __init__(self, **params: Any) -> None:
+        self._names = tuple(params)
+        self._set(params)
+        with boundary():
+            self.check()
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Returns all parameters with their values. `deep` has no effect."""
+        return {name: getattr(self, name) for name in self._names}
+
+    def set_params(self, **params: Any) -> Any:
+        """Changes parameters. If a value is invalid, none is changed.
+
+        Returns:
+            The estimator itself.
+
+        Raises:
+            ValueError: A parameter is unknown, or its value is invalid.
+        """
+        before = self.get_params()
+        with boundary():
+            for name in params:
+                if name not in before:
+                    raise unknown(f"parameter of {self.name}:", name, before)
+            self._set(params)
+            try:
+                self.check()
+            except ConfigError:
+                self._set(before)
+                raise
+        return self
+
+    def _set(self, params: dict[str, Any]) -> None:
+        for name, value in params.items():
+            setattr(self, name, value)
+
+    def check(self) -> None:
+        """Raises ConfigError if a parameter has an invalid value. Internal."""
+        integer("seed", self.seed, below=LARGEST_SEED)
+
+    def config(self) -> dict[str, Any]:
+        """Returns the parameters as `instantiate.build` expects them. Internal."""
+        target = defaults(self.kind, self.name)["_target_"]
+        return {"_target_": target, **self.get_params()}
+
+
+def with_defaults(kind: Kind, name: object, options: dict[str, Any]) -> dict[str, Any]:
+    """Returns `options` and, for all others, the values in the method's configuration file or, if
+    it does not have them, in the constructor of its class."""
+    values = defaults(kind, name)
+    module, _, class_name = str(values["_target_"]).rpartition(".")
+    found = inspect.signature(getattr(importlib.import_module(module), class_name)).parameters
+    known = {key: each.default for key, each in found.items() if key != OPTIONS}
+    given = {key: value for key, value in values.items() if key not in NOT_ARGUMENTS}
+    return known | given | options
+
+
+def integer(name: str, value: object, *, low: int = 0, below: float) -> int:
+    """Returns an integer of Python or NumPy as an int. Raises ConfigError unless
+    ``low <= value < below``."""
+    plain = value.item() if isinstance(value, np.integer) else value
+    return validation.whole(name, plain, low=low, below=below)
