@@ -18,9 +18,9 @@ from backdoor_lab.core.artifacts import WEIGHTS, map_split
 from backdoor_lab.core.atomic_io import write_atomic
 from backdoor_lab.core.errors import EXIT_DONE, ConfigError, DataError, StoreError
 from backdoor_lab.core.options import Parser, parser_of, path_of
-from backdoor_lab.core.small_files import UnreadableFileError, decode, read_json
+from backdoor_lab.core.small_files import UnreadableFileError, read_json
 from backdoor_lab.core.terminal import plain, run_command
-from backdoor_lab.results.seal import read_sealed
+from backdoor_lab.results.cell_folder import RECORD, completed_record
 from backdoor_lab.results.store_location import CONFIGURATION, STORE, STORE_HELP, find_store
 from backdoor_lab.results.values import ratio_words
 
@@ -64,25 +64,10 @@ def _stage(record: dict[str, Any], which: int) -> str:
 
 
 def _record(cell: Path) -> dict[str, Any]:
-    """Read the record of a completed cell. Raises DataError if the record is damaged or the cell is
-    not completed, ConfigError if there is no record."""
-    path = cell / "record.json"
-    try:
-        record: dict[str, Any] = decode(read_sealed(path))
-        needed = [record["choices"], record["hashes"], record["run"]["stages"], record["config"]]
-        sound = all(isinstance(each, dict) for each in needed)
-        model = record["config"]["model"]
-        done = record["status"] == "done"
-    except FileNotFoundError as error:
-        raise ConfigError(f"{cell} is not a cell's folder: it has no record.json") from error
-    except (DataError, KeyError, TypeError) as error:
-        said = str(error).removeprefix(f"{path} is ")
-        what = f"it lacks {said}" if isinstance(error, KeyError) else said
-        raise DataError(f"{path} is damaged ({what})") from error
-    if not sound or not isinstance(model, dict):
-        raise DataError(f"{path} is damaged: it is not a valid record")
-    if not done:
-        raise DataError(f"{path}: this cell is not done ({record['status']}); it has no weights")
+    """Read the record of a completed cell. Raises the errors of `completed_record`."""
+    record = completed_record(cell, "weights")
+    if not isinstance(record["config"].get("model"), dict):
+        raise DataError(f"{cell / RECORD} is damaged: it is not a valid record")
     return record
 
 

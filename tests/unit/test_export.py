@@ -14,14 +14,17 @@ import pandas as pd
 import pytest
 
 from backdoor_lab.core.sheets import guarded
-from backdoor_lab.export import frame_of, main, write_frame
+from backdoor_lab.export import IMAGES_HEAD, frame_of, main, write_frame
 from backdoor_lab.page.write import write_tables
 from backdoor_lab.results.columns import COLUMNS
 from backdoor_lab.results.frozen import frozen_lines
+from backdoor_lab.results.image_table import IMAGE_COLUMNS
 from backdoor_lab.results.records import CHOICES
 from backdoor_lab.results.sweeps import read_sweep
+from tests.helpers.cells import run_here
 from tests.helpers.hostile import NAMES
 from tests.helpers.records import GRID, documented, everything, failed, record, write_sweep
+from tests.helpers.stages import sweep as sweep_with_store
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMITTED = ROOT / "multirun_reports" / "demo" / "controls"
@@ -155,7 +158,19 @@ def test_without_pyarrow_the_error_names_the_package_to_install(
 
 
 @pytest.mark.parametrize(
-    "given", ["s", "--out x.csv", "none --out x.csv", "s --out x.txt", "s --out no/x.csv"]
+    "given",
+    [
+        "s",
+        "--out x.csv",
+        "none --out x.csv",
+        "s --out x.txt",
+        "s --out no/x.csv",
+        "s --out x.csv --store s",
+        "s --images --out x.csv",
+        "s s --images --out x.csv",
+        "s --images",
+        "none --images --out x.csv",
+    ],
 )
 def test_bad_arguments_give_a_one_line_error_and_exit_code_2(
     tmp_path: Path, given: str, monkeypatch: pytest.MonkeyPatch,
@@ -172,20 +187,62 @@ def test_the_columns_option_lists_the_documented_columns(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main(["--columns"]) == 0
-    told = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
-    assert told == COLUMNS
-    assert set(CHOICES) <= set(told)
+    said = capsys.readouterr().out.partition(f"{IMAGES_HEAD}\n")
+    cells, images = (
+        dict(line.split(maxsplit=1) for line in part.splitlines() if line.startswith(" "))
+        for part in said[::2]
+    )
+    assert cells == COLUMNS
+    assert set(CHOICES) <= set(cells)
+    assert images == IMAGE_COLUMNS
 
 
 def test_the_export_command_imports_neither_torch_nor_scipy(tmp_path: Path) -> None:
-    folder = write_sweep(tmp_path / "s", [record()])
+    folder, _ = sweep_with_store(tmp_path, 1)
+    (cell,) = folder.glob("pixel*")
     code = (
         "import sys; from backdoor_lab.export import main\n"
-        f"assert main([{str(folder)!r}, '--out', {str(tmp_path / 'x.csv')!r}]) == 0\n"
+        f"out = ['--out', {str(tmp_path / 'x.csv')!r}]\n"
+        f"assert main([{str(folder)!r}, *out]) == main([{str(cell)!r}, '--images', *out]) == 0\n"
         "print('torch' in sys.modules, 'scipy' in sys.modules, file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.split() == ["False", "False"]
+
+
+# This example is in the guide to the tables. The guide's tests run it.
+IMAGES_EXAMPLE = """\
+import pandas as pd
+
+images = pd.read_csv("images.csv")
+print(images[images["is_poison"] & ~images["removed"]].sort_values("rank"))
+print(images.groupby(["label", "is_poison"])["removed"].mean())
+"""
+
+
+def test_the_images_of_a_cell_are_exported_with_their_scores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = run_here(tmp_path / ".store", tmp_path / "sweep" / "cell")
+    monkeypatch.chdir(tmp_path)
+    for name in ("images.csv", "images.parquet"):
+        assert main(["sweep/cell", "--images", "--out", name]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "images.csv: 206 images, 6 poisoned, 0 covers, 9 removed"
+    table = pd.read_parquet("images.parquet")
+    assert list(table) == list(IMAGE_COLUMNS)
+    types = {n: str(t) for n, t in table.dtypes.items()}
+    pd.testing.assert_frame_equal(pd.read_csv("images.csv", dtype=types), table)
+    poison = table[table["is_poison"]]
+    assert poison["source_index"].tolist() == made["poison_indices"]
+    assert int((~poison["removed"]).sum()) == made["counts"]["pois_left"]
+    assert set(table["label"][table["removed"]]) == {"bird"}
+    # The filter removes the nine highest scores of the target class.
+    assert sorted(table["rank"][table["removed"]]) == list(range(1, 10))
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(compile(IMAGES_EXAMPLE, "README.md", "exec"), {})
+    assert "truck" in printed.getvalue()
+    assert IMAGES_EXAMPLE in (ROOT / "backdoor_lab/tables/README.md").read_text()
 
 
 def test_the_means_in_the_readme_example_equal_those_of_the_records(
