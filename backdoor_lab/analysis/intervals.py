@@ -12,7 +12,6 @@ from functools import cache
 from statistics import NormalDist
 
 LEVEL = 0.95
-_Z = NormalDist().inv_cdf((1 + LEVEL) / 2)
 
 
 def half_width(std: float, n: int) -> float | None:
@@ -27,14 +26,15 @@ def half_width(std: float, n: int) -> float | None:
     return t_quantile(n - 1) * std / math.sqrt(n)
 
 
-def wilson(share: float, n: int) -> tuple[float, float]:
-    """Returns the 95 % score interval of a proportion `share` of `n` independent trials (Wilson
-    1927). Unlike the normal approximation, it stays within 0..1 and is accurate near both ends.
+def wilson(share: float, n: int, level: float = LEVEL) -> tuple[float, float]:
+    """Returns the score interval of a proportion `share` of `n` independent trials (Wilson 1927);
+    `level` is the confidence level. Unlike the normal approximation, it stays within 0..1 and is
+    accurate near both ends.
 
     >>> [round(bound, 3) for bound in wilson(0.0, 10)]
     [0.0, 0.278]
     """
-    z = _Z
+    z = _normal_quantile(level)
     middle = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2) / (1 + z * z / n)
     # The bounds at 0 and 1 are exact; rounding would leave a remainder of `half`.
@@ -56,6 +56,12 @@ def newcombe(share: float, n: int, other: float, m: int) -> tuple[float, float]:
     below = math.hypot(share - low, other_high - other)
     above = math.hypot(high - share, other - other_low)
     return share - other - below, share - other + above
+
+
+@cache
+def _normal_quantile(level: float) -> float:
+    """Returns the z with ``P(|Z| <= z) = level``."""
+    return NormalDist().inv_cdf((1 + level) / 2)
 
 
 @cache

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from backdoor_lab.core.errors import ConfigError, unknown
 from backdoor_lab.core.lazy import Tensor, nn, torch
 
-PENULTIMATE, POOLED = "penultimate", ":pool"
-INPUT = ":input"
-"""Suffix of a layer name that selects the module's input instead of its output."""
+PENULTIMATE = "penultimate"
+POOLED, CLS, INPUT = ":pool", ":cls", ":input"
+"""Suffixes of a layer name: the mean of the module's output over all positions, the first token of
+its output, or its input."""
 LAST_STAGE_INPUT = "last_stage_input"
 """The layer name that selects the input of the last part of a network that contains convolutions;
 see `last_stage`."""
@@ -34,22 +36,27 @@ class FeatureHook:
     """Records a layer's features during a forward pass: ``with FeatureHook(net, layer) as tap``.
 
     `layer` is ``penultimate`` (the input of the last linear layer), ``last_stage_input`` (see
-    `last_stage`) or the name of a module, whose output is flattened (``layer4``) or averaged over
-    all positions (``layer4:pool``). With ``layer4:input``, the features are the flattened input of
-    the module. `tap.values` are the features of the last pass, float (n, d), and `tap.channels` the
-    number of channels before flattening. `key` is the option that names the layer, for errors.
+    `last_stage`) or the name of a module, whose output is flattened (``layer4``), averaged over
+    all positions (``layer4:pool``) or reduced to the first token (``blocks.10:cls``). With
+    ``layer4:input``, the features are the flattened input of the module. Outputs are feature maps
+    (n, channels, ...) or tokens (n, tokens, d). Of a tuple or mapping, the first tensor is used.
+
+    `tap.values` are the features of the last call of the module, float (n, d), `tap.channels` the
+    number of channels before flattening and `tap.calls` the number of calls. `key` is the option
+    that names the layer, for errors.
     """
 
     def __init__(self, net: nn.Module, layer: str, key: str = "protocol.layer") -> None:
         self.values: Tensor = torch.empty(0)
-        self.channels = 0
+        self.channels = self.calls = 0
         self._handle: Any = None
         self._module, self._before = layer_of(net, layer, key)
-        self._pool = layer.endswith(POOLED)
+        self._layer, self._key = layer, key
 
     def __enter__(self) -> FeatureHook:
         if self._before:
-            self._handle = self._module.register_forward_pre_hook(self._catch_input)
+            catch = self._catch_input
+            self._handle = self._module.register_forward_pre_hook(catch, with_kwargs=True)
         else:
             self._handle = self._module.register_forward_hook(self._catch_output)
         return self
@@ -57,13 +64,47 @@ class FeatureHook:
     def __exit__(self, *_: object) -> None:
         self._handle.remove()
 
-    def _catch_input(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        # The module may overwrite its input, as an in-place ReLU does.
-        self.values, self.channels = inputs[0].flatten(1).clone(), inputs[0].shape[1]
+    def _catch_input(self, _: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        self._record(self._tensor((*inputs, named)))
 
-    def _catch_output(self, _: nn.Module, __: object, output: Tensor) -> None:
-        pooled = output.flatten(2).mean(dim=2) if self._pool and output.ndim > 2 else output
-        self.values, self.channels = pooled.flatten(1), output.shape[1]
+    def _catch_output(self, _: nn.Module, __: object, output: object) -> None:
+        found = self._tensor(output)
+        if self._layer.endswith(CLS):
+            if found.ndim != 3:
+                shape = ", ".join(["n", *map(str, found.shape[1:])])
+                raise ConfigError(
+                    f"`{self._key}={self._layer}` needs tokens (n, tokens, d), got shape ({shape})"
+                )
+            found = found[:, 0]
+        self._record(found)
+
+    def _record(self, found: Tensor) -> None:
+        self.calls, self.channels = self.calls + 1, found.shape[1]
+        if self._layer.endswith(POOLED) and found.ndim > 2:
+            tokens = found.ndim == 3
+            found = found.mean(dim=1) if tokens else found.flatten(2).mean(dim=2)
+        # A module may overwrite its input, and a later one its output, as an in-place ReLU does.
+        self.values = found.flatten(1).clone()
+
+    def _tensor(self, given: object) -> Tensor:
+        found = _first_tensor(given)
+        what = "input" if self._before else "output"
+        if found is None or found.ndim < 2:
+            got = f"type {type(given).__name__}" if found is None else f"shape {(*found.shape,)}"
+            raise ConfigError(
+                f"`{self._key}={self._layer}`: the module's {what} must be a tensor (n, ...), or a"
+                f" tuple or mapping with one, got {got}"
+            )
+        return found
+
+
+def _first_tensor(given: object) -> Tensor | None:
+    if isinstance(given, torch.Tensor):
+        return given
+    parts: Iterable[object] = given if isinstance(given, (tuple, list)) else ()
+    if isinstance(given, Mapping):
+        parts = given.values()
+    return next((found for part in parts if (found := _first_tensor(part)) is not None), None)
 
 
 def layer_of(net: nn.Module, layer: str, key: str = "protocol.layer") -> tuple[nn.Module, bool]:
@@ -73,8 +114,9 @@ def layer_of(net: nn.Module, layer: str, key: str = "protocol.layer") -> tuple[n
         return head(net), True
     if layer == LAST_STAGE_INPUT:
         return last_stage(net) or head(net), True
-    known = dict(net.named_modules())
-    name = layer.removesuffix(POOLED).removesuffix(INPUT)
+    known = dict(net.named_modules(remove_duplicate=False))
+    suffix = next((each for each in (POOLED, CLS, INPUT) if layer.endswith(each)), "")
+    name = layer.removesuffix(suffix)
     if name not in known or not name:
         names = [name for name, _ in net.named_children()]
         pooled = [f"{name}{POOLED}" for name in names]
@@ -86,7 +128,7 @@ def layer_of(net: nn.Module, layer: str, key: str = "protocol.layer") -> tuple[n
             else ""
         )
         raise ConfigError(f"{unknown(f'`{key}`', layer, whole)}{parts}")
-    return known[name], layer.endswith(INPUT)
+    return known[name], suffix == INPUT
 
 
 def before_pooling(network: nn.Module, images: Tensor) -> Tensor:

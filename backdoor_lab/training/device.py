@@ -98,6 +98,18 @@ def held(machine: ComputeDevice, cells_per_gpu: int) -> Iterator[ComputeDevice]:
         yield replace(machine, device=torch.device("cuda", number))
 
 
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """Context manager in which convolutions on a GPU do not use TF32."""
+    # By default, convolutions on a GPU round their inputs to a mantissa of 10 bits.
+    allowed = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = allowed
+
+
 def check_trainer(config: dict[str, Any]) -> None:
     """Raises ConfigError if a `trainer` group has an unknown key or an invalid value."""
     keys = ("accelerator", "precision", "channels_last", "threads", "progress", "checkpoint",

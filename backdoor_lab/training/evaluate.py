@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -14,7 +13,7 @@ from backdoor_lab.core.progress import track
 from backdoor_lab.core.types import Features, LabeledImages, TrainingSet
 from backdoor_lab.numerics.layers import FeatureHook
 from backdoor_lab.training.classifier import Classifier
-from backdoor_lab.training.device import ComputeDevice
+from backdoor_lab.training.device import ComputeDevice, without_tf32
 
 CHUNK = 512
 
@@ -51,7 +50,7 @@ def extract(
     mean. Raises DivergedError if a feature is not finite.
     """
     machine = replace(machine, bf16=False)
-    with torch.inference_mode(), _no_tf32(), FeatureHook(module.net, layer) as tap:
+    with torch.inference_mode(), without_tf32(), FeatureHook(module.net, layer) as tap:
         values = _over(
             module, len(training), machine, _shown(training), lambda _: tap.values.float()
         )
@@ -75,17 +74,6 @@ def training_accuracy(module: Classifier, training: TrainingSet, machine: Comput
 def _shown(training: TrainingSet) -> Callable[[int, int], Tensor]:
     """Returns a function that maps (start, stop) to the training images `start` to `stop` - 1."""
     return lambda start, stop: training.shown(torch.arange(start, stop))
-
-
-@contextmanager
-def _no_tf32() -> Iterator[None]:
-    # By default, convolutions on a GPU round their inputs to a mantissa of 10 bits.
-    allowed = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = allowed
 
 
 def accuracy(predicted: Tensor, labels: Tensor) -> float:
