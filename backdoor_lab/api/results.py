@@ -49,7 +49,8 @@ def read_results(path: _Path | Iterable[_Path]) -> pd.DataFrame:
     if not given:
         raise ValueError("`path` must name at least one folder")
     try:
-        found = dict.fromkeys(sweep for each in given for sweep in _sweeps(each))
+        folders = [_folder(each) for each in given]
+        found = dict.fromkeys(sweep for folder in folders for sweep in _sweeps(folder))
         sweeps = [read_sweep(folder) for folder in found]
     except (ConfigError, DataError) as error:
         raise ValueError(str(error)) from error
@@ -71,12 +72,16 @@ def _listed(path: object) -> list[_Path]:
     return found
 
 
-def _sweeps(path: _Path) -> list[Path]:
+def _folder(path: _Path) -> Path:
     folder = usable("path", os.fspath(path))
     if not folder.exists():
         raise FileNotFoundError(f"no such folder: {folder}")
     if not folder.is_dir():
         raise NotADirectoryError(f"not a folder: {folder}")
+    return folder
+
+
+def _sweeps(folder: Path) -> list[Path]:
     found = find_sweeps(folder)
     if not found:
         raise ValueError(f"no cells in {folder}: neither the folder nor its subfolders are a sweep")

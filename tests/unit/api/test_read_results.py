@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 import backdoor_lab as bl
 from backdoor_lab.export import main
+from backdoor_lab.results.records import SCHEMA
 from tests.helpers.cells import environment
 from tests.helpers.records import GRID, documented, everything, failed, record, write_sweep
 
@@ -84,7 +86,8 @@ def test_a_folder_without_cells_is_an_error(tmp_path: Path) -> None:
         bl.read_results(tmp_path / "file")
     with pytest.raises(ValueError, match="no cells in .*empty"):
         bl.read_results(tmp_path / "empty")
-    write_sweep(tmp_path / "asked", [], asked=[])
+    (tmp_path / "asked").mkdir()
+    (tmp_path / "asked" / "sweep.json").write_text(json.dumps({"schema": SCHEMA, "asked": []}))
     with pytest.raises(ValueError, match="no cells in .*asked"):
         bl.read_results(tmp_path / "asked")
     with pytest.raises(ValueError, match="`path` must name at least one folder"):
