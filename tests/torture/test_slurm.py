@@ -113,17 +113,19 @@ def test_a_preempted_job_resumes_and_completes(lab: Lab, tmp_path: Path) -> None
 
 
 def test_a_job_that_runs_out_of_time_is_queued_again_and_resumes(lab: Lab, tmp_path: Path) -> None:
-    """In the first run, the training waits forever at step 60, after three epochs. The job gets a
-    signal before its time limit, is queued again, and resumes after the third epoch."""
-    limits = ("hydra.launcher.timeout_min=1", "hydra.launcher.max_num_timeout=3")
+    """In each run, the training waits forever at step 60, after three epochs. The job gets a signal
+    before its time limit, is queued again, and resumes after the third epoch. On a busy machine,
+    the first run may get the signal before step 60; then the second run waits, too."""
+    limits = ("hydra.launcher.timeout_min=2", "hydra.launcher.max_num_timeout=3")
     long = ("recipe.epochs=6", "dataset.per_class_train=60", "hydra.launcher.signal_delay_s=20")
     program = sweep(lab, tmp_path, "trigger=pixel", *long, *limits, fault="train.step:wait:60")
     complete(tmp_path, program, 1)
     tasks = lab.call("scontrol", "show", "job").split("JobId=")[1:]
     mine = [task for task in tasks if f"WorkDir={tmp_path}" in task]
-    assert [int(task.partition("Restarts=")[2].split()[0]) for task in mine] == [1]
+    (restarts,) = [int(task.partition("Restarts=")[2].split()[0]) for task in mine]
     (made,) = tmp_path.glob("multirun_reports/.store/train/*/manifest.json")
-    assert json.loads(made.read_text())["meta"]["resumed_after"] == 3
+    resumed = json.loads(made.read_text())["meta"]["resumed_after"]
+    assert (restarts, resumed) == (1, 3) or (restarts == 2 and resumed > 3)
 
 
 def test_another_node_resumes_the_cell_of_a_lost_node(lab: Lab, tmp_path: Path) -> None:
