@@ -100,5 +100,15 @@ def class_index(name: str, value: object, classes: int) -> int:
     return int(value)
 
 
+def as_seed(seed: object) -> int:
+    """Returns a seed. Raises TypeError unless it is an integer, ValueError unless ``0 <= seed <
+    2**63``."""
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
+        raise TypeError(f"`seed` must be an integer, got {type(seed).__name__}")
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"`seed` must satisfy 0 <= seed < 2**63, got {seed}")
+    return int(seed)
+
+
 def _dtype(values: Tensor) -> str:
     return str(values.dtype).removeprefix("torch.")

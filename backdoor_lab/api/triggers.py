@@ -2,40 +2,49 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import torch
 from sklearn.exceptions import NotFittedError
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
+from torchvision.transforms.v2.functional import is_pure_tensor
 
-from backdoor_lab.api.arrays import as_images, as_labels, as_tensor, class_index
+from backdoor_lab import returned
+from backdoor_lab.api.arrays import as_images, as_labels, as_seed, as_tensor
+from backdoor_lab.api.attacker import (
+    Augment,
+    attack_context,
+    class_count,
+    class_pair,
+    present,
+)
 from backdoor_lab.api.boundary import boundary
 from backdoor_lab.api.methods import defaults
-from backdoor_lab.api.networks import Normalize, SelfNormalizing
+from backdoor_lab.api.networks import Normalize
 from backdoor_lab.attacks import base
 from backdoor_lab.attacks.base import AttackContext
-from backdoor_lab.core import validation
-from backdoor_lab.core.instantiate import build
+from backdoor_lab.core.instantiate import NOT_ARGUMENTS, build
 from backdoor_lab.core.types import LabeledImages
-
-
-def _is_plain_tensor(value: object) -> bool:
-    return type(value) is Tensor
 
 
 class Trigger(v2.Transform):
     """A trigger: calling it returns triggered copies of images.
 
     Create one with `backdoor_lab.get_trigger`. Inside `torchvision.transforms.v2.Compose`, it
-    must come before images are scaled to floats. Like any transform of torchvision, it applies to
-    the images of a sample and passes labels through.
+    must come after `PILToTensor` and before images are scaled to floats. Like any transform of
+    torchvision, it applies to the images of a sample and passes labels through.
 
     Attributes:
         name: The name given to `get_trigger`.
+        options: All options by name, including the defaults.
         requires: What `fit` needs before the trigger can be applied: any of ``"images"``,
             ``"labels"``, ``"target"``, ``"source"`` and ``"model"``. Empty for most triggers,
             which can be applied at once.
@@ -43,11 +52,12 @@ class Trigger(v2.Transform):
             training set by some attacks whose trigger itself is fixed.
     """
 
-    _transformed_types = (tv_tensors.Image, _is_plain_tensor)
+    # PIL images are included so that they raise an error; they would be ignored otherwise.
+    _transformed_types = (is_pure_tensor, tv_tensors.Image, np.ndarray, PIL.Image.Image)
 
-    def __init__(self, name: str, method: base.Trigger) -> None:
+    def __init__(self, name: str, method: base.Trigger, options: dict[str, Any]) -> None:
         super().__init__()
-        self.name, self.method = name, method
+        self.name, self.method, self.options = name, method, options
         needs_model = {"model"} if method.uses_surrogate else set()
         fitted = {"images", "labels", "target"} | needs_model
         fitted |= {"source"} if method.source_specific else set()
@@ -55,6 +65,8 @@ class Trigger(v2.Transform):
         optimized = method.needs_preparing or method.uses_surrogate
         self.requires_train = frozenset(fitted if optimized else ())
         self._context: AttackContext | None = None
+        self._fitted_for: tuple[int, int | None] | None = None
+        self._fitted_by_user = False
 
     def forward(self, *inputs: Any) -> Any:
         """Returns triggered copies of images.
@@ -103,7 +115,8 @@ class Trigger(v2.Transform):
 
     def fit(
         self, images: Any, labels: Any, *, target: int, source: int | None = None,
-        model: torch.nn.Module | None = None, normalize: Normalize = None, seed: int = 0,
+        model: torch.nn.Module | None = None, normalize: Normalize = None,
+        augment: Augment = None, seed: int = 0,
     ) -> Trigger:  # fmt: skip
         """Optimizes the trigger for a training set, as its attack does.
 
@@ -114,9 +127,12 @@ class Trigger(v2.Transform):
             labels: Their labels, integers (n,) in 0..k-1.
             target: The class that triggered images are to be taken for.
             source: The only class whose images are attacked, for source-specific attacks.
-            model: The attacker's surrogate, trained on clean images; see `requires`. Neither its
-                weights nor its mode are changed.
+            model: The attacker's surrogate, trained on clean images; see `requires_train`. Neither
+                its weights nor its mode are changed.
             normalize: What precedes the model; see `backdoor_lab.extract_features`.
+            augment: How the victim augments training images, which some attacks imitate: a mapping
+                with any of the keys ``crop_padding`` (pixels), ``flip`` (bool) and ``cutout``
+                (pixels). None: not at all.
             seed: Determines all random numbers.
 
         Returns:
@@ -125,45 +141,81 @@ class Trigger(v2.Transform):
         Raises:
             ValueError: An argument has the wrong shape, dtype or range, or a required one is
                 missing.
+            TypeError: An argument has the wrong type.
         """
         with boundary():
-            self._context = self.context(images, labels, target, source, model, normalize, seed)
-            if self.method.needs_preparing:
-                self.method.state = self.method.prepare(self._context)
+            values, _ = as_images("images", images)
+            true = as_labels("labels", labels, len(values))
+            pair = class_pair(target, source, class_count(true))
+            if source is None and "source" in self.requires_train:
+                raise ValueError(f"`source` is missing: {self.name} attacks images of one class")
+            self._prepare(attack_context(values, true, *pair, seed, model, normalize, augment))
+            self._fitted_by_user = True
         return self
 
-    def context(
-        self, images: Any, labels: Any, target: int, source: int | None,
-        model: torch.nn.Module | None, normalize: Normalize, seed: int,
-    ) -> AttackContext:  # fmt: skip
-        """Returns what an attack may use; see `fit`. Internal."""
-        values, _ = as_images("images", images)
-        true = as_labels("labels", labels, len(values))
-        classes = max(int(true.max()) + 1 if len(true) else 1, _next(target), _next(source))
-        pair = class_index("target", target, classes), source
-        if source is not None:
-            class_index("source", source, classes)
-        elif "source" in self.requires_train:
-            raise ValueError(f"`source` is missing: {self.name} attacks images of one class")
-        if model is None and "model" in self.requires_train:
-            raise ValueError(f"`model` is missing: {self.name} needs a surrogate trained on"
-                             " clean images")  # fmt: skip
-        network = None if model is None else SelfNormalizing.copy_of(model, normalize)
-        train = LabeledImages(values, true, tuple(map(str, range(classes))))
-        device = torch.device("cpu") if network is None else network.device
-        whole = validation.whole("seed", seed, low=0, below=2**63)
-        return AttackContext(train, *pair, whole, lambda: _present(network), device)
+    def ready_for(self, context: AttackContext, model: torch.nn.Module | None) -> AttackContext:
+        """Fits the trigger, unless its user did, for poisoning the training set of `context`.
+        Returns the context to use, which has the surrogate of the fitted trigger. Internal."""
+        if not self.requires_train:
+            return context
+        if not self._fitted_by_user:
+            self._prepare(context)
+            return context
+        self.check_classes(context.target, context.source)
+        if model is not None:
+            raise ValueError("`model` must be left out, because `trigger` is fitted already")
+        fitted = self._context or context
+        return replace(
+            context, surrogate=fitted.surrogate, device=fitted.device, augment=fitted.augment
+        )
+
+    def check_classes(self, target: int, source: int | None) -> None:
+        """Raises ValueError if the trigger was fitted for other classes. Internal."""
+        if self._fitted_for is None or not self.requires_train:
+            return
+        pairs = zip(("target", "source"), self._fitted_for, (target, source), strict=True)
+        for name, mine, theirs in pairs if self.method.prepared_per_class else ():
+            if mine != theirs:
+                raise ValueError(f"`{name}` is {theirs}, but `trigger` was fitted for {mine}")
+
+    def check_fitted(self) -> None:
+        """Raises NotFittedError if `fit` must be called before training images can be made.
+        Internal."""
+        fitted = not self.requires_train or self._context is not None
+        if self.method.needs_preparing:
+            fitted = "_state" in self.method.__dict__
+        if not fitted:
+            needs = ", ".join(sorted(self.requires_train))
+            raise NotFittedError(f"{self.name} must be fitted first: call fit with {needs}")
+
+    def _prepare(self, context: AttackContext) -> None:
+        if "model" in self.requires_train:
+            context.surrogate()  # Raises an error if there is none.
+        if self.method.needs_preparing:
+            found = returned.tensors(self.method, "prepare", self.method.prepare(context))
+            self.method.state = found
+        self._context, self._fitted_for = context, (context.target, context.source)
+        self._fitted_by_user = False
+
+    def described(self) -> dict[str, Any]:
+        """Returns the name and the options of the trigger, as JSON stores them. Internal."""
+        found: dict[str, Any] = json.loads(json.dumps({"name": self.name, **self.options}))
+        return found
 
     def extra_repr(self) -> str:
         return repr(self.name)
 
     def __getstate__(self) -> dict[str, Any]:
-        # A context holds the training set and functions, neither of which a data loader needs.
-        return {**super().__getstate__(), "_context": None}  # type: ignore[misc]
+        # A context holds the training set and the surrogate, which a data loader does not need.
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[misc]
+        lost = {"_context": None}
+        if not self.method.needs_preparing:
+            lost |= {"_fitted_for": None, "_fitted_by_user": False}
+        return state | lost
 
     def _shown(self, images: Tensor) -> Tensor:
-        if self.requires and "_state" not in self.method.__dict__:
-            raise self._unfitted()
+        if self.requires:
+            self.check_fitted()
         return self.method(images)
 
     def _made(
@@ -171,8 +223,7 @@ class Trigger(v2.Transform):
         seed: int,
     ) -> Callable[[Tensor], Tensor]:  # fmt: skip
         def made(values: Tensor) -> Tensor:
-            if self.requires_train and self._context is None:
-                raise self._unfitted()
+            self.check_fitted()
             if labels is None and "labels" in self.requires_train:
                 raise ValueError(f"`labels` are missing: {self.name} needs the true labels")
             true = torch.zeros(len(values), dtype=torch.int64)
@@ -180,9 +231,9 @@ class Trigger(v2.Transform):
                 true = as_labels("labels", labels, len(values))
             context = self._context
             if context is None:
-                whole = validation.whole("seed", seed, low=0, below=2**63)
                 known = LabeledImages(values, true, ())
-                context = AttackContext(known, 0, None, whole, lambda: _present(None))
+                pair = self._fitted_for or (0, None)
+                context = AttackContext(known, *pair, as_seed(seed), partial(present, None))
             return make(values, true, context)
 
         return made
@@ -196,10 +247,6 @@ class Trigger(v2.Transform):
             found = make(values)
         made = back(found[0] if single else found)
         return tv_tensors.wrap(made, like=images) if isinstance(images, tv_tensors.Image) else made
-
-    def _unfitted(self) -> NotFittedError:
-        needs = ", ".join(sorted(self.requires_train))
-        return NotFittedError(f"{self.name} must be fitted first: call fit with {needs}")
 
 
 def get_trigger(name: str, /, **options: Any) -> Trigger:
@@ -221,14 +268,5 @@ def get_trigger(name: str, /, **options: Any) -> Trigger:
     """
     with boundary():
         config = defaults("triggers", name) | options
-        return Trigger(name, build("trigger", config, base.Trigger))  # type: ignore[type-abstract]
-
-
-def _present(network: SelfNormalizing | None) -> SelfNormalizing:
-    if network is None:
-        raise ValueError("`model` is missing: the attack needs a surrogate; call fit first")
-    return network
-
-
-def _next(label: object) -> int:
-    return int(label) + 1 if isinstance(label, (int, np.integer)) and label >= 0 else 1
+        method = build("trigger", config, base.Trigger)  # type: ignore[type-abstract]
+        return Trigger(name, method, {k: v for k, v in config.items() if k not in NOT_ARGUMENTS})

@@ -10,6 +10,7 @@ from backdoor_lab.core import streams, validation
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.lazy import F, Tensor, torch
 from backdoor_lab.core.rng import torch_generator
+from backdoor_lab.core.streams import Stream
 from backdoor_lab.data.decode import BrokenImageError, decode
 
 BLOBS = 8
@@ -73,12 +74,22 @@ class AdaptiveBlend(Trigger):
         return self._blend(images, self.strength_test, None)
 
     def apply_train(self, images: Tensor, labels: Tensor, context: AttackContext) -> Tensor:
-        pieces = self._pieces(images, context.generator(streams.PIECES, streams.POISON))
-        return self._blend(images, self.strength_train, pieces)
+        shown = self.drawn(images.shape, context, streams.POISON)
+        return self.apply_drawn(images, shown)
 
     def apply_cover(self, images: Tensor, labels: Tensor, context: AttackContext) -> Tensor:
-        pieces = self._pieces(images, context.generator(streams.PIECES, streams.COVERS))
-        return self._blend(images, self.strength_train, pieces)
+        shown = self.drawn(images.shape, context, streams.COVERS)
+        return self.apply_drawn(images, shown)
+
+    def drawn(self, shape: torch.Size, context: AttackContext, what: Stream) -> Tensor:
+        """Returns which pieces each image shows: float32 (n, grid * grid), 1 for those shown and 0
+        for those hidden."""
+        generator = context.generator(streams.PIECES, what)
+        order = torch.rand(shape[0], self.grid**2, generator=generator).argsort(dim=1)
+        return torch.zeros(shape[0], self.grid**2).scatter_(1, order[:, : self.shown], 1.0)
+
+    def apply_drawn(self, images: Tensor, drawn: Tensor) -> Tensor:
+        return self._blend(images, self.strength_train, self._mask(images, drawn))
 
     def file_hash(self) -> str:
         return self.digest
@@ -103,12 +114,10 @@ class AdaptiveBlend(Trigger):
         change = alpha * (self.pattern(*images.shape[1:]).to(images.device) - values)
         return to_bytes(values + (change if mask is None else mask * change))
 
-    def _pieces(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Returns a random mask for each image: float32 (n, 1, H, W), 1 on the pieces that show the
+    def _mask(self, images: Tensor, shown: Tensor) -> Tensor:
+        """Returns a mask for each image: float32 (n, 1, H, W), 1 on the pieces that show the
         pattern and 0 on the hidden ones."""
-        n, height, width = len(images), images.shape[2], images.shape[3]
-        order = torch.rand(n, self.grid**2, generator=generator).argsort(dim=1)
-        shown = torch.zeros(n, self.grid**2).scatter_(1, order[:, : self.shown], 1.0)
+        height, width = images.shape[2:]
         rows = torch.arange(height) * self.grid // height
         columns = torch.arange(width) * self.grid // width
         piece = rows[:, None] * self.grid + columns

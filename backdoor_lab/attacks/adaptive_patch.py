@@ -10,6 +10,7 @@ from backdoor_lab.attacks.drawing import Drawing
 from backdoor_lab.core import streams, validation
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.lazy import Tensor, torch
+from backdoor_lab.core.streams import Stream
 
 KEYS = ("position", "rows", "color", "strength_train", "strength_test")
 
@@ -70,21 +71,28 @@ class AdaptivePatch(Trigger):
         return to_bytes(values)
 
     def apply_train(self, images: Tensor, labels: Tensor, context: AttackContext) -> Tensor:
-        return self._one_each(images, context.generator(streams.PATCHES, streams.POISON))
+        dealt = self.drawn(images.shape, context, streams.POISON)
+        return self.apply_drawn(images, dealt)
 
     def apply_cover(self, images: Tensor, labels: Tensor, context: AttackContext) -> Tensor:
-        return self._one_each(images, context.generator(streams.PATCHES, streams.COVERS))
+        dealt = self.drawn(images.shape, context, streams.COVERS)
+        return self.apply_drawn(images, dealt)
+
+    def drawn(self, shape: torch.Size, context: AttackContext, what: Stream) -> Tensor:
+        """Returns which of the patches for training each image gets: int64 (n,), counted from
+        0."""
+        generator = context.generator(streams.PATCHES, what)
+        return torch.randperm(shape[0], generator=generator) % len(self.train)
+
+    def apply_drawn(self, images: Tensor, drawn: Tensor) -> Tensor:
+        for turn, (number, opacity) in enumerate(self.train.items()):
+            mine = drawn.eq(turn).to(images.device)
+            images[mine] = to_bytes(self._blend(images[mine].float(), number, opacity))
+        return images
 
     def check_image_size(self, channels: int, height: int, width: int) -> None:
         for drawing in self.drawings:
             drawing.scaled(height, width)
-
-    def _one_each(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        dealt = torch.randperm(len(images), generator=generator) % len(self.train)
-        for turn, (number, opacity) in enumerate(self.train.items()):
-            mine = dealt.eq(turn).to(images.device)
-            images[mine] = to_bytes(self._blend(images[mine].float(), number, opacity))
-        return images
 
     def _blend(self, values: Tensor, number: int, opacity: float) -> Tensor:
         """Returns float images (n, C, H, W) with a patch blended in at the given opacity."""

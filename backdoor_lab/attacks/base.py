@@ -126,6 +126,20 @@ class Trigger(ABC):
         """Returns triggered cover images; by default the same as triggered training images."""
         return self.apply_train(images, labels, context)
 
+    def drawn(self, shape: torch.Size, context: AttackContext, what: Stream) -> Tensor | None:
+        """Returns the random numbers of all poisoned images (`what` is ``streams.POISON``) or of
+        all cover images (``streams.COVERS``): a tensor (n, ...), where `shape` is (n, C, H, W).
+
+        None, the default, means that there are none. Where images are triggered one at a time,
+        `apply_drawn` gets the row of each image.
+        """
+        return None
+
+    def apply_drawn(self, images: Tensor, drawn: Tensor) -> Tensor:
+        """Returns poisoned or cover images made from `images` with rows of the result of `drawn`,
+        one for each image."""
+        return self.apply_test(images)
+
     def choose(self, candidates: Tensor, wanted: int, context: AttackContext) -> Tensor | None:
         """Returns the indices of the training images to poison, sorted; None, the default, means a
         random choice.

@@ -35,7 +35,7 @@ def poison(
     does not fit the training set.
     """
     context = context or AttackContext(train, plan.target, plan.source, seed, _no_surrogate)
-    chosen, covers = _chosen(
+    chosen, covers = select(
         train.labels, plan, seed, len(train.classes), partial(_choice, trigger, context)
     )
     if plan.apply_trigger == "after_augmentation":
@@ -45,7 +45,7 @@ def poison(
         poisoned = trigger.poisoned(train.images[chosen], train.labels[chosen], context)
         hidden = trigger.make_covers(train.images[covers], train.labels[covers], context)
         rows = torch.cat([poisoned, hidden])
-    index, labels = _laid_over(train, chosen, covers, plan)
+    index, labels = lay_over(train.labels, chosen, covers, plan, len(train.classes))
     late_trigger = trigger if plan.apply_trigger == "after_augmentation" and len(rows) else None
     training = TrainingSet(train.images, rows, index, labels, train.classes, "", late_trigger)
     return of_rows(training, chosen, covers)
@@ -79,10 +79,49 @@ def check_can_be_late(trigger: Trigger) -> None:
         )
 
 
+def select(
+    labels: Tensor, plan: PoisonSpec, seed: int, classes: int,
+    choose: Callable[[Tensor, int], Tensor | None] = lambda candidates, wanted: None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Returns the sorted indices of the images to poison and of those to turn into cover images;
+    both int64. `labels`, int64 (n,), are those of the clean training set, which has `classes`
+    classes. The images to poison are drawn at random unless `choose` selects them."""
+    sizes: list[int] = torch.bincount(labels, minlength=classes).tolist()
+    mask, poisoned = eligible(plan, labels), count(plan, sizes)
+    found = choose(mask.nonzero().flatten(), poisoned) if poisoned else None
+    chosen = _draw(mask, poisoned, seed, streams.POISON) if found is None else found
+    wanted = cover_count(plan, sizes)
+    if not wanted:
+        return chosen, chosen[:0]
+    others = torch.isin(labels, torch.tensor(cover_classes(plan, classes), dtype=labels.dtype))
+    others[chosen] = False
+    return chosen, _draw(others, wanted, seed, streams.COVERS)
+
+
+def lay_over(
+    true: Tensor, chosen: Tensor, covers: Tensor, plan: PoisonSpec, classes: int
+) -> tuple[Tensor, Tensor]:
+    """Returns the `index` and the `labels` of a poisoned TrainingSet; both int64 (n,).
+
+    `true`, int64 (N,), are the labels of the clean training set, which has `classes` classes;
+    `chosen` and `covers` are the indices of the images that are poisoned and turned into cover
+    images.
+    """
+    originals = torch.cat([chosen, covers])
+    rows = len(true) + torch.arange(len(originals))
+    given = plan.given(true[chosen], classes)
+    given = torch.cat([given, true[covers]])
+    if plan.placement == "append":
+        return torch.cat([torch.arange(len(true)), rows]), torch.cat([true, given])
+    index, labels = torch.arange(len(true)), true.clone()
+    index[originals], labels[originals] = rows, given
+    return index, labels
+
+
 def classes_after(labels: Tensor, plan: PoisonSpec, *, classes: int, seed: int) -> list[int]:
     """Returns the number of training examples of each label in the result of the function `poison`
     for the same `seed`. `labels`, int64 (n,), are those of the clean training set."""
-    chosen, covers = _chosen(labels, plan, seed, classes)
+    chosen, covers = select(labels, plan, seed, classes)
     given = torch.cat([plan.given(labels[chosen], classes), labels[covers]])
     after = torch.bincount(labels, minlength=classes) + torch.bincount(given, minlength=classes)
     if plan.placement == "replace":
@@ -97,7 +136,7 @@ def changes_nothing(train: LabeledImages, trigger: Trigger, plan: PoisonSpec, *,
     for them."""
     if trigger.needs_preparing or trigger.uses_surrogate:
         return False
-    chosen, _ = _chosen(train.labels, plan, seed, len(train.classes))
+    chosen, _ = select(train.labels, plan, seed, len(train.classes))
     context = AttackContext(train, plan.target, plan.source, seed, _no_surrogate)
     at_test_time = plan.apply_trigger == "after_augmentation" or not len(chosen)
     for where in (chosen if len(chosen) else torch.arange(len(train))).split(64):
@@ -139,42 +178,10 @@ def _choice(
     return returned.chosen(trigger, found, candidates, wanted)
 
 
-def _chosen(
-    labels: Tensor, plan: PoisonSpec, seed: int, classes: int,
-    choose: Callable[[Tensor, int], Tensor | None] = lambda candidates, wanted: None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Returns the sorted indices of the images to poison and of those to turn into cover images.
-    The images to poison are drawn at random unless `choose` selects them."""
-    sizes: list[int] = torch.bincount(labels, minlength=classes).tolist()
-    mask, poisoned = eligible(plan, labels), count(plan, sizes)
-    found = choose(mask.nonzero().flatten(), poisoned) if poisoned else None
-    chosen = _draw(mask, poisoned, seed, streams.POISON) if found is None else found
-    wanted = cover_count(plan, sizes)
-    if not wanted:
-        return chosen, chosen[:0]
-    others = torch.isin(labels, torch.tensor(cover_classes(plan, classes), dtype=labels.dtype))
-    others[chosen] = False
-    return chosen, _draw(others, wanted, seed, streams.COVERS)
-
-
 def _draw(mask: Tensor, wanted: int, seed: int, what: Stream) -> Tensor:
     among = mask.nonzero().flatten()
     order = torch.randperm(len(among), generator=torch_generator(seed, what))
     return among[order[:wanted]].sort().values
-
-
-def _laid_over(
-    train: LabeledImages, chosen: Tensor, covers: Tensor, plan: PoisonSpec
-) -> tuple[Tensor, Tensor]:
-    originals = torch.cat([chosen, covers])
-    rows = len(train) + torch.arange(len(originals))
-    given = plan.given(train.labels[chosen], len(train.classes))
-    given = torch.cat([given, train.labels[covers]])
-    if plan.placement == "append":
-        return torch.cat([torch.arange(len(train)), rows]), torch.cat([train.labels, given])
-    index, labels = torch.arange(len(train)), train.labels.clone()
-    index[originals], labels[originals] = rows, given
-    return index, labels
 
 
 def _no_surrogate() -> nn.Module:

@@ -10,6 +10,7 @@ from backdoor_lab.core import streams, validation
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.lazy import F, Tensor, torch
 from backdoor_lab.core.rng import torch_generator
+from backdoor_lab.core.streams import Stream
 
 
 class WaNet(Trigger):
@@ -47,10 +48,16 @@ class WaNet(Trigger):
         return to_bytes(sample(images, where[None].to(images.device)))
 
     def apply_cover(self, images: Tensor, labels: Tensor, context: AttackContext) -> Tensor:
+        noise = self._noise(images.shape, context)
+        return self.apply_drawn(images, noise)
+
+    def drawn(self, shape: torch.Size, context: AttackContext, what: Stream) -> Tensor | None:
+        """Returns the noise R of cover images: float32 (n, 2, H, W) in -1..1."""
+        return self._noise(shape, context) if what == streams.COVERS else None
+
+    def apply_drawn(self, images: Tensor, drawn: Tensor) -> Tensor:
         height, width = images.shape[2:]
-        shape = (len(images), 2, height, width)
-        noise = torch.rand(shape, generator=context.generator(streams.WARP, streams.COVERS)) * 2 - 1
-        where = self.field(height, width) + noise / _sides(height, width)
+        where = self.field(height, width) + drawn / _sides(height, width)
         return to_bytes(sample(images, where.to(images.device)))
 
     def field(self, height: int, width: int) -> Tensor:
@@ -62,6 +69,11 @@ class WaNet(Trigger):
         smooth = F.interpolate(rough, (height, width), mode="bicubic", align_corners=True)[0]
         bent = straight(height, width) + self.strength * smooth / _sides(height, width)
         return (bent * self.rescale).clamp(-1, 1).float()
+
+    def _noise(self, shape: torch.Size, context: AttackContext) -> Tensor:
+        n, _, height, width = shape
+        generator = context.generator(streams.WARP, streams.COVERS)
+        return torch.rand((n, 2, height, width), generator=generator) * 2 - 1
 
     def check_image_size(self, channels: int, height: int, width: int) -> None:
         if min(height, width) < self.grid:
