@@ -208,7 +208,7 @@ class Trigger(v2.Transform):
     def __getstate__(self) -> dict[str, Any]:
         # A context holds the training set and the surrogate, which a data loader does not need.
         state: dict[str, Any] = super().__getstate__()  # type: ignore[misc]
-        lost = {"_context": None}
+        lost: dict[str, Any] = {"_context": None}
         if not self.method.needs_preparing:
             lost |= {"_fitted_for": None, "_fitted_by_user": False}
         return state | lost

@@ -456,7 +456,7 @@ def test_every_trigger_and_defense_yaml_builds(path: Path) -> None:
     assert path.read_text().startswith("# ")
 
 
-OF_LIBRARIES = {"ArgumentTypeError", "ReadError", "UndefinedError"}
+OF_LIBRARIES = {"ArgumentTypeError", "NotFittedError", "ReadError", "UndefinedError"}
 
 
 def test_errors_named_in_docstrings_exist() -> None:
