@@ -312,6 +312,27 @@ def test_features_of_a_classifier_have_the_bits_of_the_command_line(layer: str) 
     assert torch.equal(found, expected)
 
 
+@pytest.mark.parametrize(
+    ("net", "layer"),
+    [(transformer(), "penultimate"), (transformer(), "encoder.layers.encoder_layer_0:cls"),
+     (sequential(), "penultimate"), (sequential(), "1:pool"), (Wrapped(), "inner.net.4")],
+    ids=["transformer", "transformer-cls", "sequential", "sequential-pool", "wrapped"],
+)  # fmt: skip
+def test_a_filter_scores_the_features_of_a_model(net: nn.Module, layer: str) -> None:
+    """Spectral signatures are compared with a singular value decomposition by NumPy."""
+    images, labels = some_images(60).numpy(), np.arange(60) % 3
+    features = bl.extract_features(net, images, layer=layer)
+    assert isinstance(features, np.ndarray)
+    found = bl.get_filter("spectral").fit(features, labels, target=1, n_poisoned=4)
+    chosen = features[labels == 1].astype(np.float64)
+    centered = chosen - chosen.mean(axis=0)
+    expected = (centered @ np.linalg.svd(centered)[2][0]) ** 2
+    assert np.allclose(found.scores_[labels == 1], expected)
+    assert np.isnan(found.scores_[labels != 1]).all()
+    removed = np.flatnonzero(labels == 1)[np.sort(np.argsort(expected)[-6:])]
+    assert np.array_equal(np.flatnonzero(~found.keep_), removed)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.gpu
 def test_the_model_is_on_a_gpu_only_for_the_pass() -> None:
