@@ -103,11 +103,25 @@ def class_index(name: str, value: object, classes: int) -> int:
 def as_seed(seed: object) -> int:
     """Returns a seed. Raises TypeError unless it is an integer, ValueError unless ``0 <= seed <
     2**63``."""
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
-        raise TypeError(f"`seed` must be an integer, got {type(seed).__name__}")
-    if not 0 <= seed < 2**63:
-        raise ValueError(f"`seed` must satisfy 0 <= seed < 2**63, got {seed}")
-    return int(seed)
+    found = _as_int("seed", seed)
+    if not 0 <= found < 2**63:
+        raise ValueError(f"`seed` must satisfy 0 <= seed < 2**63, got {found}")
+    return found
+
+
+def as_batch_size(batch_size: object) -> int:
+    """Returns a batch size. Raises TypeError unless it is an integer, ValueError unless it is
+    positive."""
+    found = _as_int("batch_size", batch_size)
+    if found < 1:
+        raise ValueError(f"`batch_size` must be at least 1, got {found}")
+    return found
+
+
+def _as_int(name: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"`{name}` must be an integer, got {type(value).__name__}")
+    return int(value)
 
 
 def _dtype(values: Tensor) -> str:

@@ -13,12 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from backdoor_lab.analysis.intervals import wilson
-from backdoor_lab.api.arrays import Back, as_images, as_labels, as_tensor, class_index
+from backdoor_lab.api.arrays import (
+    Back,
+    as_batch_size,
+    as_images,
+    as_labels,
+    as_tensor,
+    class_index,
+)
 from backdoor_lab.api.boundary import boundary
 from backdoor_lab.api.inference import inference
 from backdoor_lab.api.networks import Normalize, normalizer
 from backdoor_lab.attacks.plan import PoisonSpec, asr_test_set
-from backdoor_lab.core import validation
 
 AsrOn = Literal["not_target", "source", "all"]
 Images = npt.NDArray[np.uint8] | Tensor
@@ -145,7 +151,7 @@ def evaluate(
         true = as_labels("labels", labels, len(values))
         level = _level(confidence)
         plan = _plan(target, source, asr_on)
-        size = validation.whole("batch_size", batch_size, low=1)
+        size = as_batch_size(batch_size)
 
         def check_classes(k: int) -> None:
             class_index("target", target, k)
@@ -234,10 +240,12 @@ def _plan(target: int, source: int | None, asr_on: AsrOn | None) -> PoisonSpec:
 
 
 def _level(confidence: object) -> float:
-    # The largest number below 1 has no finite quantile.
-    found = validation.number("confidence", confidence)
+    if isinstance(confidence, bool) or not isinstance(confidence, (int, float, np.number)):
+        raise TypeError(f"`confidence` must be a number, got {type(confidence).__name__}")
+    found = float(confidence)
+    # The largest numbers below 1 have no finite quantile.
     if not 0 < found < 1 - 1e-12:
-        raise ValueError(f"`confidence` must satisfy 0 < confidence < 1, got {confidence!r}")
+        raise ValueError(f"`confidence` must satisfy 0 < confidence < 1, got {found}")
     return found
 
 

@@ -12,11 +12,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from backdoor_lab.api.arrays import as_images
+from backdoor_lab.api.arrays import as_batch_size, as_images
 from backdoor_lab.api.boundary import boundary
 from backdoor_lab.api.inference import inference
 from backdoor_lab.api.networks import Normalize, normalizer
-from backdoor_lab.core import validation
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.numerics.layers import LAST_STAGE_INPUT, PENULTIMATE, FeatureHook
 from backdoor_lab.training.device import without_tf32
@@ -86,7 +85,7 @@ def extract_features(
         values, back = as_images("images", images)
         if not len(values):
             raise ValueError("`images` must have at least one row")
-        size, prepare = validation.whole("batch_size", batch_size, low=1), normalizer(normalize)
+        size, prepare = as_batch_size(batch_size), normalizer(normalize)
         tap = _hook(model, layer)
         parts: list[Tensor] = []
         with inference(model, device, images) as where, _full_precision(where), tap:

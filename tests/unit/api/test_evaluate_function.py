@@ -139,7 +139,7 @@ def test_the_kind_of_array_and_the_batch_size_do_not_matter() -> None:
     found = [
         str(bl.evaluate(sequential(), *given, white_corner, target=2, batch_size=size))
         for given in ((images, labels), (images.numpy(), labels.numpy()))
-        for size in (1, 5, 256)
+        for size in (1, np.int64(5), 256)
     ]
     assert len(set(found)) == 1
     assert torch.equal(images, kept)
@@ -258,10 +258,12 @@ class Growing:
      ({"source": 2}, ValueError, "`source` and `target` must differ"),
      ({"asr_on": "source"}, ValueError, "`asr_on=source` needs a class in `source`"),
      ({"asr_on": "some"}, ValueError, "`asr_on` 'some' is not known"),
-     ({"confidence": 1}, ValueError, "`confidence` must satisfy 0 < confidence < 1, got 1"),
+     ({"confidence": 1}, ValueError, "`confidence` must satisfy 0 < confidence < 1, got 1.0"),
      ({"confidence": 0.0}, ValueError, "`confidence` must satisfy 0 < confidence < 1, got 0.0"),
-     ({"confidence": "95%"}, ValueError, "`confidence` must"),
-     ({"batch_size": 0}, ValueError, "`batch_size` must")],
+     ({"confidence": np.nan}, ValueError, "`confidence` must satisfy 0 < confidence < 1, got nan"),
+     ({"confidence": "95%"}, TypeError, "`confidence` must be a number, got str"),
+     ({"batch_size": 0}, ValueError, "`batch_size` must be at least 1, got 0"),
+     ({"batch_size": 2.0}, TypeError, "`batch_size` must be an integer, got float")],
 )  # fmt: skip
 def test_a_wrong_argument_is_named(
     changes: dict[str, Any], error: type[Exception], message: str

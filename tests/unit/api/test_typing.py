@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 images: npt.NDArray[np.uint8] = np.zeros((20, 3, 8, 8), np.uint8)
 tensors = torch.from_numpy(images)
@@ -35,6 +36,21 @@ trigger = bl.get_trigger("pixel", color=200)
 trigger.apply_train(images, seed=1)
 trigger.fit(images, labels, target=1, source=0, model=net, normalize="bytes").apply_cover(tensors)
 needed: frozenset[str] = trigger.requires
+
+poisoned = bl.poison(images, labels, trigger, target=1, ratio=0.2, protocol="group13@1", seed=1)
+assert_type(poisoned.target, int)
+assert_type(poisoned.source, int | None)
+assert_type(poisoned.protocol, str)
+poisoned.save("poisoned")
+again = type(poisoned).load("poisoned")
+clean = again.images[again.source_index < 0], again.labels[~again.is_poison & ~again.is_cover]
+
+rows = TensorDataset(tensors, torch.from_numpy(labels))
+lazy = bl.PoisonedDataset(rows, trigger, target=1, ratio=0.2, transform=lambda x: x / 255)
+label: int = lazy[0][1]
+assert_type(lazy.is_poison, Tensor)
+for batch in DataLoader(lazy, batch_size=4):
+    print(len(batch), len(lazy))
 
 features = bl.extract_features(net, images, layer="1", normalize=((0.5,), (0.25,)))
 assert_type(features, npt.NDArray[np.float32])
@@ -89,14 +105,19 @@ names: list[int] = bl.list_methods("filters")  # assignment
 bl.get_trigger(name="pixel")  # call-arg
 bl.get_trigger(3)  # arg-type
 trigger.fit(images, labels)  # call-arg
+bl.poison(images, labels, trigger, target=1)  # call-arg
+bl.poison(images, labels, 3, target=1, ratio=0.1)  # arg-type
+bl.poison(images, labels, trigger, target=1, ratio="all").labels  # arg-type
+bl.PoisonedDataset([], trigger, target=1, ratio=0.1)["first"]  # index
+bl.PoisonedDataset([], trigger, target=None, ratio=0.1)  # arg-type
 bl.extract_features(net, images, 5)  # call-overload
 bl.extract_features(net, [1, 2])  # call-overload
 bl.extract_features("net", images)  # call-overload
-bl.extract_features(net, np.zeros((2, 3, 8, 8)))  # call-overload
+bl.extract_features(net, np.zeros((2, 3, 8, 8)))  # arg-type
 tensor: torch.Tensor = bl.extract_features(net, images)  # assignment
 bl.get_filter("spectral", seed="one")  # arg-type
 bl.get_filter("spectral").fit(images)  # call-arg
-bl.get_repair("anp").fit(images, labels)  # call-arg
+bl.get_repair("anp").fit(images)  # arg-type
 bl.evaluate(net, images, labels, trigger)  # call-arg
 bl.evaluate(net, images, labels, trigger, target="cat")  # arg-type
 bl.evaluate(net, images, labels, trigger, target=1, asr_on="some")  # arg-type
@@ -115,9 +136,9 @@ def errors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[tuple[int
     (folder / "wrong.py").write_text(WRONG)
     # On PYTHONPATH, and not on MYPYPATH, the package counts as installed: mypy needs its `py.typed`
     # and reports no errors in it.
+    options = ("--strict", "--config-file=", "--no-incremental", "--cache-dir", "cache")
     done = subprocess.run(
-        [sys.executable, "-m", "mypy", "--strict", "--config-file=", "--cache-dir", "cache",
-         "right.py", "wrong.py"],
+        [sys.executable, "-m", "mypy", *options, "right.py", "wrong.py"],
         cwd=folder, env=environment(MYPYPATH="", PYTHONPATH=str(PACKAGE.parent)),
         capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
