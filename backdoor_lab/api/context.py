@@ -163,8 +163,7 @@ def _recipe_file(name: str) -> dict[str, Any]:
     files = {path.stem: path for path in sorted(Path(conf_dir()).glob("recipe/*.yaml"))}
     if name not in files:
         raise unknown("`recipe`", name, files)
-    own = OmegaConf.to_container(OmegaConf.load(files[name]))
-    assert isinstance(own, dict)
+    own: Any = OmegaConf.to_container(OmegaConf.load(files[name]))
     values: dict[str, Any] = {}
     for base in own.pop("defaults", ["_self_"]):
         values |= own if base == "_self_" else _recipe_file(base)

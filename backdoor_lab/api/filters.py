@@ -22,6 +22,8 @@ from backdoor_lab.defenses.context import DefenseContext
 from backdoor_lab.defenses.options import OPTION_KEYS, FilterOptions
 
 MOST_CLASSES = 100_000
+SMALLEST = 1e-100
+"""Smaller numbers in float64 features count as 0."""
 ARGUMENTS = {
     "target": ("target",), "epsilon": ("n_poisoned",), "clean": ("clean",),
     "context": ("images", "model"), "clean images": ("clean",),
@@ -87,8 +89,9 @@ class Filter(Estimator):
 
         Args:
             features: Features of the training images, floating-point (n, d), as a NumPy array or a
-                tensor on any device; see `backdoor_lab.extract_features`. May be None for filters
-                that require ``"images"``, which do not use features.
+                tensor on any device; see `backdoor_lab.extract_features`. They are used as float32
+                or, if they have that type, as float64. May be None for filters that require
+                ``"images"``, which do not use features.
             labels: The training labels, integers (n,) in 0..k-1. Classes without images are
                 allowed.
             target: The class to examine.
@@ -230,7 +233,14 @@ def get_filter(
 def _values(name: str, features: object) -> Tensor:
     """Returns features as float32 or, if they have that precision, float64."""
     values = as_features(name, features)
-    return values if values.dtype in (torch.float32, torch.float64) else values.float()
+    if values.dtype != torch.float64:
+        return values.float()
+    # Methods compute squares and their sums, which must neither overflow nor underflow.
+    large = values.abs().amax(dim=1) > torch.finfo(torch.float32).max
+    if large.any():
+        where = int(large.nonzero()[0])
+        raise ValueError(f"`{name}` must be between -3.4e38 and 3.4e38, but row {where} is not")
+    return torch.where(values.abs() < SMALLEST, 0.0, values)
 
 
 def _clean_features(clean: object, d: int) -> Features:

@@ -22,7 +22,7 @@ BRIEF: dict[str, dict[str, Any]] = {
     "abl": {"epochs": 1},
     "abl_authors": {"epochs": 1},
     "abl_unlearning": {"epochs": 1, "training_epochs": 1, "unlearning_epochs": 1},
-    "anp": {"steps": 3, "batch_size": 16},
+    "anp": {"steps": 3, "batch_size": 16, "threshold": 0.9},
     "confusion": {"steps": 4, "pretrain_epochs": [0, 1, 1, 1, 1, 1]},
     "confusion_authors": {"steps": 4, "pretrain_epochs": 1},
     "d_br": {"first_epochs": 1, "tuning_epochs": 1, "epochs": 1},
@@ -107,10 +107,10 @@ def test_a_filter_on_images_gives_the_scores_of_the_command_line(root: Path, nam
 def test_a_repair_gives_the_weights_of_the_command_line(root: Path, name: str) -> None:
     found = cell(root, name)
     given = found.arguments()
-    made = bl.get_repair(name, seed=3, **BRIEF[name]).fit(
-        given.pop("model"), given.pop("images"), found.labels, **given
-    )
+    made = bl.get_repair(name, seed=3, **BRIEF[name]).fit(labels=found.labels, **given)
     weights: dict[str, Any] = made.model_.network.net.state_dict()  # type: ignore[union-attr]
     expected = found.result.net.state_dict()
+    attacked = given["model"].network.net.state_dict()
     assert weights.keys() == expected.keys()
     assert all(torch.equal(weights[key], expected[key]) for key in expected)
+    assert not all(torch.equal(weights[key], attacked[key]) for key in expected)
