@@ -21,9 +21,8 @@ from backdoor_lab.results.facts import (
     CellFields,
     config_names,
     known_names,
-    under_names,
 )
-from backdoor_lab.results.metrics import MEASURE
+from backdoor_lab.results.measure_names import measures_of
 from backdoor_lab.results.sweeps import Sweep
 from backdoor_lab.tables.reference import COLUMNS
 
@@ -52,11 +51,9 @@ def comparison_of(
             " within the sweep (A by=NAME base=VALUE)"
         )
     cells = [cell for sweep in sweeps for cell in sweep.cells]
-    more = () if report else under_names(cells)
     default = WITHIN if by else DEFAULT
-    measures = names(
-        "values", default if values is None else values, COLUMNS if report else MEASURE, more
-    )
+    asked = default if values is None else values
+    measures = names("values", asked, COLUMNS) if report else measures_of(asked, cells)
     if by:
         return _within(sweeps[0], by, base, measures)
     facts = CellFields(cells)

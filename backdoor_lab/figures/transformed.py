@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.figures.style import BLACK, mark, new, styled
-from backdoor_lab.results.facts import under_names
+from backdoor_lab.results.measure_names import under_names
 from backdoor_lab.results.metrics import MEASURE, figure_of, under_name
 from backdoor_lab.results.records import CellRecord
 from backdoor_lab.results.versions import unversioned

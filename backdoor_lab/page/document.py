@@ -21,6 +21,7 @@ from backdoor_lab.compare.report import SweepReport
 from backdoor_lab.core.small_files import clear_link, write_ours
 from backdoor_lab.core.terminal import plain
 from backdoor_lab.core.validation import inside
+from backdoor_lab.page.page_classes import class_tables
 from backdoor_lab.page.page_facts import facts
 from backdoor_lab.page.page_pictures import all_pictures
 from backdoor_lab.page.page_rows import Column, columns, figure, shared
@@ -43,7 +44,9 @@ its data would exceed BUDGET."""
 AS_ABOVE = "Other notes: see the tables above."
 BUDGET = 7_000_000
 """The maximum size of the page in bytes. Pictures get the bytes that tables and records leave."""
-SCRIPTS = ("charts.js", "details.js", "table.js")
+MATRICES = 8
+"""Confusion matrices get at most one part in this many of the bytes that pictures could get."""
+SCRIPTS = ("charts.js", "classes.js", "details.js", "table.js")
 STYLE = "page.css"
 
 
@@ -155,6 +158,8 @@ def _data(
         "figures": [[figure(cell, name) for name in FIGURES] for cell in cells],
     }  # fmt: skip
     done = [number for number, cell in enumerate(cells) if cell.done and given[number]]
+    left = room - len(json_data(head))
+    head["classes"] = class_tables({n: given[n] for n in done}, left // MATRICES)
     pictures = all_pictures(reader, [given[n] for n in done], room - len(json_data(head)))
     shown = dict(zip(map(str, done), pictures, strict=True))
     return json_data(head | {"pictures": shown, "notes": reader.notes})

@@ -11,7 +11,7 @@ from typing import Any
 
 from backdoor_lab.core.terminal import plain
 
-LEFT_OUT = ("poison_indices", "detection.curve")
+LEFT_OUT = ("poison_indices", "detection.curve", "per_class")
 _LONGEST = 2000
 _DEEPEST = 8
 

@@ -17,6 +17,7 @@ from backdoor_lab.core.types import Dataset, FilterResult, PoisonResult
 from backdoor_lab.defenses import curves
 from backdoor_lab.defenses.base import OracleControl
 from backdoor_lab.pipeline.cell import Cell
+from backdoor_lab.pipeline.per_class import recorded_per_class
 from backdoor_lab.pipeline.stages.training import versions
 from backdoor_lab.training.device import ComputeDevice
 
@@ -47,6 +48,7 @@ def record_head(cell: Cell) -> dict[str, Any]:
         "asr_elsewhere1": None, "asr_elsewhere2": None,
         **{f"{name}{when}": None for when in (1, 2) for name in WORTH},
         **dict.fromkeys(FITTED),
+        "per_class": None,
         "detection": None,
         "notes": {},
         "hashes": {},
@@ -102,6 +104,7 @@ def record_body(
         **{f"{name}2": after[name] for name in WORTH},
         # A repair does not train on a second training set, so it has no second training accuracy.
         **{name: stages[name].meta["accuracy"] if name in stages else None for name in FITTED},
+        "per_class": recorded_per_class(data.classes, before, after),
         # A repair scores no images.
         "detection": detection(*_without_covers(filter_result, poisoned)) if judged else None,
         **under(cell, stages),

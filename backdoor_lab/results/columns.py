@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from backdoor_lab.results.metrics import MEASURE, PERCENT, UNDER
+from backdoor_lab.results.metrics import BY_CLASS, MEASURE, PERCENT, UNDER, figure_of
 from backdoor_lab.results.records import CHOICES, COUNTS, DETECTION, FIGURES, TOP_CLASSES, WORTH
 from backdoor_lab.results.versions import SECTIONS
 
@@ -36,6 +36,10 @@ def _under_meaning(family: str) -> str:
     return f"{figure} on transformed test images, one column per transformation; 0..1"
 
 
+def _class_meaning(family: str) -> str:
+    return f"{_meaning(figure_of(family))}, one column per class"
+
+
 COLUMNS: dict[str, str] = {
     "sweep": "name of the sweep",
     "id": "the cell's id, which is the name of its folder",
@@ -51,6 +55,7 @@ COLUMNS: dict[str, str] = {
         for name in (*COUNTS, *FIGURES, *WORTH, *DETECTION)
     },
     **{f"{name}*": _under_meaning(name) for name in UNDER},
+    **{f"{name}*": _class_meaning(name) for name in BY_CLASS},
     **dict.fromkeys(TOP_CLASSES, "class that the network predicts most often"),
     "notes": "remarks that the defense made on its run, as JSON",
     "seconds.*": "seconds to compute a stage, even if another cell computed it",
@@ -71,7 +76,7 @@ a value is empty if the record does not state it."""
 
 _FLOATS = frozenset(("ratio", *FIGURES, *WORTH, *DETECTION, "peak_memory_mib", "wall_seconds"))
 _COUNTS = frozenset(("seed", *COUNTS))
-_FLOAT_FAMILIES = ("seconds.", "images_per_s.", *UNDER)
+_FLOAT_FAMILIES = ("seconds.", "images_per_s.", *UNDER, *BY_CLASS)
 
 
 def is_float(name: str) -> bool:

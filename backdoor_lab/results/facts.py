@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from backdoor_lab.results import versions
 from backdoor_lab.results.frame import frame_of
-from backdoor_lab.results.metrics import UNDER
 from backdoor_lab.results.records import CHOICES, CellRecord
 from backdoor_lab.results.values import (
     by_key,
@@ -162,12 +161,6 @@ def config_names(cells: Sequence[CellRecord]) -> list[str]:
     """Returns the ``config.*`` names that are allowed in addition to `known_names`."""
     texts = {cell.config for cell in cells if cell.config is not None}
     return sorted({CONFIG + name for text in texts for name, _ in flat(json.loads(text))})
-
-
-def under_names(cells: Sequence[CellRecord]) -> list[str]:
-    """Returns the names of all measures on transformed test images that occur in `cells`."""
-    found = dict.fromkeys(name for cell in cells for name in cell.numbers)
-    return [name for name in found if name.startswith(UNDER)]
 
 
 def head(name: str) -> str:

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 IMAGES, PERCENT, SHARE = "images", "percent", "share"
 _BEFORE = ("nat1", "asr1", "asr_elsewhere1", "clean_rate1", "top_share1", "train_accuracy1")
-_UNDER = "_under."
+_UNDER, _CLASS = "_under.", "_class."
 TRANSFORMED = ("nat1", "asr1", "nat2", "asr2")
 """The measures that are repeated on test images under each transformation in the config; most
 configs have none."""
 UNDER = tuple(figure + _UNDER for figure in TRANSFORMED)
 """Prefixes of measures on transformed test images, for example ``asr1_under.jpeg75``."""
+BY_CLASS = ("nat1" + _CLASS, "nat2" + _CLASS)
+"""Prefixes of the accuracies on the test images of one class, for example ``nat2_class.cat``."""
 
 
 def before_defense(name: str) -> bool:
@@ -26,9 +28,15 @@ def before_defense(name: str) -> bool:
 
 
 def figure_of(name: str) -> str:
-    """Returns the name of a measure without its transformation: ``asr1`` for
-    ``asr1_under.jpeg75``."""
-    return name.partition(_UNDER)[0]
+    """Returns the name of a measure without its transformation or class: ``asr1`` for
+    ``asr1_under.jpeg75``, ``nat2`` for ``nat2_class.cat``."""
+    return name.partition(_CLASS if name.startswith(BY_CLASS) else _UNDER)[0]
+
+
+def class_name(name: str) -> str:
+    """Returns the class of a measure whose prefix is in `BY_CLASS`: ``cat`` for
+    ``nat2_class.cat``."""
+    return name.partition(_CLASS)[2]
 
 
 def under_name(figure: str, transformation: str) -> str:
@@ -76,9 +84,14 @@ _FITTED = "accuracy on the images that the network {} the defense was trained on
 
 
 class _Measures(dict[str, Metric]):
-    """The measures by name; measures on transformed images are created on access."""
+    """The measures by name; those on transformed images and on the images of one class are created
+    on access."""
 
     def __missing__(self, name: str) -> Metric:
+        if name.startswith(BY_CLASS):
+            plain, of = self[figure_of(name)], class_name(name)
+            says = plain.says.replace("test images", f"test images of class {of}")
+            return Metric(f"{plain.head} {of}", plain.unit, plain.better, says)
         figure, _, transformation = name.partition(_UNDER)
         if not transformation or figure + _UNDER not in UNDER:
             raise KeyError(name)

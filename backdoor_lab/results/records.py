@@ -14,6 +14,7 @@ from backdoor_lab.core import small_files
 from backdoor_lab.core.errors import DataError
 from backdoor_lab.core.validation import non_negative
 from backdoor_lab.results.metrics import TRANSFORMED, under_name
+from backdoor_lab.results.per_class import per_class_of
 from backdoor_lab.results.seal import check_seal
 from backdoor_lab.results.values import sorted_text
 
@@ -53,12 +54,13 @@ _DISTINCT = 4096
 class CellRecord:
     """The values of a record that tables need.
 
-    `numbers`: the counts, and the other measures as fractions 0..1; all are finite. `choices`:
-    empty if unknown. `protocol` and `config` (JSON text without the seed): None if not recorded.
-    `error`: the message of a failed cell. `hashes`: the hashes of the data, the poison and the
-    weights. `notes`: the notes of the defense. `top_class`: the most frequently predicted classes,
-    under the names in TOP_CLASSES. `applied`: the filter options that the defense uses; None if not
-    recorded. `run`: without the code hashes and the hardware of each stage.
+    `numbers`: the counts, and the other measures, also those of each class, as fractions 0..1; all
+    are finite. `choices`: empty if unknown. `protocol` and `config` (JSON text without the seed):
+    None if not recorded. `error`: the message of a failed cell. `hashes`: the hashes of the data,
+    the poison and the weights. `notes`: the notes of the defense. `top_class`: the most frequently
+    predicted classes, under the names in TOP_CLASSES. `applied`: the filter options that the
+    defense uses; None if not recorded. `run`: without the code hashes and the hardware of each
+    stage.
 
     Records share objects with equal values: do not modify the values of a record.
     """
@@ -243,7 +245,8 @@ def _numbers(record: Mapping[str, Any]) -> dict[str, float]:
                 value = _number(where + name, given, high)
                 if value is not None:
                     numbers[name] = value
-    return numbers | _under(record)
+    by_class = per_class_of(record)
+    return numbers | _under(record) | ({} if by_class is None else by_class.measures)
 
 
 def _under(record: Mapping[str, Any]) -> dict[str, float]:

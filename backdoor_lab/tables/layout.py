@@ -26,8 +26,8 @@ from backdoor_lab.results.facts import (
     CellFields,
     config_names,
     known_names,
-    under_names,
 )
+from backdoor_lab.results.measure_names import measures_of
 from backdoor_lab.results.metrics import MEASURE
 from backdoor_lab.results.records import CellRecord
 
@@ -190,9 +190,7 @@ def layout_of(given: Mapping[str, str], cells: Sequence[CellRecord]) -> PivotSpe
         raise ConfigError(f"`{empty[0]}=` is empty: give at least one name, or omit the option")
     known, more = known_names(cells), config_names(cells)
     chosen = {
-        key: names(key, value, MEASURE, under_names(cells))
-        if key == "values"
-        else names(key, value, known, more)
+        key: measures_of(value, cells) if key == "values" else names(key, value, known, more)
         for key, value in given.items()
         if value.strip()
     }

@@ -37,7 +37,7 @@ function fillDetails(cell, move) {
         button("×", "close (escape)", () => panel.close()))),
     element("div", { class: "inside" },
       element("p", { class: "status" }, `Status: ${DATA.status[cell]}`),
-      ...figures(cell), charts(pictures), ...images(pictures), ...notes(pictures),
+      ...figures(cell), ...classTables(cell), charts(pictures), ...images(pictures), ...notes(pictures),
       ...command(facts), ...factGroups(facts)),
   );
 }

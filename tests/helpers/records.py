@@ -87,6 +87,16 @@ def documented(name: str) -> bool:
     )
 
 
+def per_class(**over: Any) -> dict[str, Any]:
+    """Make the entry ``per_class`` of a record, for three classes."""
+    return {
+        "classes": ["cat", "bird", "dog"], "n_test": [4, 2, 2],
+        "nat1": [0.5, 1.0, 0.5], "nat2": [0.75, 0.5, 1.0],
+        "confusion1": [[2, 2, 0], [0, 2, 0], [1, 0, 1]],
+        "confusion2": [[3, 0, 1], [1, 1, 0], [0, 0, 2]],
+    } | over  # fmt: skip
+
+
 def everything(**over: Any) -> dict[str, Any]:
     """Make a record that has every possible field."""
     made = record(**over)
@@ -96,6 +106,7 @@ def everything(**over: Any) -> dict[str, Any]:
     made |= {"clean_rate1": 0.1, "clean_rate2": 0.2, "top_share1": 0.3, "top_share2": 0.4}
     made |= {"top_class1": "cat", "top_class2": "dog", "applied": {"filter_scope": "target"}}
     made["under"] = {"jpeg75": {"nat1": 0.5, "asr1": 0.25, "nat2": 0.625, "asr2": 0.75}}
+    made["per_class"] = per_class()
     made["notes"] = {"classes": [2]}
     made["hashes"] = {"data": "d", "test": "t", "poison": "p", "training1": "1", "training2": "2",
                       "weights1": "w", "weights2": "v"}  # fmt: skip

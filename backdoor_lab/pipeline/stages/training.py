@@ -30,6 +30,7 @@ from backdoor_lab.core.store import Artifact, Store
 from backdoor_lab.core.tensor_io import tensors_digest
 from backdoor_lab.core.types import Dataset, PoisonResult, TrainingSet
 from backdoor_lab.pipeline.cell import Cell
+from backdoor_lab.pipeline.per_class import measured_per_class
 from backdoor_lab.pipeline.stages.holdout import class_sizes, held_out_facts, without_held_out
 from backdoor_lab.training.classifier import Classifier
 from backdoor_lab.training.device import ComputeDevice
@@ -179,7 +180,8 @@ def measure_stage(
     classified as the attacker wants; `clean_rate`, for comparison, is the same share without the
     trigger. `asr_elsewhere` is the attack success rate on classes that are not attacked; None
     without a source class. `top_class` is the class predicted most often for clean images, and
-    `top_share` is the share of clean images for which it is predicted.
+    `top_share` is the share of clean images for which it is predicted. For `per_class` see
+    `measured_per_class`.
     """
     data, plan = without_held_out(cell, data), cell.plan
     labels = data.test.labels
@@ -202,9 +204,11 @@ def measure_stage(
             "asr_elsewhere": success(elsewhere),
             "n_test": len(data.test),
             "n_asr": len(where),
+            "per_class": measured_per_class(predicted, labels, len(data.classes)),
         }
 
-    inputs = measured_on(cell, data, weights, machine, prepared)
+    # `revision` 1 added `per_class`; measurements stored without it are computed again.
+    inputs = measured_on(cell, data, weights, machine, prepared) | {"revision": 1}
     return store.get("measure", {"version": identity.stage("measure"), **inputs}, make)
 
 

@@ -19,7 +19,7 @@ from backdoor_lab.compare.report import SweepReport
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.results.sweeps import read_sweep
 from backdoor_lab.tables.writers import latex, markdown, page, sheet, terminal
-from tests.helpers.records import GRID, PROTOCOL, failed, record, write_sweep
+from tests.helpers.records import GRID, PROTOCOL, failed, per_class, record, write_sweep
 from tests.helpers.tables import latex_with_booktabs
 
 SEEDS = range(4)
@@ -43,6 +43,27 @@ def test_rates_on_transformed_test_images_are_compared(tmp_path: Path) -> None:
     asked = {"by": "defense", "base": "random", "values": "asr2_under.jpeg75"}
     found = comparison_of([sweep(tmp_path / "s", made)], **asked)
     assert line(found, "asr2_under.jpeg75", side="spectral").result.mean == pytest.approx(-50)
+
+
+def test_the_accuracy_of_one_class_is_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = [
+        record(defense=d, seed=s, per_class=per_class(nat2=[v + s / 100, 0.5, 0.5]))
+        for d, v in (("spectral", 0.25), ("random", 0.75)) for s in SEEDS
+    ]  # fmt: skip
+    folder = write_sweep(tmp_path / "s", made)
+    asked = [str(folder), "by=defense", "base=random"]
+    assert main([*asked, "values=nat2_class.cat"]) == 0
+    said = capsys.readouterr().out
+    assert "Nat2 cat" in said
+    assert "accuracy on clean test images of class cat after the defense" in said
+    found = comparison_of(
+        [read_sweep(folder)], by="defense", base="random", values="nat2_class.cat"
+    )
+    assert line(found, "nat2_class.cat", side="spectral").result.mean == pytest.approx(-50)
+    assert main([*asked, "values=nat2_class.cow"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_cells_of_two_sweeps_are_paired_by_their_choices_and_seed(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
-from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+from sklearn.metrics import average_precision_score, confusion_matrix, roc_auc_score, roc_curve
 from torch import Tensor
 
 from backdoor_lab.attacks.poison import poison
@@ -63,7 +64,7 @@ def test_the_record_has_every_field(lab: tuple[Path, dict[str, Any]]) -> None:
         "asr1", "nat2", "asr2", "detection", "poison_indices", "hashes", "run", "dataset",
         "asr_elsewhere1", "asr_elsewhere2", "notes", "clean_rate1", "clean_rate2",
         "top_class1", "top_class2", "top_share1", "top_share2", "applied", "seal",
-        "train_accuracy1", "train_accuracy2",
+        "train_accuracy1", "train_accuracy2", "per_class",
     }  # fmt: skip
     assert (record["schema"], record["status"], record["error"]) == (1, "done", None)
     assert record["choices"] == {
@@ -124,6 +125,43 @@ def test_clean_rate_and_top_class_match_an_independent_computation(
         counts = np.bincount(said, minlength=10)
         assert lab[1][f"top_class{number}"] == CLASSES[int(counts.argmax())]
         assert lab[1][f"top_share{number}"] == pytest.approx(counts.max() / len(images))
+
+
+def test_accuracy_per_class_and_confusion_match_an_independent_computation(
+    lab: tuple[Path, dict[str, Any]],
+) -> None:
+    images, labels = TEST
+    found = lab[1]["per_class"]
+    assert found["classes"] == list(CLASSES)
+    assert found["n_test"] == [5] * 10
+    for stage, number in (("train", 1), ("retrain", 2)):
+        said = answers(lab, stage, images)
+        expected = confusion_matrix(labels, said, labels=range(10))
+        assert found[f"confusion{number}"] == expected.tolist()
+        assert found[f"nat{number}"] == pytest.approx(expected.diagonal() / 5)
+
+
+def test_without_a_second_network_only_the_first_has_accuracies_per_class(
+    lab: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    found = run_here(lab[0] / "store", tmp_path, "recipe.epochs=3", "retrain=false")["per_class"]
+    assert found == lab[1]["per_class"] | {"nat2": None, "confusion2": None}
+
+
+def test_measurements_without_accuracies_per_class_are_computed_again(
+    lab: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    """A store of an earlier version has such measurements; the id of the cell is the same."""
+    folder, record = lab
+    entry = folder / "store/measure" / record["run"]["stages"]["measure1"]["id"]
+    manifest = json.loads((entry / "manifest.json").read_text())
+    inputs = {key: value for key, value in manifest["inputs"].items() if key != "revision"}
+    older = {key: value for key, value in manifest["meta"].items() if key != "per_class"}
+    Store(tmp_path / "store").get("measure", inputs, lambda folder: older)
+    shutil.copytree(folder / "store/data", tmp_path / "store/data")
+    again = run_here(tmp_path / "store", tmp_path / "cell", "recipe.epochs=3")
+    assert again["run"]["stages"]["measure1"]["made"]
+    assert (again["id"], again["per_class"]) == (record["id"], record["per_class"])
 
 
 def test_training_accuracy_matches_an_independent_computation(
