@@ -3,7 +3,7 @@
 A and B are sweep folders. B may also be `reference`, which stands for the published report.
 python -m backdoor_lab.compare A by=defense base=random compares cells within one sweep. The cells
 of a pair have the same seed and the same choices except the one compared.
-values=nat2,asr2,pois_left selects the measures.
+values=nat2,asr2,pois_left selects the measures; nat2_class.cat is the accuracy on the class cat.
 """
 
 from __future__ import annotations

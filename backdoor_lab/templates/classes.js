@@ -17,15 +17,15 @@ function classTables(cell) {
     element("summary", {}, "Classes"), ...parts)];
 }
 
-// Tab reaches a wide table, so that the arrow keys can scroll it.
+// Tab reaches the table; the arrow keys then scroll it.
 const scrolled = (label, table) =>
   element("div", { class: "report", role: "region", "aria-label": label, tabindex: "0" }, table);
 
-const heads = (scope, texts) => texts.map((text) => element("th", { scope }, text));
+const headCells = (scope, texts) => texts.map((text) => element("th", { scope }, text));
 
 function classTable(caption, head, rows) {
   return element("table", {}, element("caption", {}, caption),
-    element("thead", {}, element("tr", {}, ...heads("col", head))),
+    element("thead", {}, element("tr", {}, ...headCells("col", head))),
     element("tbody", {}, ...rows));
 }
 
@@ -33,7 +33,7 @@ function accuracies(names, sizes, nat) {
   const shown = nat.filter((each) => each);
   return classTable("Accuracy on the clean test images of each class, in %",
     ["Class", "Images", ...["Nat1", "Nat2"].slice(0, shown.length)],
-    names.map((name, n) => element("tr", {}, ...heads("row", [name]),
+    names.map((name, n) => element("tr", {}, ...headCells("row", [name]),
       ...[sizes[n], ...shown.map((each) => each[n])].map((text) => element("td", {}, `${text}`)))));
 }
 
@@ -41,6 +41,6 @@ function confusion(names, matrix, when) {
   return classTable(
     `Clean test images by true class (rows) and predicted class (columns), ${when}`,
     ["True \\ predicted", ...names],
-    matrix.map((counts, n) => element("tr", {}, ...heads("row", [names[n]]),
+    matrix.map((counts, n) => element("tr", {}, ...headCells("row", [names[n]]),
       ...counts.map((count, m) => element("td", n === m ? { class: "best" } : {}, `${count}`)))));
 }

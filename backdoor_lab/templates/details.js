@@ -37,8 +37,8 @@ function fillDetails(cell, move) {
         button("×", "close (escape)", () => panel.close()))),
     element("div", { class: "inside" },
       element("p", { class: "status" }, `Status: ${DATA.status[cell]}`),
-      ...figures(cell), ...classTables(cell), charts(pictures), ...images(pictures), ...notes(pictures),
-      ...command(facts), ...factGroups(facts)),
+      ...figures(cell), charts(pictures), ...images(pictures), ...notes(pictures),
+      ...classTables(cell), ...command(facts), ...factGroups(facts)),
   );
 }
 

@@ -116,7 +116,8 @@ body.addEventListener("click", (event) => {
 panel.addEventListener("click", (event) => event.target === panel && panel.close());
 panel.addEventListener("keydown", (event) => {
   const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-  if (by) move(by);
+  // In a focused region, the arrow keys scroll.
+  if (by && !event.target.closest("[role=region]")) move(by);
 });
 panel.addEventListener("close", () => {
   history.replaceState(null, "", "#all");
