@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, overload
 
 import numpy as np
@@ -67,7 +67,7 @@ def extract_features(
         ValueError: `layer` is unknown (the message lists the modules), is not called exactly once
             per forward pass, or does not give one row per image; a feature is not finite; or an
             argument has a wrong dtype, shape or value.
-        TypeError: `model` is not a module, or `images` is not an array.
+        TypeError: `model` is not a module or is a scripted one, or `images` is not an array.
 
     Example:
         >>> import backdoor_lab as bl, torch
@@ -80,6 +80,8 @@ def extract_features(
     with boundary():
         if not isinstance(model, nn.Module):
             raise TypeError(f"`model` must be a torch.nn.Module, got {type(model).__name__}")
+        if isinstance(model, torch.jit.ScriptModule):
+            raise TypeError("`model` must not be scripted or traced, since it has no forward hooks")
         if not isinstance(layer, str):
             raise TypeError(f"`layer` must be a string, got {type(layer).__name__}")
         values, back = as_images("images", images)
@@ -88,7 +90,7 @@ def extract_features(
         size, prepare = as_batch_size(batch_size), normalizer(normalize)
         tap = _hook(model, layer)
         parts: list[Tensor] = []
-        with inference(model, device, images) as where, _full_precision(where), tap:
+        with inference(model, device, images) as where, _eager(model), _full_precision(where), tap:
             for start in range(0, len(values), size):
                 chunk = values[start : start + size].to(where)
                 tap.calls = 0
@@ -101,6 +103,16 @@ def extract_features(
             row = int(bad.nonzero()[0])
             raise ValueError(f"the features of row {row} of `images` are not finite")
     return back(features)
+
+
+def _eager(model: nn.Module) -> AbstractContextManager[object]:
+    """Returns a context manager in which a compiled model runs uncompiled: compiled code calls no
+    hooks that were registered later."""
+    for module in model.modules():
+        in_place = getattr(module, "_compiled_call_impl", None) is not None
+        if in_place or hasattr(module, "_orig_mod"):
+            return torch.compiler.set_stance("force_eager")
+    return nullcontext()
 
 
 @contextmanager

@@ -261,6 +261,20 @@ def test_autocast_of_the_caller_does_not_round_features() -> None:
         assert torch.equal(bl.extract_features(net, images), expected)
 
 
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_compiled_model_gives_the_features_of_the_original(in_place: bool) -> None:
+    net, images = sequential(), some_images()
+    expected = bl.extract_features(net, images)
+    made: Any = torch.compile(net, backend="eager")
+    if in_place:
+        net.compile(backend="eager")
+        made = net
+    # The model is compiled without the hook.
+    with torch.no_grad():
+        made.eval()(images / 255)
+    assert torch.equal(bl.extract_features(made, images), expected)
+
+
 def test_random_numbers_of_the_caller_are_unaffected() -> None:
     net = sequential()
     torch.manual_seed(1)
@@ -273,6 +287,7 @@ def test_random_numbers_of_the_caller_are_unaffected() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [({"model": lambda x: x}, TypeError, "`model` must be a torch.nn.Module, got function"),
+     ({"model": torch.jit.script(sequential())}, TypeError, "`model` must not be scripted"),
      ({"layer": 3}, TypeError, "`layer` must be a string, got int"),
      ({"images": [1]}, TypeError, "`images` must be a NumPy array or a torch tensor, got list"),
      ({"images": some_images().float()}, ValueError, "`images` must have dtype uint8"),
