@@ -57,7 +57,9 @@ def as_labels(
     """Returns `labels` as an int64 tensor (n,) on the CPU. Raises ValueError unless they are `n`
     non-negative integers (as many as there are `of`) and, with ``gaps=False``, every class up to
     the largest label occurs."""
-    values, _ = as_tensor(name, np.asarray(labels) if isinstance(labels, list) else labels)
+    if isinstance(labels, list):
+        labels = np.asarray(labels, None if labels else np.int64)
+    values, _ = as_tensor(name, labels)
     if values.dtype == torch.bool or values.is_floating_point():
         raise ValueError(f"`{name}` must be integers, got {_dtype(values)}")
     if values.ndim != 1:

@@ -175,8 +175,8 @@ def _true_labels(dataset: Any, labels: Any) -> Tensor:
         labels = next((each for each in known if each is not None), None)
     if labels is None:
         labels = [int(dataset[k][1]) for k in range(len(dataset))]
-    if isinstance(labels, Iterable) and not isinstance(labels, (np.ndarray, Tensor)):
-        labels = np.asarray(list(labels))
+    if isinstance(labels, Iterable) and not isinstance(labels, (np.ndarray, Tensor, str)):
+        labels = list(labels)
     return as_labels("labels", labels, len(dataset), "dataset")
 
 

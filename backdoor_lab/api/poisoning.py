@@ -22,7 +22,8 @@ from backdoor_lab.api.triggers import Trigger, get_trigger
 from backdoor_lab.attacks import poison as attacks
 from backdoor_lab.core import types
 from backdoor_lab.core.atomic_io import readable, sha256_of, sync_folder, write_atomic
-from backdoor_lab.core.small_files import check_regular
+from backdoor_lab.core.errors import DataError
+from backdoor_lab.core.small_files import DamagedFileError, check_regular
 from backdoor_lab.results.seal import read_sealed, sealed
 
 ARRAYS = {"images": "u", "labels": "iu", "is_poison": "b", "is_cover": "b", "source_index": "i"}
@@ -86,10 +87,7 @@ class PoisonResult:
             raise FileExistsError(f"`folder` must be empty or new, but {path} is not empty")
         arrays = {name: _as_array(getattr(self, name)) for name in ARRAYS}
         tensors = [name for name in ARRAYS if isinstance(getattr(self, name), Tensor)]
-        with (path / _ARRAYS_FILE).open("xb") as stream:
-            np.savez(stream, **arrays)
-            stream.flush()
-            os.fsync(stream.fileno())
+        _write(path / _ARRAYS_FILE, arrays)
         facts = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ARRAYS}
         written = {"format": FORMAT, "backdoor_lab": backdoor_lab.__version__, "tensors": tensors}
         written["sha256"] = sha256_of(path / _ARRAYS_FILE)
@@ -220,10 +218,26 @@ def _as_array(values: Any) -> Any:
     return values.detach().cpu().numpy() if isinstance(values, Tensor) else values
 
 
+def _write(path: Path, arrays: dict[str, Any]) -> None:
+    with path.open("xb") as stream:
+        try:
+            np.savez(stream, **arrays)
+            stream.flush()
+            os.fsync(stream.fileno())
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+
+
 def _facts(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise ValueError(f"{path} is missing: the folder holds no complete PoisonResult")
-    facts: dict[str, Any] = json.loads(read_sealed(path))
+    try:
+        facts: dict[str, Any] = json.loads(read_sealed(path))
+    except DamagedFileError:
+        raise
+    except DataError as error:
+        raise ValueError(f"{path}: {error}") from error
     if facts.get("format") != FORMAT:
         raise ValueError(
             f"{path} has the format {facts.get('format')!r}; this version reads {FORMAT}"

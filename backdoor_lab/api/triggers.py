@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
-from sklearn.exceptions import NotFittedError
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import is_pure_tensor
 
 from backdoor_lab import returned
-from backdoor_lab.api.arrays import as_images, as_labels, as_seed, as_tensor
+from backdoor_lab.api.arrays import as_images, as_labels, as_seed
 from backdoor_lab.api.attacker import (
     Augment,
     attack_context,
@@ -33,6 +32,9 @@ from backdoor_lab.attacks import base
 from backdoor_lab.attacks.base import AttackContext
 from backdoor_lab.core.instantiate import NOT_ARGUMENTS, build
 from backdoor_lab.core.types import LabeledImages
+
+# PIL images are included so that they raise an error; they would be ignored otherwise.
+_ARRAYS = (np.ndarray, PIL.Image.Image)
 
 
 class Trigger(v2.Transform):
@@ -52,8 +54,7 @@ class Trigger(v2.Transform):
             training set by some attacks whose trigger itself is fixed.
     """
 
-    # PIL images are included so that they raise an error; they would be ignored otherwise.
-    _transformed_types = (is_pure_tensor, tv_tensors.Image, np.ndarray, PIL.Image.Image)
+    _transformed_types = (is_pure_tensor, tv_tensors.Image, *_ARRAYS)
 
     def __init__(self, name: str, method: base.Trigger, options: dict[str, Any]) -> None:
         super().__init__()
@@ -87,6 +88,11 @@ class Trigger(v2.Transform):
         if len(inputs) == 1 and not isinstance(inputs[0], (dict, list, tuple)):
             return self._applied(inputs[0], self._shown)
         return super().forward(*inputs)
+
+    def check_inputs(self, flat_inputs: list[Any]) -> None:
+        if not any(isinstance(each, (Tensor, *_ARRAYS)) for each in flat_inputs):
+            kinds = ", ".join(sorted({type(each).__name__ for each in flat_inputs})) or "nothing"
+            raise TypeError(f"`images` must be a NumPy array or a torch tensor, got {kinds}")
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         return self._applied(inpt, self._shown)
@@ -185,6 +191,8 @@ class Trigger(v2.Transform):
         if self.method.needs_preparing:
             fitted = "_state" in self.method.__dict__
         if not fitted:
+            from sklearn.exceptions import NotFittedError
+
             needs = ", ".join(sorted(self.requires_train))
             raise NotFittedError(f"{self.name} must be fitted first: call fit with {needs}")
 
@@ -241,8 +249,11 @@ class Trigger(v2.Transform):
     def _applied(self, images: Any, make: Callable[[Tensor], Tensor]) -> Any:
         single = isinstance(images, (np.ndarray, Tensor)) and images.ndim == 3
         with boundary():
-            if not isinstance(images, (np.ndarray, Tensor)):
-                as_tensor("images", images)
+            if isinstance(images, PIL.Image.Image):
+                raise TypeError(
+                    "`images` must be a NumPy array or a torch tensor, got a PIL image: put"
+                    " torchvision.transforms.v2.PILToTensor() first"
+                )
             values, back = as_images("images", images[None] if single else images)
             found = make(values)
         made = back(found[0] if single else found)

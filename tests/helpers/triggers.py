@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from backdoor_lab.api.methods import defaults, list_methods
 from backdoor_lab.api.triggers import Trigger, get_trigger
@@ -22,10 +22,9 @@ from backdoor_lab.training.device import machine_of
 from backdoor_lab.training.evaluate import channel_stats
 from backdoor_lab.training.train import TrainingJob, blank_classifier
 from tests.helpers.cells import BRIEF_STEPS, configuration
+from tests.helpers.picture_sets import SIDE, pictures
 
 NAMES = list_methods("triggers")
-SIDE = 16
-"""Side of the images, in pixels; on smaller ones, patches cannot be scaled."""
 
 
 def brief_options(name: str) -> dict[str, Any]:
@@ -39,13 +38,6 @@ def brief_options(name: str) -> dict[str, Any]:
 def brief(name: str) -> Trigger:
     """A trigger with few optimization steps."""
     return get_trigger(name, **brief_options(name))
-
-
-def pictures(n: int, channels: int = 3, seed: int = 0) -> Tensor:
-    """Random images, uint8 (n, channels, SIDE, SIDE)."""
-    generator = torch.Generator().manual_seed(seed)
-    shape = (n, channels, SIDE, SIDE)
-    return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
 
 
 def surrogate(channels: int = 3, classes: int = 4) -> nn.Module:

@@ -1,0 +1,321 @@
+"""`backdoor_lab.poison`: its result, its errors, and saving."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import backdoor_lab as bl
+from backdoor_lab.api import attacker
+from backdoor_lab.api.poisoning import PoisonResult
+from tests.helpers.picture_sets import LABELS, pictures
+from tests.helpers.triggers import NAMES, brief, fitted, surrogate
+
+SPECIAL = ["label_consistent", "narcissus", "sleeper_agent"]
+"""Triggers that need a surrogate, in three ways."""
+
+
+def poisoned(trigger: Any = "pattern", **changes: Any) -> PoisonResult:
+    given = {"images": pictures(40), "labels": LABELS, "target": 1, "ratio": 0.3} | changes
+    return bl.poison(given.pop("images"), given.pop("labels"), trigger, **given)
+
+
+def assert_same(first: PoisonResult, second: PoisonResult) -> None:
+    for name in ("images", "labels", "is_poison", "is_cover", "source_index"):
+        np.testing.assert_array_equal(getattr(first, name), getattr(second, name), name)
+    for name in ("protocol", "trigger", "target", "source", "ratio", "seed"):
+        assert getattr(first, name) == getattr(second, name), name
+
+
+def test_the_ground_truth_says_which_image_every_row_was_made_from() -> None:
+    images, trigger = pictures(40), bl.get_trigger("adaptive_patch")
+    found = poisoned(trigger, images=images, seed=4)
+    clean = ~found.is_poison & ~found.is_cover
+    assert int(found.is_poison.sum()) == 3
+    assert int(found.is_cover.sum()) == 6
+    assert torch.equal(found.images[clean], images)
+    assert torch.equal(found.labels[clean], LABELS)
+    assert (found.source_index[clean] == -1).all()
+    origin = found.source_index[found.is_poison]
+    assert (found.labels[found.is_poison] == 1).all()
+    assert (LABELS[origin] != 1).all()
+    expected = trigger.apply_train(images[origin], seed=4)
+    assert torch.equal(found.images[found.is_poison], expected)
+    hidden = found.source_index[found.is_cover]
+    assert torch.equal(found.labels[found.is_cover], LABELS[hidden])
+    expected = trigger.apply_cover(images[hidden], seed=4)
+    assert torch.equal(found.images[found.is_cover], expected)
+
+
+def test_the_result_has_the_kind_and_dtype_of_the_input() -> None:
+    tensors = poisoned()
+    arrays = poisoned(images=pictures(40).numpy(), labels=LABELS.numpy().astype(np.uint8))
+    assert_same(tensors, arrays)
+    assert isinstance(arrays.images, np.ndarray)
+    assert arrays.labels.dtype == np.uint8
+    assert (arrays.is_poison.dtype, arrays.source_index.dtype) == (np.bool_, np.int64)
+    assert (tensors.is_cover.dtype, tensors.source_index.dtype) == (torch.bool, torch.int64)
+    mixed = poisoned(labels=LABELS.to(torch.int32).numpy())
+    assert isinstance(mixed.labels, np.ndarray)
+    assert mixed.labels.dtype == np.int32
+    assert isinstance(mixed.images, torch.Tensor)
+    listed = poisoned(images=pictures(40).numpy(), labels=LABELS.tolist())
+    assert_same(listed, tensors)
+    assert isinstance(listed.labels, np.ndarray)
+
+
+def test_the_result_says_how_it_was_made() -> None:
+    found = poisoned(bl.get_trigger("patch", color=[1, 2, 3]), source=3, seed=np.int64(5))
+    assert (found.protocol, found.target, found.source) == ("group13@1", 1, 3)
+    assert (found.ratio, found.seed) == (0.3, 5)
+    assert found.trigger["name"] == "patch"
+    assert (found.trigger["color"], found.trigger["size"]) == ([1, 2, 3], 3)
+    assert repr(found) == (
+        "PoisonResult(43 images, 3 poisoned, 0 covers, trigger='patch', target=1,"
+        " protocol='group13@1')"
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_poisoning_does_not_modify_the_input_or_the_random_state(name: str) -> None:
+    images, labels, model = pictures(40), LABELS.clone(), surrogate()
+    results = []
+    for state in (1, 2):
+        torch.manual_seed(state)
+        before = torch.get_rng_state()
+        results.append(poisoned(brief(name), images=images, labels=labels, model=model))
+        assert torch.equal(torch.get_rng_state(), before)
+    assert_same(*results)
+    results[0].images.fill_(7)
+    results[0].labels.fill_(0)
+    assert torch.equal(images, pictures(40))
+    assert torch.equal(labels, LABELS)
+    assert model.training
+
+
+def test_a_ratio_of_zero_returns_the_clean_images() -> None:
+    found = poisoned(ratio=0)
+    assert torch.equal(found.images, pictures(40))
+    assert torch.equal(found.labels, LABELS)
+    assert not found.is_poison.any()
+
+
+def test_the_version_of_a_protocol_is_checked() -> None:
+    assert_same(poisoned(protocol="group13@1"), poisoned(protocol="group13"))
+    for protocol in ("group13@2", "group13@0"):
+        with pytest.raises(ValueError, match="`protocol` must be group13@1, the version in this"):
+            poisoned(protocol=protocol)
+    for protocol in ("group12", "group13@", "group13@one", "@1", "group13@1@1"):
+        with pytest.raises(ValueError, match="protocol name .* is not known"):
+            poisoned(protocol=protocol)
+
+
+def test_a_protocol_that_applies_the_trigger_after_augmentation_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    usual = attacker.defaults
+
+    def late(*arguments: Any, **options: Any) -> dict[str, Any]:
+        return usual(*arguments, **options) | {"apply_trigger": "after_augmentation"}
+
+    monkeypatch.setattr(attacker, "defaults", late)
+    with pytest.raises(ValueError, match="group13 applies the trigger after augmentation, which"):
+        poisoned()
+
+
+@pytest.mark.parametrize("name", SPECIAL)
+def test_a_trigger_that_needs_a_surrogate_requires_a_model(name: str) -> None:
+    with pytest.raises(ValueError, match="`model` is missing"):
+        poisoned(brief(name))
+
+
+@pytest.mark.parametrize("name", [*SPECIAL, "steganographic"])
+def test_a_fitted_trigger_gives_the_same_result_as_one_that_poison_fits(name: str) -> None:
+    mine, source = fitted(name), 2 if name == "sleeper_agent" else None
+    unfitted = brief(name)
+    expected = poisoned(unfitted, model=surrogate(), source=source)
+    found = poisoned(mine, source=source)
+    assert_same(found, expected)
+    assert torch.equal(unfitted(pictures(4)), mine(pictures(4)))
+
+
+def test_a_trigger_that_was_not_fitted_by_its_user_is_fitted_by_every_call() -> None:
+    again, model = brief("narcissus"), surrogate()
+    poisoned(again, model=model, seed=0, target=2)
+    found = poisoned(again, model=model, seed=3)
+    assert_same(found, poisoned(brief("narcissus"), model=model, seed=3))
+
+
+def test_a_fitted_trigger_keeps_what_it_was_fitted_to() -> None:
+    trigger = fitted("narcissus")
+    before = trigger(pictures(4))
+    poisoned(trigger, seed=9)
+    assert torch.equal(trigger(pictures(4)), before)
+    with pytest.raises(ValueError, match="`target` is 2, but `trigger` was fitted for 1"):
+        poisoned(trigger, target=2)
+    with pytest.raises(ValueError, match="`model` must be left out, because `trigger` is fitted"):
+        poisoned(trigger, model=surrogate())
+    assert poisoned(fitted("steganographic"), target=2).is_poison.any()
+    again = pickle.loads(pickle.dumps(trigger))
+    assert_same(poisoned(again), poisoned(trigger))
+
+
+def test_poisoning_with_a_trigger_that_needs_no_fit_leaves_its_seed_open() -> None:
+    trigger, images = bl.get_trigger("adaptive_blend"), pictures(6)
+    first, second = (trigger.apply_train(images, seed=seed) for seed in (0, 1))
+    poisoned(trigger, seed=1)
+    assert torch.equal(trigger.apply_train(images, seed=0), first)
+    assert torch.equal(trigger.apply_train(images, seed=1), second)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"trigger": 3}, TypeError, "`trigger` must be a name or a trigger .* got int"),
+        ({"trigger": "pixle"}, ValueError, "trigger name 'pixle' is not known"),
+        ({"images": pictures(40).float()}, ValueError, "`images` must have dtype uint8"),
+        ({"images": pictures(40).tolist()}, TypeError, "`images` must be a NumPy array or a"),
+        ({"images": pictures(39)}, ValueError, r"one value per row of `images` \(39\), got 40"),
+        ({"images": pictures(0), "labels": []}, ValueError, "at least one value, got 0"),
+        ({"labels": LABELS.float()}, ValueError, "`labels` must be integers, got float32"),
+        ({"labels": LABELS - 1}, ValueError, "`labels` must not be negative, got -1 in row 0"),
+        ({"labels": None}, TypeError, "`labels` must be a NumPy array or a torch tensor"),
+        ({"target": 4}, ValueError, "`target` must satisfy 0 <= target < 4, got 4"),
+        ({"target": "cat"}, TypeError, "`target` must be a class number, got 'cat'"),
+        ({"source": 1}, ValueError, "`source` and `target` must differ, but both are class 1"),
+        ({"source": 2.0}, TypeError, "`source` must be a class number, got 2.0"),
+        ({"ratio": 1.5}, ValueError, "`ratio` must satisfy 0 <= ratio <= 1, got 1.5"),
+        ({"ratio": -0.1}, ValueError, "`ratio` must satisfy 0 <= ratio"),
+        ({"ratio": float("nan")}, ValueError, "`ratio` must .*nan"),
+        ({"ratio": "0.1"}, TypeError, "`ratio` must be a number, got str"),
+        ({"ratio": True}, TypeError, "`ratio` must be a number, got bool"),
+        ({"ratio": 0.01}, ValueError, "`ratio`=0.01 of 10 images .* is less than one image"),
+        ({"protocol": 13}, TypeError, "`protocol` must be a string, got int"),
+        ({"protocol": "madry2018"}, ValueError, "needs a class in `source`"),
+        ({"seed": -1}, ValueError, "`seed` must satisfy 0 <= seed < 2\\*\\*63, got -1"),
+        ({"seed": "a"}, TypeError, "`seed` must be an integer, got str"),
+        ({"augment": []}, TypeError, "`augment` must be a mapping or None, got list"),
+        ({"images": torch.full((40, 3, 16, 16), 255).byte()}, ValueError, "changes no pixel"),
+        ({"images": pictures(40)[:, :, :2]}, ValueError, "outside images of 2x16 pixels"),
+        ({"labels": LABELS * 0, "target": 0}, ValueError, "only 0 are eligible"),
+    ],
+)
+def test_wrong_arguments_are_refused(
+    changes: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message) as caught:
+        poisoned(**changes)
+    assert "protocol.ratio" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["arrays", "tensors"])
+def test_a_saved_result_is_loaded_without_loss(tmp_path: Path, kind: str) -> None:
+    images: Any = pictures(40, channels=1)
+    labels: Any = LABELS.to(torch.int16)
+    if kind == "arrays":
+        images, labels = images.numpy(), labels.numpy()
+    found = poisoned("warp", images=images, labels=labels, seed=2)
+    folder = tmp_path / "new" / "poisoned"
+    found.save(folder)
+    assert sorted(os.listdir(folder)) == ["poisoned.json", "poisoned.npz"]
+    again = PoisonResult.load(str(folder))
+    assert_same(again, found)
+    assert again.labels.dtype == labels.dtype
+    assert type(again.images) is type(images)
+    with np.load(folder / "poisoned.npz", allow_pickle=False) as arrays:
+        np.testing.assert_array_equal(arrays["images"], np.asarray(found.images))
+
+
+def test_a_result_is_saved_only_to_an_empty_folder(tmp_path: Path) -> None:
+    found = poisoned()
+    (tmp_path / "empty").mkdir()
+    found.save(tmp_path / "empty")
+    before = (tmp_path / "empty/poisoned.npz").read_bytes()
+    with pytest.raises(FileExistsError, match="must be empty or new, but .* is not empty"):
+        poisoned(seed=1).save(tmp_path / "empty")
+    assert (tmp_path / "empty/poisoned.npz").read_bytes() == before
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileExistsError):
+        found.save(tmp_path / "file")
+
+
+def test_an_interrupted_save_leaves_no_folder_that_can_be_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(stream: Any, **arrays: Any) -> None:
+        stream.write(b"PK")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(OSError, match="no space left"):
+        poisoned().save(tmp_path / "a")
+    assert os.listdir(tmp_path / "a") == []
+    with pytest.raises(ValueError, match="poisoned.json is missing"):
+        PoisonResult.load(tmp_path / "a")
+
+
+def damage(path: Path, at: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("at", [0, 200, 5000, -1])
+def test_a_flipped_bit_in_the_arrays_is_found(tmp_path: Path, at: int) -> None:
+    poisoned().save(tmp_path)
+    damage(tmp_path / "poisoned.npz", at)
+    with pytest.raises(ValueError, match="poisoned.npz is damaged"):
+        PoisonResult.load(tmp_path)
+
+
+@pytest.mark.parametrize("at", [0, 40, 300, -20])
+def test_a_flipped_bit_in_the_facts_is_found(tmp_path: Path, at: int) -> None:
+    poisoned().save(tmp_path)
+    damage(tmp_path / "poisoned.json", at)
+    with pytest.raises(ValueError, match=r"poisoned.json: .*(seal|edited)"):
+        PoisonResult.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["poisoned.npz", "poisoned.json"])
+def test_a_missing_or_replaced_file_is_found(tmp_path: Path, name: str) -> None:
+    poisoned().save(tmp_path / "a")
+    poisoned(seed=1).save(tmp_path / "b")
+    path = tmp_path / "a" / name
+    path.write_bytes((tmp_path / "b" / name).read_bytes())
+    with pytest.raises(ValueError, match="poisoned.npz is damaged"):
+        PoisonResult.load(tmp_path / "a")
+    path.unlink()
+    with pytest.raises(ValueError, match=f"{name} is missing"):
+        PoisonResult.load(tmp_path / "a")
+    path.mkdir()
+    with pytest.raises(ValueError, match=f"{name} is a directory"):
+        PoisonResult.load(tmp_path / "a")
+
+
+def test_a_folder_of_a_newer_version_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("backdoor_lab.api.poisoning.FORMAT", 2)
+    poisoned().save(tmp_path)
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="has the format 2; this version reads 1"):
+        PoisonResult.load(tmp_path)
+
+
+def test_arrays_of_a_wrong_form_are_refused(tmp_path: Path) -> None:
+    found = poisoned()
+    object.__setattr__(found, "is_poison", found.is_poison.long())
+    found.save(tmp_path)
+    with pytest.raises(ValueError, match="`is_poison` is missing or has the wrong dtype"):
+        PoisonResult.load(tmp_path)
+
+
+def test_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
+        PoisonResult.load(tmp_path / "nowhere")
