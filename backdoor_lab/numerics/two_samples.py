@@ -36,10 +36,11 @@ def kernel_distance(first: Tensor, second: Tensor) -> float:
 
 def anomaly_index(values: Tensor, added: float = 0.0) -> Tensor:
     """Returns |x - median| / (1.4826 (MAD + `added`)) for each x of `values` float64 (k,); same
-    shape."""
+    shape. If the denominator is 0, the result is the largest float64 number instead of infinity."""
     distance = (values - values.quantile(0.5)).abs()
     mad = distance.quantile(0.5) + added
-    return distance / (MAD_OF_NORMAL * mad.clamp(min=torch.finfo(torch.float64).tiny))
+    limits = torch.finfo(torch.float64)
+    return (distance / (MAD_OF_NORMAL * mad.clamp(min=limits.tiny))).clamp(max=limits.max)
 
 
 def _squares(rows: Tensor, others: Tensor) -> Tensor:

@@ -123,6 +123,33 @@ def test_equal_rows_have_equal_scores(name: str, value: float) -> None:
     assert int((~made.keep_).sum()) == 6
 
 
+def extreme() -> dict[str, Array]:
+    """Features, float64 (60, 6), for which careless formulas overflow, cancel or divide by zero."""
+    normal = np.random.default_rng(6).normal(size=(60, 6))
+    one_differs = np.zeros((60, 6))
+    one_differs[7] = 1
+    far = normal.copy()
+    far[7] = 1e12
+    return {
+        "large": normal * 1e37,
+        "small": normal * 1e-37,
+        "far from the origin": normal + 1e8,
+        "one row differs": one_differs,
+        "one distant row": far,
+        "on a line": normal[:, :1] * np.ones((1, 6)),
+        "three distinct rows": normal[np.arange(60) % 9 // 3],
+        "mostly zero": np.maximum(normal - 2, 0),
+    }
+
+
+@pytest.mark.parametrize("values", extreme().values(), ids=extreme().keys())
+def test_extreme_features_have_finite_scores(name: str, values: Array) -> None:
+    for features in (values, values.astype(np.float32)):
+        made = fitted(name, features, np.arange(60) % 3)
+        assert np.isfinite(made.scores_).all()
+        assert int((~made.keep_).sum()) == 6
+
+
 @pytest.mark.parametrize("scope", ["target", "all"])
 def test_one_class_only(name: str, scope: str) -> None:
     features, _ = planted()
