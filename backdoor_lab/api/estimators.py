@@ -7,7 +7,7 @@ import inspect
 from typing import Any, ClassVar
 
 import numpy as np
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator  # type: ignore[import-untyped]
 
 from backdoor_lab.api.boundary import boundary
 from backdoor_lab.api.methods import Kind, defaults

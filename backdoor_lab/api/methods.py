@@ -52,7 +52,8 @@ def _files(kind: str) -> dict[str, Path]:
 def _is(kind: str, path: Path) -> bool:
     if kind not in CLASSES:
         return True
-    module, _, name = str(OmegaConf.load(path)["_target_"]).rpartition(".")
+    config: Any = OmegaConf.load(path)
+    module, _, name = str(config["_target_"]).rpartition(".")
     return issubclass(getattr(importlib.import_module(module), name), CLASSES[kind])
 
 
