@@ -35,6 +35,7 @@ class PoisonedDataset(Dataset[tuple[Any, int]]):
 
     A trigger with a non-empty `requires` must be fitted first. Two kinds of triggers are refused,
     because they optimize all poisoned images together: `label_consistent` and `sleeper_agent`.
+    `warp` keeps its noise in memory, 8 bytes for each pixel of each cover image.
 
     Args:
         dataset: A map-style data set of pairs (image, label). Images are PIL images in mode L or

@@ -191,9 +191,7 @@ class Trigger(v2.Transform):
         if self.method.needs_preparing:
             fitted = "_state" in self.method.__dict__
         if not fitted:
-            from sklearn.exceptions import (  # type: ignore[import-untyped]
-                NotFittedError,
-            )
+            from sklearn.exceptions import NotFittedError  # type: ignore[import-untyped]
 
             needs = ", ".join(sorted(self.requires_train))
             raise NotFittedError(f"{self.name} must be fitted first: call fit with {needs}")
