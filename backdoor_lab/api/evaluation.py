@@ -25,6 +25,7 @@ from backdoor_lab.api.boundary import boundary
 from backdoor_lab.api.inference import inference
 from backdoor_lab.api.networks import Normalize, normalizer
 from backdoor_lab.attacks.plan import PoisonSpec, asr_test_set
+from backdoor_lab.numerics.confusion import confusion_matrix
 
 AsrOn = Literal["not_target", "source", "all"]
 Images = npt.NDArray[np.uint8] | Tensor
@@ -170,8 +171,7 @@ def evaluate(
             where = asr_test_set(true, plan)
             shown = scorer.predict(lambda rows: _triggered(trigger, values[rows], back), where,
                                    " with the trigger")  # fmt: skip
-    k = scorer.classes
-    confusion = torch.bincount(true * k + predicted, minlength=k * k).view(k, k)
+    confusion = confusion_matrix(predicted, true, scorer.classes)
     totals = confusion.sum(dim=1).double()
     return Evaluation(
         nat=_rate(predicted.eq(true), level), asr=_rate(shown.eq(target), level),

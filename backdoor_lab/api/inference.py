@@ -27,8 +27,8 @@ def inference(model: object, device: object, images: object) -> Iterator[torch.d
         places = {each.device for each in (*model.parameters(), *model.buffers())}
         if device is not None and len(places) > 1:
             raise ValueError(
-                f"`device` must be None, since the model is on {len(places)} devices:"
-                f" {', '.join(sorted(map(str, places)))}"
+                "`device` must be None, since the model is on several devices: "
+                + ", ".join(sorted(map(str, places)))
             )
         before = device_of(model) if places else _device_of_images(images)
         wanted = _device(device) or before

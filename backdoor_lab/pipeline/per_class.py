@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from backdoor_lab.core.lazy import Tensor
-from backdoor_lab.training.evaluate import confusion_matrix
+from backdoor_lab.numerics.confusion import confusion_matrix
 
 MOST_CLASSES, LARGEST_MATRIX = 200, 20
 """To keep records small, they have the accuracy per class of at most this many classes, and the

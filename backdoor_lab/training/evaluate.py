@@ -81,13 +81,6 @@ def accuracy(predicted: Tensor, labels: Tensor) -> float:
     return float((predicted == labels).double().mean())
 
 
-def confusion_matrix(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """The number of images by their true class (row) and their predicted class (column), int64
-    (classes, classes). `predicted` and `labels` are int64 (n,)."""
-    pairs = torch.bincount(labels * classes + predicted, minlength=classes**2)
-    return pairs.reshape(classes, classes)
-
-
 def attack_success(
     module: Classifier,
     test: LabeledImages,

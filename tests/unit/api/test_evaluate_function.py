@@ -298,3 +298,5 @@ def test_the_numbers_of_a_network_are_those_of_the_command_line(
     assert float(found.clean_rate) == measured["clean_rate"]
     assert (found.nat.n, found.asr.n) == (measured["n_test"], measured["n_asr"])
     assert found.asr.n == len(asr_test_set(labels, plan))
+    assert found.per_class.tolist() == measured["per_class"]["accuracy"]
+    assert found.confusion.tolist() == measured["per_class"]["confusion"]

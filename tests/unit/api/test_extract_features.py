@@ -275,6 +275,13 @@ def test_a_compiled_model_gives_the_features_of_the_original(in_place: bool) -> 
     assert torch.equal(bl.extract_features(made, images), expected)
 
 
+def test_a_model_on_two_devices_is_not_moved() -> None:
+    net = nn.Sequential(sequential(), nn.Linear(2, 2, device="meta"))
+    with pytest.raises(ValueError, match="since the model is on several devices: cpu, meta"):
+        bl.extract_features(net, some_images(), layer="0.5", device="cpu")
+    assert net[1].weight.device.type == "meta"
+
+
 def test_random_numbers_of_the_caller_are_unaffected() -> None:
     net = sequential()
     torch.manual_seed(1)
