@@ -206,13 +206,9 @@ def _varied_among(cells: Sequence[CellRecord]) -> set[str]:
 
 def _comparable(config: dict[str, Any]) -> dict[str, str]:
     """Returns config values as text by dotted name. Omits the versions of triggers and defenses,
-    because the displayed names contain the versions, but keeps the versions of modified code."""
-    values = {k: words(v) for k, v in flat(config)}
-    for section in versions.SECTIONS.values():
-        before = f"code.{section}."
-        for name in [n for n in values if n.startswith(before) and "+" not in values[n]]:
-            del values[name]
-    return values
+    because the displayed names contain the versions."""
+    named = tuple(f"code.{section}." for section in versions.SECTIONS.values())
+    return {k: words(v) for k, v in flat(config) if not k.startswith(named)}
 
 
 def adopt(cells: Sequence[CellRecord], what: str) -> list[Any]:

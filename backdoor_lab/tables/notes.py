@@ -39,6 +39,10 @@ EMPTY = "Empty: the sweep has no such cell. Dash: the cell has no such figure."
 MODIFIED = "Code modified after its version was recorded: {}."
 UNRECORDED = "Code without a recorded version: {}."
 AT = "NAME@N: version N of a method's or a protocol's code in this package."
+AT_HASH = (
+    "NAME@N+HASH: code modified since version N, or code without a recorded version if N is 0; HASH"
+    " identifies it."
+)
 VERSION = f"{PROTOCOL}version"
 _SHOWN, _LISTED, _FEW = 3, 12, 3
 
@@ -199,7 +203,9 @@ def versions_shown(texts: Iterable[str]) -> list[str]:
     >>> versions_shown(["TPR@1%", "abl"]), len(versions_shown(["random@1 with spectral@2"]))
     ([], 1)
     """
-    return [AT] * any(re.search(r"\w@\d+(?![\d%])", text) for text in texts)
+    said = " ".join(texts)
+    modified = bool(re.search(r"\w@\d+\+[0-9a-f]", said))
+    return [AT] * bool(re.search(r"\w@\d+(?![\d%])", said)) + [AT_HASH] * modified
 
 
 def _versions(given: Any) -> str:
