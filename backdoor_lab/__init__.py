@@ -1,7 +1,8 @@
 """Measures data-poisoning backdoor attacks on image classifiers, and defenses against them.
 
-The names in `__all__` are the public interface; they are loaded on first use. Everything else in
-this package is internal and may change in any version.
+The names in `__all__` are the public interface; they are loaded on first use. The classes of their
+results, such as `PoisonResult`, can be imported from here too. Everything else in this package is
+internal and may change in any version.
 """
 
 import importlib
@@ -14,6 +15,10 @@ _HOMES = {
     "get_filter": "filters", "get_repair": "repairs", "get_trigger": "triggers",
     "list_methods": "methods", "poison": "poisoning", "read_results": "results",
 }  # fmt: skip
+_CLASSES = {
+    "Evaluation": "evaluation", "Filter": "filters", "PoisonResult": "poisoning",
+    "Rate": "evaluation", "Repair": "repairs", "Trigger": "triggers",
+}  # fmt: skip
 __all__ = [
     "PoisonedDataset", "evaluate", "extract_features", "get_filter", "get_repair", "get_trigger",
     "list_methods", "poison", "read_results",
@@ -21,10 +26,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    home = (_HOMES | _CLASSES).get(name)
+    if home is None:
         raise AttributeError(f"module 'backdoor_lab' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"backdoor_lab.api.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module(f"backdoor_lab.api.{home}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted({*globals(), *_HOMES, *_CLASSES})

@@ -52,7 +52,8 @@ def extract_features(
             flattened. With a suffix: ``"name:pool"`` is the mean of the output over all
             positions, ``"name:cls"`` the first token of an output (b, tokens, d), and
             ``"name:input"`` the flattened input of the module. If an input or output is a tuple or
-            a dictionary, its first tensor is used.
+            a dictionary, its first tensor is used; of a module that is called several times, such
+            as a shared ReLU, the last call.
         batch_size: Number of images per forward pass. Features may depend on it by rounding.
         device: Where to run; the model is moved there and back. None: where the model is.
         normalize: What precedes the model. None: images are scaled to 0..1. ``(mean, std)``, each
@@ -64,9 +65,9 @@ def extract_features(
         float32 (n, d), of the same kind and on the same device as `images`.
 
     Raises:
-        ValueError: `layer` is unknown (the message lists the modules), is not called exactly once
-            per forward pass, or does not give one row per image; a feature is not finite; or an
-            argument has a wrong dtype, shape or value.
+        ValueError: `layer` is unknown (the message lists the modules), is not called in a forward
+            pass, or does not give one row per image; a feature is not finite; or an argument has a
+            wrong dtype, shape or value.
         TypeError: `model` is not a module or is a scripted one, or `images` is not an array.
 
     Example:
@@ -142,11 +143,9 @@ def _hook(model: nn.Module, layer: str) -> FeatureHook:
 
 def _check(tap: FeatureHook, layer: str, first: Tensor | None, n: int) -> None:
     """Checks the features of a batch of `n` images; `first` are those of the first batch."""
-    if tap.calls != 1:
-        called = f"called {tap.calls} times" if tap.calls else "not called"
+    if not tap.calls:
         raise ValueError(
-            f"`layer={layer}` must be called once in a forward pass, but is {called}; choose"
-            " another module"
+            f"`layer={layer}` is not called in a forward pass of the model; choose another module"
         )
     wanted = (n, tap.values.shape[1] if first is None else first.shape[1])
     if tap.values.shape != wanted:

@@ -114,7 +114,7 @@ class PoisonedDataset(Dataset[tuple[Any, int]]):
         """Returns the image with index `item`, a uint8 tensor (C, H, W) or what `transform` makes
         of it, and its training label."""
         if not -len(self) <= item < len(self):
-            raise IndexError(f"index {item} is out of range for {len(self)} images")
+            raise IndexError(f"index {item} is out of range: the data set has length {len(self)}")
         origin = int(self.source_index[item])
         if origin < 0:
             image = self._read(int(self._index[item]))

@@ -68,7 +68,7 @@ class PoisonResult:
     def __repr__(self) -> str:
         name, counts = self.trigger["name"], (int(self.is_poison.sum()), int(self.is_cover.sum()))
         return (
-            f"PoisonResult({len(self.labels)} images, {counts[0]} poisoned, {counts[1]} covers,"
+            f"PoisonResult(n={len(self.labels)}, poisoned={counts[0]}, covers={counts[1]},"
             f" trigger={name!r}, target={self.target}, protocol={self.protocol!r})"
         )
 

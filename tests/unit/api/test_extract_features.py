@@ -129,22 +129,21 @@ def test_an_output_without_usable_tensor_is_an_error(module: nn.Module, message:
 
 
 class Twice(nn.Module):
-    """Calls one of its parts twice and the other never, and shifts a third to other rows."""
+    """Calls one of its parts twice and the other never, and gives a third part other rows."""
 
     def __init__(self) -> None:
         super().__init__()
         self.often, self.never, self.split = nn.ReLU(), nn.ReLU(), nn.Identity()
 
     def forward(self, images: Tensor) -> Tensor:
-        out = self.often(self.often(images))
+        out = self.often(self.often(images) - 0.5)
         self.split(out.flatten(0, 1))
         return out
 
 
 @pytest.mark.parametrize(
     ("layer", "message"),
-    [("often", "`layer=often` must be called once in a forward pass, but is called 2 times"),
-     ("never", "`layer=never` must be called once in a forward pass, but is not called"),
+    [("never", "`layer=never` is not called in a forward pass of the model"),
      ("split", r"`layer=split` must give one row per image, but gives shape \(36, 256\) for 12"),
      ("often:cls", r"`layer=often:cls` needs tokens \(n, tokens, d\), got shape \(n, 3, 16, 16\)"),
      ("nevr", "`layer` 'nevr' is not known. Did you mean 'never'.* often, never, split"),
@@ -158,6 +157,16 @@ def test_a_layer_that_gives_no_features_is_an_error(layer: str, message: str) ->
     with pytest.raises(ValueError, match=message):
         bl.extract_features(net, some_images(), layer=layer)
     assert hooks_of(net) == 0
+
+
+@pytest.mark.parametrize("layer", ["often", "often:input"])
+def test_the_last_call_of_a_shared_module_counts(layer: str) -> None:
+    """As on the command line, where `spectre_authors` uses a ReLU that a block calls twice."""
+    inner = scaled(some_images()) - 0.5
+    expected = inner.relu() if layer == "often" else inner
+    assert torch.equal(
+        bl.extract_features(Twice(), some_images(), layer=layer), expected.flatten(1)
+    )
 
 
 def test_a_long_list_of_modules_is_cut() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from backdoor_lab.compare.comparison import comparison_of
+from backdoor_lab.compare.pairs import one_sweep
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.figures.ratios import panels
 from backdoor_lab.figures.transformed import panels as transformed
@@ -78,6 +79,21 @@ def test_a_control_that_uses_a_method_shows_the_version_of_that_method() -> None
 def test_code_without_a_recorded_version_is_shown_without_a_version() -> None:
     (one,) = cells(made("0+0123456789"))
     assert labels([one], "defense") == ["spectral"]
+
+
+def test_several_states_of_a_modified_method_are_told_apart_by_hashes() -> None:
+    """Each state of the code has its own row in the table of the sweep, next to its control."""
+    states = [made("0+0123456789"), made("0+abcdef0123"), made(1), made("1+00ff00ff00")]
+    found = cells(*states, record(defense="random", asr2=0.5))
+    names = ["spectral@0+01234567", "spectral@0+abcdef01", "spectral@1", "spectral@1+00ff00ff"]
+    assert labels(found, "defense") == [*names, "random"]
+    assert {unversioned(name) for name in names} == {"spectral"}
+    assert [version_of(cell, "defense") for cell in found[:4]] == ["1"] * 4
+    tables = pivot(CellFields(found), REPORT)
+    assert len(tables) == 1
+    assert [row[-1] for row in tables[0].rows] == [*names, "random"]
+    compared, _ = one_sweep(CellFields(found, ["defense"]), "defense", "random")
+    assert [side.name for side in compared if side.pairs] == names
 
 
 @pytest.mark.parametrize("spec", [REPORT, WIDE, WITHOUT], ids=["report", "wide", "without"])
