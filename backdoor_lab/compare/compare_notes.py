@@ -14,6 +14,7 @@ from backdoor_lab.results.metrics import MEASURE
 from backdoor_lab.results.records import CHOICES
 from backdoor_lab.results.values import flat, words
 from backdoor_lab.results.versions import SECTIONS
+from backdoor_lab.tables.learned import CleanNetworks
 from backdoor_lab.tables.notes import (
     CONVERGED,
     clean_images,
@@ -24,6 +25,7 @@ from backdoor_lab.tables.notes import (
     versions_shown,
     where,
 )
+from backdoor_lab.tables.worth import without_effect
 
 DIFFERENCE = (
     "Difference: the first minus the second, mean over pairs ± 95 % interval (Student t over the "
@@ -74,8 +76,10 @@ def notes_of(
     if any(pair.base is None for pair in pairs):
         seeds = OUR_SEEDS * any(line.result.n > 1 and not line.lines for line in lines)
         report = [REPORT + seeds, comparison(ours, clean_images(cells)), CONVERGED]
+    clean = CleanNetworks.among(facts.cells)
+    effect = without_effect(cells, clean) if {"asr1", "asr2"} & set(values) else []
     notes = [
-        DIFFERENCE, *report, *_tests(lines), *_without(lines, values), *meeting,
+        DIFFERENCE, *report, *effect, *_tests(lines), *_without(lines, values), *meeting,
         *_shared(facts, used, shown), *_differing(facts, pairs, shown), *_left(facts, sides),
         *protocols(facts, used, shown), *where(cells), reading(values),
     ]  # fmt: skip

@@ -101,8 +101,8 @@ class SampleFilter(Defense):
         self.obey(options)
 
     def obey(self, options: FilterOptions) -> None:
-        """Sets the protocol's options for filters. `build` calls this after `__init__`, so that
-        subclasses need not pass the options on."""
+        """Sets the protocol's options for filters. `build` calls this after `__init__`, so that an
+        `__init__` with the parameter `options` need not pass it on."""
         self.options = options
         if (
             self.scope == "suspicious"

@@ -14,11 +14,13 @@ from collections.abc import Sequence
 from backdoor_lab.core.errors import EXIT_DONE, EXIT_SOME_FAILED, ConfigError, many, unknown
 from backdoor_lab.core.options import Parser, parser_of, path_of
 from backdoor_lab.core.terminal import run_command
-from backdoor_lab.fidelity.ours import drift
+from backdoor_lab.fidelity.ours import drift, undescribed
 from backdoor_lab.fidelity.quotations import check_sources
 from backdoor_lab.fidelity.rules import contradictions
 from backdoor_lab.fidelity.table import Method, methods
 from backdoor_lab.fidelity.text import details, overview
+
+NO_ENTRY = "has no entry in the fidelity table; a method of your own needs none"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,15 +32,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _fidelity(asked: Namespace) -> int:
     every = methods()
+    own = undescribed(every.values())
     for name in asked.method:
+        if name in {each.partition("=")[2] for each in own}:
+            raise ConfigError(f"{name} {NO_ENTRY}")
         if name not in every:
             raise unknown("method", name, every)
     chosen = [every[name] for name in asked.method] or list(every.values())
     if asked.sources is not None:
         return _sources(chosen, asked)
     print("\n\n".join(map(details, chosen)) if asked.method else overview(chosen))
-    wrong = contradictions(every.values()) + drift(every.values())
-    return _reported(wrong)
+    for each in own:
+        print(f"{each} {NO_ENTRY}", file=sys.stderr)
+    return _reported(contradictions(every.values()) + drift(every.values()))
 
 
 def _sources(chosen: list[Method], asked: Namespace) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from backdoor_lab.fidelity.table import Method, Row, same
+from backdoor_lab.fidelity.table import GROUPS, Method, Row, same
 from backdoor_lab.identity.sources import ROOT, conf_dir
 
 NOT_OPTIONS = ("_target_", "name")
@@ -31,20 +31,21 @@ def drift(methods: Iterable[Method], root: Path = ROOT, conf: Path | None = None
     """Compares the YAML files with the configuration and the code. Returns one line per difference.
 
     Compares options, constants, quoted texts and the default values of classes. Also reports
-    options that a YAML file does not describe, triggers and defenses in `conf` without a YAML file,
-    and YAML files without a configuration.
+    options that a YAML file does not describe, and YAML files without a configuration.
     """
     conf = conf or conf_dir()
-    every = list(methods)
-    found = [line for method in every for line in _drift_of(method, root, conf)]
-    known = {(each.group, each.name) for each in every}
-    for group in sorted({each.group for each in every}):
-        for path in sorted((conf / group).glob("*.yaml")):
-            if (group, path.stem) not in known:
-                found.append(
-                    f"{group}={path.stem} has no entry in the fidelity table (your own needs none)"
-                )
-    return found
+    return [line for method in methods for line in _drift_of(method, root, conf)]
+
+
+def undescribed(methods: Iterable[Method], conf: Path | None = None) -> list[str]:
+    """Returns the triggers and defenses in `conf` without a YAML file, such as ``trigger=mine``."""
+    known = {(each.group, each.name) for each in methods}
+    return [
+        f"{group}={path.stem}"
+        for group in sorted(GROUPS.values())
+        for path in sorted(((conf or conf_dir()) / group).glob("*.yaml"))
+        if (group, path.stem) not in known
+    ]
 
 
 def _drift_of(method: Method, root: Path, conf: Path) -> list[str]:

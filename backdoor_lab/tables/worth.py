@@ -52,7 +52,7 @@ def cautions(
     signs = signs or {}
     return [
         *_own_rules(done), *_few(done), *_one_class(done, after), *poor_networks(done, after),
-        *_not_converged(done, after, clean, signs), *_no_attack(done, clean, signs),
+        *_not_converged(done, after, clean, signs), *without_effect(done, clean, signs),
         *(natural_triggers(done) if after else ()),
         *[OWN_SEED] * (after and any(map(_retrained_on_all, done))),
     ]  # fmt: skip
@@ -129,7 +129,12 @@ def _sign(sign: str, name: str, cells: Iterable[CellRecord], signs: Signs) -> st
     return f"{sign} " * any(signs.get(cell.id, {}).get(name) == sign for cell in cells)
 
 
-def _no_attack(cells: Sequence[CellRecord], clean: CleanNetworks, signs: Signs) -> list[str]:
+def without_effect(
+    cells: Sequence[CellRecord], clean: CleanNetworks, signs: Signs | None = None
+) -> list[str]:
+    """Returns notes on the attacks among the completed `cells` that have no measurable effect. For
+    the other arguments, see `cautions`."""
+    signs = signs or {}
     none = without_attack(cells, clean)
     highest = {cell.id: 100 * (clean.expected(cell) or (0.0, 0))[0] for cell in none}
     lines = []
@@ -142,7 +147,8 @@ def _no_attack(cells: Sequence[CellRecord], clean: CleanNetworks, signs: Signs) 
             lines.append(
                 f"{sign}ASR1 is not significantly higher than {than} (up to {most:.2f} %), judged"
                 f" by the 95 % Newcombe interval of the difference, in {named(cells, some)}: there"
-                f" is no measurable attack, and ASR2 says nothing about a defense."
+                " is no measurable attack, and ASR2 says nothing about a defense. A higher ratio or"
+                " longer training may help."
                 f"{ONLY_WHOLE * unmarked}"
             )
     return lines

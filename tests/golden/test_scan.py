@@ -35,7 +35,7 @@ MUTATIONS = [
     Mutation(FILE, "from_good - from_other,", "from_other - from_good,",
              "the score has the opposite sign"),
     Mutation(FILE, "/ len(white)", "/ 1", "the identity is estimated as from one example"),
-    Mutation(SAMPLES, "return distance /", "return (values - values.quantile(0.5)) /",
+    Mutation(SAMPLES, "return (distance /", "return ((values - values.quantile(0.5)) /",
              "the anomaly index is one-sided"),
     Mutation(SAMPLES, "MAD_OF_NORMAL = 1.4826", "MAD_OF_NORMAL = 1.0", "the MAD has no factor"),
     Mutation(ROBUST, "len(points) - correction", "len(points)", "the covariance is divided by n"),

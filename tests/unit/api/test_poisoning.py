@@ -77,8 +77,7 @@ def test_the_result_says_how_it_was_made() -> None:
     assert found.trigger["name"] == "patch"
     assert (found.trigger["color"], found.trigger["size"]) == ([1, 2, 3], 3)
     assert repr(found) == (
-        "PoisonResult(n=43, poisoned=3, covers=0, trigger='patch', target=1,"
-        " protocol='group13@1')"
+        "PoisonResult(n=43, poisoned=3, covers=0, trigger='patch', target=1, protocol='group13@1')"
     )
 
 

@@ -155,6 +155,23 @@ def test_cells_with_different_targets_are_never_paired(tmp_path: Path) -> None:
         comparison_of([sweep(tmp_path / "s", made)], by="defense", base="none")
 
 
+@pytest.mark.parametrize(("rate", "noted"), [(0.5, True), (0.02, False)])
+def test_a_note_says_that_asr2_means_nothing_where_there_is_no_attack(
+    tmp_path: Path, rate: float, noted: bool
+) -> None:
+    made = [
+        record(asr1=0.5, clean_rate1=rate),
+        record(defense="random", asr1=0.5, clean_rate1=rate),
+    ]
+    found = comparison_of([sweep(tmp_path / "s", made)], by="defense", base="random")
+    said = [note for note in found.notes if "ASR2 says nothing about a defense" in note]
+    assert len(said) == noted
+    without = comparison_of(
+        [sweep(tmp_path / "t", made)], by="defense", base="random", values="nat2"
+    )
+    assert not any("ASR2 says nothing" in note for note in without.notes)
+
+
 def test_an_error_without_pairs_names_the_number_of_unfinished_cells(tmp_path: Path) -> None:
     """`random` is completed for another target only."""
     made = [record(), record(target="dog", defense="random"), failed(record(defense="random"))]

@@ -14,7 +14,7 @@ import yaml
 from backdoor_lab.core.errors import DataError
 from backdoor_lab.fidelity import ours
 from backdoor_lab.fidelity.__main__ import main
-from backdoor_lab.fidelity.ours import drift
+from backdoor_lab.fidelity.ours import drift, undescribed
 from backdoor_lab.fidelity.rules import contradictions
 from backdoor_lab.fidelity.table import GROUPS, Method, Row, Source, methods, same
 from tests.helpers.mutations import GOLDEN, golden_modules, mutations_of
@@ -192,15 +192,25 @@ def test_a_changed_default_of_a_class_is_reported(
     assert drift(EVERY.values(), root, conf) == [said]
 
 
-def test_a_new_option_or_method_is_reported_as_missing_in_the_table(tmp_path: Path) -> None:
+def test_a_new_option_is_reported_as_missing_in_the_table_and_a_new_method_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Users need not describe methods of their own, so these do not change the exit code."""
     root, conf = copies(tmp_path)
     path = conf / "defense/knn.yaml"
     path.write_text(path.read_text() + "metric: cosine\n")
     shutil.copy(path, conf / "defense/knn_cosine.yaml")
     assert drift(EVERY.values(), root, conf) == [
-        "knn: the fidelity table has no row for the option metric",
-        "defense=knn_cosine has no entry in the fidelity table (your own needs none)",
+        "knn: the fidelity table has no row for the option metric"
     ]
+    assert undescribed(EVERY.values(), conf) == ["defense=knn_cosine"]
+    (conf / "defense/knn.yaml").write_text((CONF / "defense/knn.yaml").read_text())
+    monkeypatch.setattr(ours, "conf_dir", lambda: conf)
+    said = "knn_cosine has no entry in the fidelity table; a method of your own needs none\n"
+    assert main(["spectre"]) == 0
+    assert capsys.readouterr().err == f"defense={said}"
+    assert main(["knn_cosine"]) == 2
+    assert said.strip() in capsys.readouterr().err
 
 
 def test_a_missing_option_or_method_or_quoted_text_is_reported(tmp_path: Path) -> None:
