@@ -7,7 +7,8 @@ from __future__ import annotations
 import csv
 from dataclasses import dataclass
 
-from tests.documents.cells import SWEEPS, cells, figure
+from backdoor_lab.core.errors import many
+from tests.documents.cells import SWEEPS, Cell, cells, figure
 from tests.documents.markers import markdown, table
 
 SWEEP = "attacks/published"
@@ -117,16 +118,30 @@ REPORTED = {
 
 @table("attacks_published")
 def _published() -> str:
-    """One row per measured trigger: our figures and those that others report."""
+    """One row per measured trigger: our figures, the ASR of a network trained without poison, and
+    the figures that others report."""
+    attacked = [cell for cell in cells(SWEEP) if cell["Ratio"] != "0%"]
+    without = {_attack(cell): cell["ASR1"] for cell in cells(SWEEP, ratio="0%")}
     rows = []
-    for cell in cells(SWEEP):
+    for cell in attacked:
         name, paper = cell["Trigger"], REPORTED[cell["Trigger"]]
-        shares = (figure(cell[column], column, 1) for column in ("Nat1", "ASR1"))
-        rows.append([f"`{name}`", cell["Target"], cell["Ratio"], *shares, paper.accuracy or "–",
+        shares = [figure(cell[column], column, 1) for column in ("Nat1", "ASR1")]
+        clean = without.get(_attack(cell))
+        shares.append("–" if clean is None else figure(clean, "ASR1", 1))
+        ratio = many(cell["#Pois"], "image") if _counted(cell) else cell["Ratio"]
+        rows.append([f"`{name}`", cell["Target"], ratio, *shares, paper.accuracy or "–",
                      paper.asr or "–", paper.source or "not reached", paper.differs])  # fmt: skip
-    head = ["`trigger=`", "target", "ratio", "Nat1", "ASR1", "reported: accuracy", "ASR", "by",
-            "what differs here"]  # fmt: skip
-    return markdown(head, rows, right="lllrrrrll")
+    head = ["`trigger=`", "target", "ratio", "Nat1", "ASR1", "ASR1 at 0 %", "reported: accuracy",
+            "ASR", "by", "what differs here"]  # fmt: skip
+    return markdown(head, rows, right="lllrrrrrll")
+
+
+def _attack(cell: Cell) -> tuple[str, ...]:
+    return tuple(str(cell[name]) for name in ("Trigger", "Source", "Target"))
+
+
+def _counted(cell: Cell) -> bool:
+    return bool(cell["record"]["config"]["protocol"]["ratio_of"] == "count")
 
 
 @table("attacks_published_visibility")
