@@ -6,6 +6,7 @@ internal and may change in any version.
 """
 
 import importlib
+import random
 from typing import Any
 
 __version__ = "0.2.0"
@@ -29,7 +30,12 @@ def __getattr__(name: str) -> Any:
     home = (_HOMES | _CLASSES).get(name)
     if home is None:
         raise AttributeError(f"module 'backdoor_lab' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"backdoor_lab.api.{home}"), name)
+    # Some libraries draw from Python's global generator when they are imported.
+    state = random.getstate()
+    try:
+        return getattr(importlib.import_module(f"backdoor_lab.api.{home}"), name)
+    finally:
+        random.setstate(state)
 
 
 def __dir__() -> list[str]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 Array = TypeVar("Array", np.ndarray, Tensor)
+MOST_CLASSES = 100_000
 Back = Callable[[Tensor], Any]
 """Converts a result on the CPU to the kind and the device of the user's array."""
 
@@ -67,6 +68,11 @@ def as_labels(
     if n is not None and len(values) != n:
         raise ValueError(f"`{name}` must have one value per row of `{of}` ({n}), got {len(values)}")
     values = values.to(torch.int64)
+    if len(values) and int(values.max()) >= MOST_CLASSES:
+        where = int(values.ge(MOST_CLASSES).nonzero()[0])
+        raise ValueError(
+            f"`{name}` must be below {MOST_CLASSES}, got {int(values[where])} in row {where}"
+        )
     if len(values) and int(values.min()) < 0:
         where = int(values.lt(0).nonzero()[0])
         raise ValueError(f"`{name}` must not be negative, got {int(values[where])} in row {where}")

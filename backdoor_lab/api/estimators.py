@@ -10,7 +10,7 @@ import numpy as np
 from sklearn.base import BaseEstimator  # type: ignore[import-untyped]
 
 from backdoor_lab.api.boundary import boundary
-from backdoor_lab.api.methods import Kind, defaults
+from backdoor_lab.api.methods import Kind, defaults, plain
 from backdoor_lab.core import validation
 from backdoor_lab.core.errors import ConfigError, unknown
 from backdoor_lab.core.instantiate import NOT_ARGUMENTS, OPTIONS
@@ -31,6 +31,9 @@ class Estimator(BaseEstimator):
     seed: int
 
     def __init__(self, **params: Any) -> None:
+        for name in params:
+            if name not in ("name", "seed") and hasattr(type(self), name):
+                raise ValueError(f"option `{name}` is not known")
         self._names = tuple(params)
         self._set(params)
         with boundary():
@@ -63,7 +66,7 @@ class Estimator(BaseEstimator):
         return self
 
     def _set(self, params: dict[str, Any]) -> None:
-        for name, value in params.items():
+        for name, value in plain(params).items():
             setattr(self, name, value)
 
     def check(self) -> None:

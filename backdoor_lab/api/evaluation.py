@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from backdoor_lab.analysis.intervals import wilson
 from backdoor_lab.api.arrays import (
+    MOST_CLASSES,
     Back,
     as_batch_size,
     as_images,
@@ -23,7 +24,8 @@ from backdoor_lab.api.arrays import (
 )
 from backdoor_lab.api.boundary import boundary
 from backdoor_lab.api.inference import inference
-from backdoor_lab.api.networks import Normalize, normalizer
+from backdoor_lab.api.networks import Normalize, dtype_of, normalizer
+from backdoor_lab.api.triggers import Trigger
 from backdoor_lab.attacks.plan import PoisonSpec, asr_test_set
 from backdoor_lab.numerics.confusion import confusion_matrix
 
@@ -125,7 +127,8 @@ def evaluate(
 
     Raises:
         ValueError: The model returns NaN (the message names the first row) or something other than
-            (b, k), or an argument has a wrong dtype, shape or range.
+            (b, k), the trigger was fitted for another target, or an argument has a wrong dtype,
+            shape or range.
         TypeError: An argument has a wrong type.
 
     Example:
@@ -142,6 +145,9 @@ def evaluate(
     with boundary():
         if not callable(model):
             raise TypeError(f"`model` must be a module or a function, got {type(model).__name__}")
+        class_index("target", target, MOST_CLASSES)
+        if isinstance(trigger, Trigger):
+            trigger.check_target(target)
         if not callable(trigger):
             raise TypeError(
                 f"`trigger` must be a trigger or a function, got {type(trigger).__name__}"
@@ -198,7 +204,7 @@ class _Scorer:
         `how` says how these are shown, for errors."""
         parts = [rows[:0]]
         for chosen in rows.split(self.size) if len(rows) else ():
-            batch = self.prepare(images(chosen).to(self.device))
+            batch = self.prepare(images(chosen).to(self.device)).to(dtype_of(self.model))
             scores = self._checked(self.model(batch), len(chosen))
             bad = scores.isnan().any(dim=1)
             if bad.any():

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from backdoor_lab.api.arrays import as_batch_size, as_images
 from backdoor_lab.api.boundary import boundary
 from backdoor_lab.api.inference import inference
-from backdoor_lab.api.networks import Normalize, normalizer
+from backdoor_lab.api.networks import Normalize, dtype_of, normalizer
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.numerics.layers import LAST_STAGE_INPUT, PENULTIMATE, FeatureHook
 from backdoor_lab.training.device import without_tf32
@@ -46,7 +46,7 @@ def extract_features(
         model: Any module that takes a float batch (b, C, H, W). Wrap a model whose input is
             something else, such as a dictionary, in a module that takes such a batch.
         images: uint8 (n, C, H, W) with C 1 or 3, a NumPy array or a tensor on any device.
-        layer: ``"penultimate"`` (the input of the last `torch.nn.Linear`),
+        layer: ``"penultimate"`` (the input of the last `torch.nn.Linear` in ``model.modules()``),
             ``"last_stage_input"`` (the input of the last part of the model that contains
             convolutions), or the name of a module as in ``model.named_modules()``, whose output is
             flattened. With a suffix: ``"name:pool"`` is the mean of the output over all
@@ -95,7 +95,7 @@ def extract_features(
             for start in range(0, len(values), size):
                 chunk = values[start : start + size].to(where)
                 tap.calls = 0
-                model(prepare(chunk))
+                model(prepare(chunk).to(dtype_of(model)))
                 _check(tap, layer, parts[0] if parts else None, len(chunk))
                 parts.append(tap.values.float().cpu())
         features = torch.cat(parts)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from backdoor_lab.api.arrays import as_features, as_labels, as_tensor, class_index
-from backdoor_lab.api.boundary import boundary
+from backdoor_lab.api.boundary import boundary, seeded
 from backdoor_lab.api.context import Inputs, RecipeChoice, context_of, pair
 from backdoor_lab.api.estimators import Estimator, integer, with_defaults
 from backdoor_lab.api.methods import Kind, defaults
@@ -19,9 +20,8 @@ from backdoor_lab.core.rng import derive
 from backdoor_lab.core.types import Features
 from backdoor_lab.defenses.base import DefenderKnowledge, SampleFilter
 from backdoor_lab.defenses.context import DefenseContext
-from backdoor_lab.defenses.options import OPTION_KEYS, FilterOptions
+from backdoor_lab.defenses.options import DEFAULTS, OPTION_KEYS, FilterOptions
 
-MOST_CLASSES = 100_000
 SMALLEST = 1e-100
 """Smaller numbers in float64 features count as 0."""
 ARGUMENTS = {
@@ -146,7 +146,8 @@ class Filter(Estimator):
             if "clean" in needs:
                 held_out = _clean_features(clean, values.shape[1])
             known = self._known(needs, given, target, n_poisoned, held_out, context)
-            result = method(Features(values, given), known)
+            with seeded(known.seed) if on_images else nullcontext():
+                result = method(Features(values, given), known)
         self.scores_, self.keep_ = back(result.scores), back(result.keep)
         self.notes_ = dict(result.notes)
         flagged: Any = result.notes["classes"]
@@ -160,7 +161,8 @@ class Filter(Estimator):
     def _method(self) -> SampleFilter:
         config = self.config()
         del config["seed"]
-        shared = Shared({key: config.pop(key) for key in OPTION_KEYS}, FilterOptions)
+        given = {key: config.pop(key, getattr(DEFAULTS, key)) for key in OPTION_KEYS}
+        shared = Shared(given, FilterOptions)
         return build("defense", config, SampleFilter, shared)
 
     def _check_required(self, **given: object) -> None:
@@ -174,7 +176,7 @@ class Filter(Estimator):
     ) -> DefenderKnowledge:  # fmt: skip
         """Returns what the filter may know: as on the command line, only what it requires."""
         n = len(labels)
-        count = len(context.classes) if context is not None else _count(labels)
+        count = len(context.classes) if context is not None else int(labels.max()) + 1
         chosen = epsilon = None
         if "target" in needs:
             chosen = class_index("target", target, count)
@@ -251,10 +253,3 @@ def _clean_features(clean: object, d: int) -> Features:
             f"`clean` must have as many columns as `features` ({d}), got {values.shape[1]}"
         )
     return Features(values, as_labels("clean", labels, len(values)))
-
-
-def _count(labels: Tensor) -> int:
-    count = int(labels.max()) + 1
-    if count > MOST_CLASSES:
-        raise ValueError(f"`labels` must be below {MOST_CLASSES}, got {count - 1}")
-    return count

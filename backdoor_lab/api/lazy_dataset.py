@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -88,7 +89,9 @@ class PoisonedDataset(Dataset[tuple[Any, int]]):
             raise TypeError(f"`dataset` must have a length and items, got {type(dataset).__name__}")
         if transform is not None and not callable(transform):
             raise TypeError(f"`transform` must be callable, got {type(transform).__name__}")
-        self.dataset, self.transform, self.trigger = dataset, transform, as_trigger(trigger)
+        self.dataset, self.transform = dataset, transform
+        # A copy, because the given trigger may be fitted again.
+        self.trigger = copy.deepcopy(as_trigger(trigger))
         with boundary():
             _check_one_by_one(self.trigger)
             self._true = _true_labels(dataset, labels)
@@ -175,7 +178,8 @@ def _true_labels(dataset: Any, labels: Any) -> Tensor:
         known = (getattr(dataset, name, None) for name in ("targets", "labels"))
         labels = next((each for each in known if each is not None), None)
     if labels is None:
-        labels = [int(dataset[k][1]) for k in range(len(dataset))]
+        found = (dataset[k][1] for k in range(len(dataset)))
+        labels = [y.item() if isinstance(y, (Tensor, np.generic)) else y for y in found]
     if isinstance(labels, Iterable) and not isinstance(labels, (np.ndarray, Tensor, str)):
         labels = list(labels)
     return as_labels("labels", labels, len(dataset), "dataset")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import importlib
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
 from omegaconf import OmegaConf
 
 from backdoor_lab.attacks.base import Trigger
@@ -67,6 +69,11 @@ def defaults(kind: Kind, name: object, *, source: bool = False) -> dict[str, Any
     found = OmegaConf.to_container(OmegaConf.load(files[name]), resolve=False)
     assert isinstance(found, dict)
     return {str(key): _resolved(value, source) for key, value in found.items()}
+
+
+def plain(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns options with NumPy's scalars replaced by numbers of Python."""
+    return {k: v.item() if isinstance(v, np.generic) else v for k, v in options.items()}
 
 
 def _resolved(value: Any, source: bool) -> Any:

@@ -32,7 +32,7 @@ class SelfNormalizing(nn.Module):
         return cls(copy.deepcopy(model).requires_grad_(), normalize).eval()
 
     def forward(self, images: Tensor) -> Any:
-        return self.model(self.normalize(images))
+        return self.model(self.normalize(images).to(dtype_of(self.model)))
 
     @property
     def net(self) -> nn.Module:
@@ -43,6 +43,12 @@ class SelfNormalizing(nn.Module):
     def device(self) -> torch.device:
         """The device of the model's first parameter; the CPU if it has none."""
         return device_of(self.model)
+
+
+def dtype_of(model: object) -> torch.dtype:
+    """Returns the dtype of a model's first floating-point parameter; float32 if it has none."""
+    found = model.parameters() if isinstance(model, nn.Module) else ()
+    return next((each.dtype for each in found if each.is_floating_point()), torch.float32)
 
 
 def device_of(model: object) -> torch.device:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 import backdoor_lab
 from backdoor_lab.api.arrays import as_images, as_labels, as_tensor
 from backdoor_lab.api.attacker import Augment, attack_context, class_count, plan_of
-from backdoor_lab.api.boundary import boundary
+from backdoor_lab.api.boundary import boundary, seeded
 from backdoor_lab.api.networks import Normalize
 from backdoor_lab.api.triggers import Trigger, get_trigger
 from backdoor_lab.attacks import poison as attacks
@@ -170,7 +171,8 @@ def poison(
         )
         method.check_image_size(*context.train.shape)
         context = made_from.ready_for(context, model)
-        made = attacks.poison(context.train, method, plan, seed=context.seed, context=context)
+        with seeded(context.seed) if made_from.requires_train else nullcontext():
+            made = attacks.poison(context.train, method, plan, seed=context.seed, context=context)
         chosen = made.source_index
         if len(chosen) and torch.equal(made.training.rows[: len(chosen)], values[chosen]):
             raise attacks.no_change(made_from.name)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from backdoor_lab import returned
-from backdoor_lab.api.boundary import boundary
+from backdoor_lab.api.boundary import boundary, seeded
 from backdoor_lab.api.context import Inputs, RecipeChoice, context_of
 from backdoor_lab.api.estimators import Estimator, with_defaults
 from backdoor_lab.api.methods import Kind
@@ -88,7 +88,8 @@ class Repair(Estimator):
                     raise ValueError(f"`{name}` is missing: {REASONS[name]}")
             inputs = Inputs(model, normalize, recipe, images, labels, clean)
             context = context_of(inputs, self.seed)
-            made = method.repair(context)
+            with seeded(context.seed):
+                made = method.repair(context)
             network, notes = returned.repaired(method, "repair", made, context.network())
         assert isinstance(network, SelfNormalizing)
         self.model_, self.notes_ = _like(network.model, model), notes

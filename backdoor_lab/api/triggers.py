@@ -25,8 +25,8 @@ from backdoor_lab.api.attacker import (
     class_pair,
     present,
 )
-from backdoor_lab.api.boundary import boundary
-from backdoor_lab.api.methods import defaults
+from backdoor_lab.api.boundary import boundary, seeded
+from backdoor_lab.api.methods import defaults, plain
 from backdoor_lab.api.networks import Normalize
 from backdoor_lab.attacks import base
 from backdoor_lab.attacks.base import AttackContext
@@ -35,6 +35,12 @@ from backdoor_lab.core.types import LabeledImages
 
 # PIL images are included so that they raise an error; they would be ignored otherwise.
 _ARRAYS = (np.ndarray, PIL.Image.Image)
+_TYPED = (tv_tensors.Image, tv_tensors.Video)
+
+
+def _may_be_images(value: Any) -> bool:
+    """Whether a value of a sample is an array of images and not, for example, of labels."""
+    return (is_pure_tensor(value) or isinstance(value, np.ndarray)) and bool(value.ndim >= 3)
 
 
 class Trigger(v2.Transform):
@@ -54,7 +60,7 @@ class Trigger(v2.Transform):
             training set by some attacks whose trigger itself is fixed.
     """
 
-    _transformed_types = (is_pure_tensor, tv_tensors.Image, *_ARRAYS)
+    _transformed_types = (_may_be_images, *_TYPED, PIL.Image.Image)
 
     def __init__(self, name: str, method: base.Trigger, options: dict[str, Any]) -> None:
         super().__init__()
@@ -68,6 +74,7 @@ class Trigger(v2.Transform):
         self._context: AttackContext | None = None
         self._fitted_for: tuple[int, int | None] | None = None
         self._fitted_by_user = False
+        self._seed: int | None = None
 
     def forward(self, *inputs: Any) -> Any:
         """Returns triggered copies of images.
@@ -75,7 +82,8 @@ class Trigger(v2.Transform):
         Args:
             *inputs: One array of images, uint8 (n, C, H, W) or (C, H, W) with C 1 or 3, as a NumPy
                 array or a tensor on any device. Or, as in any transform of torchvision, several
-                values or a structure of values, of which the image tensors are changed.
+                values or a structure of values, of which the images are changed: all typed tensors
+                and NumPy arrays, but only the first plain tensor with three or more dimensions.
 
         Returns:
             The same structure; images keep their kind, shape, dtype and device.
@@ -156,7 +164,7 @@ class Trigger(v2.Transform):
             if source is None and "source" in self.requires_train:
                 raise ValueError(f"`source` is missing: {self.name} attacks images of one class")
             self._prepare(attack_context(values, true, *pair, seed, model, normalize, augment))
-            self._fitted_by_user = True
+            self._fitted_by_user, self._seed = True, as_seed(seed)
         return self
 
     def ready_for(self, context: AttackContext, model: torch.nn.Module | None) -> AttackContext:
@@ -184,6 +192,11 @@ class Trigger(v2.Transform):
             if mine != theirs:
                 raise ValueError(f"`{name}` is {theirs}, but `trigger` was fitted for {mine}")
 
+    def check_target(self, target: int) -> None:
+        """Raises ValueError if the trigger was fitted for another target. Internal."""
+        if self._fitted_for is not None:
+            self.check_classes(target, self._fitted_for[1])
+
     def check_fitted(self) -> None:
         """Raises NotFittedError if `fit` must be called before training images can be made.
         Internal."""
@@ -200,7 +213,8 @@ class Trigger(v2.Transform):
         if "model" in self.requires_train:
             context.surrogate()  # Raises an error if there is none.
         if self.method.needs_preparing:
-            found = returned.tensors(self.method, "prepare", self.method.prepare(context))
+            with seeded(context.seed):
+                found = returned.tensors(self.method, "prepare", self.method.prepare(context))
             self.method.state = found
         self._context, self._fitted_for = context, (context.target, context.source)
         self._fitted_by_user = False
@@ -241,8 +255,12 @@ class Trigger(v2.Transform):
             if context is None:
                 known = LabeledImages(values, true, ())
                 pair = self._fitted_for or (0, None)
-                context = AttackContext(known, *pair, as_seed(seed), partial(present, None))
-            return make(values, true, context)
+                own = as_seed(seed) if self._seed is None else self._seed
+                context = AttackContext(known, *pair, own, partial(present, None))
+            if not self.requires_train:
+                return make(values, true, context)
+            with seeded(context.seed):
+                return make(values, true, context)
 
         return made
 
@@ -257,7 +275,7 @@ class Trigger(v2.Transform):
             values, back = as_images("images", images[None] if single else images)
             found = make(values)
         made = back(found[0] if single else found)
-        return tv_tensors.wrap(made, like=images) if isinstance(images, tv_tensors.Image) else made
+        return tv_tensors.wrap(made, like=images) if isinstance(images, _TYPED) else made
 
 
 def get_trigger(name: str, /, **options: Any) -> Trigger:
@@ -278,6 +296,6 @@ def get_trigger(name: str, /, **options: Any) -> Trigger:
         200
     """
     with boundary():
-        config = defaults("triggers", name) | options
+        config = defaults("triggers", name) | plain(options)
         method = build("trigger", config, base.Trigger)  # type: ignore[type-abstract]
         return Trigger(name, method, {k: v for k, v in config.items() if k not in NOT_ARGUMENTS})

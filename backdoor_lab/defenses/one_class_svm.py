@@ -32,4 +32,8 @@ class OneClassSVM(Detector):
     def outlying(self, points: Any, seed: int) -> Any:
         from sklearn import svm  # type: ignore[import-untyped]
 
-        return -svm.OneClassSVM(nu=self.nu, gamma="scale").fit(points).decision_function(points)
+        found = svm.OneClassSVM(nu=self.nu, gamma="scale")
+        # Otherwise scikit-learn draws a seed, which this model does not use, from NumPy's global
+        # generator.
+        found.random_state = seed % 2**32
+        return -found.fit(points).decision_function(points)

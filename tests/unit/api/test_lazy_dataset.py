@@ -123,7 +123,7 @@ def test_indices_are_those_of_a_sequence() -> None:
     assert found[np.int64(2)][1] == 2
     assert found[torch.tensor(2)][1] == 2
     for item in (len(found), -len(found) - 1):
-        with pytest.raises(IndexError, match="out of range for 43 images"):
+        with pytest.raises(IndexError, match="out of range: the data set has length 43"):
             found[item]
 
 
