@@ -22,7 +22,7 @@ from backdoor_lab.api.networks import Normalize
 from backdoor_lab.api.triggers import Trigger, get_trigger
 from backdoor_lab.attacks import poison as attacks
 from backdoor_lab.core import types
-from backdoor_lab.core.atomic_io import readable, sha256_of, sync_folder, write_atomic
+from backdoor_lab.core.atomic_io import readable, room, sha256_of, sync_folder, write_atomic
 from backdoor_lab.core.errors import DataError
 from backdoor_lab.core.small_files import DamagedFileError, check_regular
 from backdoor_lab.results.seal import read_sealed, sealed
@@ -81,6 +81,7 @@ class PoisonResult:
 
         Raises:
             FileExistsError: The folder is not empty, or not a folder.
+            StoreFullError: The disk is full.
         """
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
@@ -221,7 +222,7 @@ def _as_array(values: Any) -> Any:
 
 
 def _write(path: Path, arrays: dict[str, Any]) -> None:
-    with path.open("xb") as stream:
+    with room(path), path.open("xb") as stream:
         try:
             np.savez(stream, **arrays)
             stream.flush()

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 
+import backdoor_lab as bl
 from backdoor_lab.core.atomic_io import write_atomic
 from backdoor_lab.core.errors import LabError
 from backdoor_lab.core.output import LogFile
@@ -78,6 +79,8 @@ WRITERS = {
     "sweep/launching/task.py:_crashes_told": "a warning, see `log`",
     "core/artifacts.py:write": STAGE, "core/artifacts.py:write_split": "data set",
     "core/tensor_io.py:write_array": STAGE, "core/tensor_io.py:write_tensors": STAGE,
+    "api/poisoning.py:save": "poisoned arrays", "api/poisoning.py:_write": "poisoned arrays",
+    "export.py:_export_images": ATOMIC,
     "training/train.py:_checkpointer": STAGE, "training/gpu_lock.py:_first_free": "gpu lock",
     "training/gpu_lock.py:own_device": "gpu lock",
 }  # fmt: skip
@@ -162,6 +165,15 @@ def announce(root: Path) -> None:
     ResumeSweeper._announce(SimpleNamespace(config=config), root / "sweep", [])
 
 
+def save_arrays(root: Path) -> None:
+    images = torch.zeros(20, 3, 8, 8, dtype=torch.uint8)
+    made = bl.poison(images, torch.arange(20) % 2, "pixel", target=1, ratio=0.5)
+    try:
+        made.save(root / "poisoned")
+    finally:
+        assert not (root / "poisoned/poisoned.npz").exists()
+
+
 FULL: dict[str, Callable[[Path], object]] = {
     "data set": lambda root: open_dataset(Synthetic(per_class_train=20, per_class_test=5, size=8),
                                           Store(root)),
@@ -178,6 +190,7 @@ FULL: dict[str, Callable[[Path], object]] = {
     "sweep": announce,
     "gpu lock": lock,
     "halt": halt,
+    "poisoned arrays": save_arrays,
     "folder": lambda root: make_folder(root / "new"),
 }  # fmt: skip
 FOLDERS_ONLY = ("gpu lock", "halt", "folder")
