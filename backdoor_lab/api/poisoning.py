@@ -84,7 +84,8 @@ class PoisonResult:
             StoreFullError: The disk is full.
         """
         path = Path(folder)
-        path.mkdir(parents=True, exist_ok=True)
+        with room(path):
+            path.mkdir(parents=True, exist_ok=True)
         if any(path.iterdir()):
             raise FileExistsError(f"`folder` must be empty or new, but {path} is not empty")
         arrays = {name: _as_array(getattr(self, name)) for name in ARRAYS}
