@@ -6,14 +6,13 @@ internal and may change in any version.
 """
 
 import importlib
-import random
 from typing import Any
 
 __version__ = "0.2.0"
 
 _HOMES = {
     "PoisonedDataset": "lazy_dataset", "evaluate": "evaluation", "extract_features": "features",
-    "get_filter": "filters", "get_repair": "repairs", "get_trigger": "triggers",
+    "get_filter": "filters", "get_repair": "repairs", "get_trigger": "named_triggers",
     "list_methods": "methods", "poison": "poisoning", "read_results": "results",
 }  # fmt: skip
 _CLASSES = {
@@ -30,6 +29,8 @@ def __getattr__(name: str) -> Any:
     home = (_HOMES | _CLASSES).get(name)
     if home is None:
         raise AttributeError(f"module 'backdoor_lab' has no attribute {name!r}")
+    import random
+
     # Some libraries draw from Python's global generator when they are imported.
     state = random.getstate()
     try:

@@ -6,13 +6,13 @@ from backdoor_lab.api.filters import Filter as Filter
 from backdoor_lab.api.filters import get_filter as get_filter
 from backdoor_lab.api.lazy_dataset import PoisonedDataset as PoisonedDataset
 from backdoor_lab.api.methods import list_methods as list_methods
+from backdoor_lab.api.named_triggers import get_trigger as get_trigger
 from backdoor_lab.api.poisoning import PoisonResult as PoisonResult
 from backdoor_lab.api.poisoning import poison as poison
 from backdoor_lab.api.repairs import Repair as Repair
 from backdoor_lab.api.repairs import get_repair as get_repair
 from backdoor_lab.api.results import read_results as read_results
 from backdoor_lab.api.triggers import Trigger as Trigger
-from backdoor_lab.api.triggers import get_trigger as get_trigger
 
 __version__: str
 __all__ = [

@@ -20,12 +20,15 @@ def as_tensor(name: str, values: object) -> tuple[Tensor, Back]:
     that converts results back. Raises TypeError if `values` is neither a NumPy array nor a tensor.
     """
     if isinstance(values, np.ndarray):
-        if values.dtype.kind not in "biuf" or values.dtype.byteorder == ">":
+        unusual = values.dtype.byteorder == ">" or values.dtype.itemsize > 8
+        if values.dtype.kind not in "biuf" or unusual:
             raise ValueError(f"`{name}` has the unsupported dtype {values.dtype}")
         # torch supports neither negative strides nor read-only memory.
         plain = values if values.flags.writeable and values.flags.c_contiguous else values.copy()
         return torch.from_numpy(plain), lambda found: found.numpy()
     if isinstance(values, Tensor):
+        if values.layout != torch.strided or values.is_quantized or values.is_meta:
+            raise ValueError(f"`{name}` must be a dense tensor with values")
         device = values.device
         return values.detach().cpu(), lambda found: found.to(device)
     raise TypeError(
@@ -52,14 +55,14 @@ def as_images(name: str, images: object) -> tuple[Tensor, Back]:
     return values, back
 
 
-def as_labels(
-    name: str, labels: object, n: int | None = None, of: str = "images", *, gaps: bool = True
-) -> Tensor:
+def as_labels(name: str, labels: object, n: int | None = None, of: str = "images") -> Tensor:
     """Returns `labels` as an int64 tensor (n,) on the CPU. Raises ValueError unless they are `n`
-    non-negative integers (as many as there are `of`) and, with ``gaps=False``, every class up to
-    the largest label occurs."""
+    non-negative integers, as many as there are `of`."""
     if isinstance(labels, list):
-        labels = np.asarray(labels, None if labels else np.int64)
+        try:
+            labels = np.asarray(labels, None if labels else np.int64)
+        except ValueError as error:
+            raise ValueError(f"`{name}` must have shape (n,), got a nested list") from error
     values, _ = as_tensor(name, labels)
     if values.dtype == torch.bool or values.is_floating_point():
         raise ValueError(f"`{name}` must be integers, got {_dtype(values)}")
@@ -67,6 +70,8 @@ def as_labels(
         raise ValueError(f"`{name}` must have shape (n,), got {tuple(values.shape)}")
     if n is not None and len(values) != n:
         raise ValueError(f"`{name}` must have one value per row of `{of}` ({n}), got {len(values)}")
+    if values.dtype == torch.uint64 and bool((values.view(torch.int64) < 0).any()):
+        raise ValueError(f"`{name}` must be below {MOST_CLASSES}")
     values = values.to(torch.int64)
     if len(values) and int(values.max()) >= MOST_CLASSES:
         where = int(values.ge(MOST_CLASSES).nonzero()[0])
@@ -76,10 +81,6 @@ def as_labels(
     if len(values) and int(values.min()) < 0:
         where = int(values.lt(0).nonzero()[0])
         raise ValueError(f"`{name}` must not be negative, got {int(values[where])} in row {where}")
-    if not gaps and len(values):
-        lacking = sorted(set(range(int(values.max()) + 1)) - set(values.unique().tolist()))
-        if lacking:
-            raise ValueError(f"`{name}` must be 0..k-1, but no row has label {lacking[0]}")
     return values
 
 
@@ -87,7 +88,7 @@ def as_features(name: str, features: object) -> Tensor:
     """Returns `features` as a float tensor (n, d) on the CPU. Raises ValueError for other dtypes
     and shapes, and for values that are not finite, naming the first such row."""
     values, _ = as_tensor(name, features)
-    if not values.is_floating_point():
+    if values.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         raise ValueError(f"`{name}` must be floating-point numbers, got {_dtype(values)}")
     if values.ndim != 2 or 0 in values.shape:
         shape = tuple(values.shape)
@@ -114,6 +115,15 @@ def as_seed(seed: object) -> int:
     found = _as_int("seed", seed)
     if not 0 <= found < 2**63:
         raise ValueError(f"`seed` must satisfy 0 <= seed < 2**63, got {found}")
+    return found
+
+
+def as_count(name: str, value: object, n: int) -> int:
+    """Returns a number of rows. Raises TypeError unless it is an integer, ValueError unless
+    ``0 <= value <= n``."""
+    found = _as_int(name, value)
+    if not 0 <= found <= n:
+        raise ValueError(f"`{name}` must satisfy 0 <= {name} <= {n}, got {found}")
     return found
 
 

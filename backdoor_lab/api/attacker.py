@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from backdoor_lab.api.arrays import as_seed, class_index
 from backdoor_lab.api.methods import defaults
-from backdoor_lab.api.networks import Normalize, SelfNormalizing
+from backdoor_lab.api.networks import Normalize, SelfNormalizing, outputs_of
 from backdoor_lab.attacks.base import AttackContext, Trigger, unchanged
 from backdoor_lab.attacks.plan import PoisonSpec, check_pair, implied
 from backdoor_lab.core import validation
@@ -25,7 +25,7 @@ Augment = Mapping[str, Any] | None
 """How the victim augments training images: any of the keys `AUGMENTATIONS`, with the meaning and
 the defaults that they have in ``conf/recipe``. None: not at all."""
 AUGMENTATIONS = ("crop_padding", "flip", "cutout")
-_VERSIONED = re.compile(r"(?P<name>[a-z0-9_]+)@(?P<version>\d+)")
+_VERSIONED = re.compile(r"(?P<name>[a-z0-9_]+)@(?P<version>0|[1-9][0-9]*)")
 _PLANNED = ("ratio_of", "placement", "poison_from", "asr_on", "apply_trigger", "label_mode",
             "cover_rate")  # fmt: skip
 
@@ -54,7 +54,12 @@ def attack_context(
     """Returns what an attack may use. `images` and `labels` must have been checked. The surrogate
     is a copy of `model`."""
     network = None if model is None else SelfNormalizing.copy_of(model, normalize)
-    names = tuple(map(str, range(class_count(labels))))
+    classes = class_count(labels)
+    if network is not None and (outputs := outputs_of(network, images[:1])) < classes:
+        raise ValueError(
+            f"`model` must have an output for each of the {classes} classes, but has {outputs}"
+        )
+    names = tuple(map(str, range(classes)))
     device = torch.device("cpu") if network is None else network.device
     return AttackContext(
         LabeledImages(images, labels, names), target, source, as_seed(seed),

@@ -23,8 +23,8 @@ _REPLACED = (
 @contextmanager
 def boundary() -> Iterator[None]:
     """Context manager for the body of a public function. Inside, gradients are on, autocast and
-    inference mode are off, and the default dtype is float32, as on the command line. Raises
-    `ValueError` instead of ConfigError, DataError and DivergedError. Names such as
+    inference mode are off, and new tensors are float32 on the CPU by default, as on the command
+    line. Raises `ValueError` instead of ConfigError, DataError and DivergedError. Names such as
     ``trigger.steps`` in messages become ``steps``."""
     default = torch.get_default_dtype()
     try:
@@ -32,6 +32,8 @@ def boundary() -> Iterator[None]:
             torch.set_default_dtype(torch.float32)
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
+            if torch.get_default_device().type != "cpu":
+                stack.enter_context(torch.device("cpu"))
             for device in ("cpu", "cuda"):
                 if torch.is_autocast_enabled(device):
                     stack.enter_context(torch.autocast(device, enabled=False))

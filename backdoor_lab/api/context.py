@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from backdoor_lab.api.arrays import as_images, as_labels
-from backdoor_lab.api.networks import Normalize, SelfNormalizing
+from backdoor_lab.api.networks import Normalize, SelfNormalizing, outputs_of
 from backdoor_lab.config_loader import conf_dir
 from backdoor_lab.core import streams
 from backdoor_lab.core.errors import unknown
@@ -49,10 +49,15 @@ def context_of(inputs: Inputs, seed: int) -> DefenseContext:
     sample = images if images is not None else clean[0] if clean is not None else None
     if sample is None or not len(sample):
         raise ValueError("`images` must have at least one row")
-    classes = tuple(map(str, range(_outputs(network, sample[:1]))))
+    classes = tuple(map(str, range(outputs_of(network, sample[:1]))))
     _check_range("labels", labels, len(classes))
     if clean is not None:
         _check_range("clean", clean[1], len(classes))
+        if images is not None and clean[0].shape[1:] != images.shape[1:]:
+            raise ValueError(
+                "`clean` must have images of the same shape as `images`,"
+                f" {tuple(images.shape[1:])}, got {tuple(clean[0].shape[1:])}"
+            )
     recipe = recipe_of(inputs.recipe)
 
     def shown(where: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -139,16 +144,6 @@ def _training(inputs: Inputs) -> tuple[Tensor | None, Tensor]:
         return None, torch.zeros(0, dtype=torch.int64)
     images = as_images("images", inputs.images)[0].contiguous()
     return images, as_labels("labels", inputs.labels, len(images))
-
-
-def _outputs(network: SelfNormalizing, image: Tensor) -> int:
-    """Returns the number of classes of a model: the number of its outputs for one image."""
-    with torch.no_grad():
-        outputs = network(image.to(network.device))
-    if not isinstance(outputs, Tensor) or outputs.ndim != 2 or len(outputs) != 1:
-        found = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-        raise ValueError(f"`model` must return logits of shape (b, k), got {found} for one image")
-    return outputs.shape[1]
 
 
 def _check_range(name: str, labels: Tensor, classes: int) -> None:

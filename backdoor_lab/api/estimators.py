@@ -6,16 +6,13 @@ import importlib
 import inspect
 from typing import Any, ClassVar
 
-import numpy as np
 from sklearn.base import BaseEstimator  # type: ignore[import-untyped]
 
+from backdoor_lab.api.arrays import as_seed
 from backdoor_lab.api.boundary import boundary
 from backdoor_lab.api.methods import Kind, defaults, plain
-from backdoor_lab.core import validation
 from backdoor_lab.core.errors import ConfigError, unknown
 from backdoor_lab.core.instantiate import NOT_ARGUMENTS, OPTIONS
-
-LARGEST_SEED = 2**63
 
 
 class Estimator(BaseEstimator):
@@ -60,7 +57,7 @@ class Estimator(BaseEstimator):
             self._set(params)
             try:
                 self.check()
-            except ConfigError:
+            except (ConfigError, TypeError, ValueError):
                 self._set(before)
                 raise
         return self
@@ -71,7 +68,7 @@ class Estimator(BaseEstimator):
 
     def check(self) -> None:
         """Raises ConfigError if a parameter has an invalid value. Internal."""
-        integer("seed", self.seed, below=LARGEST_SEED)
+        as_seed(self.seed)
 
     def config(self) -> dict[str, Any]:
         """Returns the parameters as `instantiate.build` expects them. Internal."""
@@ -88,10 +85,3 @@ def with_defaults(kind: Kind, name: object, options: dict[str, Any]) -> dict[str
     known = {key: each.default for key, each in found.items() if key != OPTIONS}
     given = {key: value for key, value in values.items() if key not in NOT_ARGUMENTS}
     return known | given | options
-
-
-def integer(name: str, value: object, *, low: int = 0, below: float) -> int:
-    """Returns an integer of Python or NumPy as an int. Raises ConfigError unless
-    ``low <= value < below``."""
-    plain = value.item() if isinstance(value, np.integer) else value
-    return validation.whole(name, plain, low=low, below=below)

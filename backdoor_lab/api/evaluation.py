@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from backdoor_lab.analysis.intervals import wilson
 from backdoor_lab.api.arrays import (
-    MOST_CLASSES,
     Back,
     as_batch_size,
     as_images,
@@ -24,6 +23,7 @@ from backdoor_lab.api.arrays import (
 )
 from backdoor_lab.api.boundary import boundary
 from backdoor_lab.api.inference import inference
+from backdoor_lab.api.named_triggers import get_trigger
 from backdoor_lab.api.networks import Normalize, dtype_of, normalizer
 from backdoor_lab.api.triggers import Trigger
 from backdoor_lab.attacks.plan import PoisonSpec, asr_test_set
@@ -98,7 +98,7 @@ class Evaluation:
 
 def evaluate(
     model: nn.Module | Callable[[Tensor], Any], images: Images, labels: Any,
-    trigger: Callable[[Any], Any], *, target: int, source: int | None = None,
+    trigger: Callable[[Any], Any] | str, *, target: int, source: int | None = None,
     asr_on: AsrOn | None = None, confidence: float = 0.95, batch_size: int = 256,
     device: str | torch.device | None = None, normalize: Normalize = None,
 ) -> Evaluation:  # fmt: skip
@@ -111,9 +111,9 @@ def evaluate(
             column per class, as a tensor or a NumPy array.
         images: Clean test images, uint8 (n, C, H, W) with C 1 or 3, a NumPy array or a tensor.
         labels: Their labels, integers (n,) in 0..k-1.
-        trigger: A trigger of `backdoor_lab.get_trigger`, or a function that returns a triggered
-            copy of images, uint8 of the same shape. A function gets arrays of the same kind as
-            `images`, a module gets tensors.
+        trigger: A trigger of `backdoor_lab.get_trigger`, its name, or a function that returns a
+            triggered copy of images, uint8 of the same shape. A function gets arrays of the same
+            kind as `images`, a module gets tensors.
         target: The class that triggered images are to be taken for.
         source: The class whose images are attacked, for source-specific attacks.
         asr_on: The images that the attack success rate is measured on: ``"not_target"`` (all but
@@ -145,7 +145,10 @@ def evaluate(
     with boundary():
         if not callable(model):
             raise TypeError(f"`model` must be a module or a function, got {type(model).__name__}")
-        class_index("target", target, MOST_CLASSES)
+        if isinstance(target, bool) or not isinstance(target, (int, np.integer)):
+            raise TypeError(f"`target` must be a class number, got {target!r}")
+        if isinstance(trigger, str):
+            trigger = get_trigger(trigger)
         if isinstance(trigger, Trigger):
             trigger.check_target(target)
         if not callable(trigger):
@@ -215,6 +218,8 @@ class _Scorer:
 
     def _checked(self, output: Any, n: int) -> Tensor:
         found = output if isinstance(output, Tensor) else as_tensor("model(images)", output)[0]
+        if found.is_complex():
+            raise ValueError("`model` must return real numbers, got complex ones")
         k = found.shape[1] if found.ndim == 2 else 0
         if len(found.shape) != 2 or len(found) != n or k < 2 or self.classes not in (0, k):
             wanted = self.classes or "k"

@@ -6,12 +6,20 @@ from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import torch
+from sklearn import config_context  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
-from backdoor_lab.api.arrays import as_features, as_labels, as_tensor, class_index
+from backdoor_lab.api.arrays import (
+    as_count,
+    as_features,
+    as_labels,
+    as_seed,
+    as_tensor,
+    class_index,
+)
 from backdoor_lab.api.boundary import boundary, seeded
 from backdoor_lab.api.context import Inputs, RecipeChoice, context_of, pair
-from backdoor_lab.api.estimators import Estimator, integer, with_defaults
+from backdoor_lab.api.estimators import Estimator, with_defaults
 from backdoor_lab.api.methods import Kind, defaults
 from backdoor_lab.api.networks import Normalize
 from backdoor_lab.core import streams
@@ -146,7 +154,9 @@ class Filter(Estimator):
             if "clean" in needs:
                 held_out = _clean_features(clean, values.shape[1])
             known = self._known(needs, given, target, n_poisoned, held_out, context)
-            with seeded(known.seed) if on_images else nullcontext():
+            # Methods that use scikit-learn expect arrays from its transformers.
+            usual = config_context(transform_output="default")
+            with usual, seeded(known.seed) if on_images else nullcontext():
                 result = method(Features(values, given), known)
         self.scores_, self.keep_ = back(result.scores), back(result.keep)
         self.notes_ = dict(result.notes)
@@ -183,8 +193,8 @@ class Filter(Estimator):
             if not bool((labels == chosen).any()):
                 raise ValueError(f"`target` must occur in `labels`, got {chosen}")
         if "epsilon" in needs:
-            epsilon = integer("n_poisoned", n_poisoned, below=n + 1)
-        seed = derive(integer("seed", self.seed, below=2**63), streams.FILTER)
+            epsilon = as_count("n_poisoned", n_poisoned, n)
+        seed = derive(as_seed(self.seed), streams.FILTER)
         classes = tuple(map(str, range(count)))
         return DefenderKnowledge(classes, chosen, epsilon, seed, clean, context)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -116,6 +117,7 @@ class PoisonedDataset(Dataset[tuple[Any, int]]):
     def __getitem__(self, item: int) -> tuple[Any, int]:
         """Returns the image with index `item`, a uint8 tensor (C, H, W) or what `transform` makes
         of it, and its training label."""
+        item = operator.index(item)
         if not -len(self) <= item < len(self):
             raise IndexError(f"index {item} is out of range: the data set has length {len(self)}")
         origin = int(self.source_index[item])

@@ -45,6 +45,16 @@ class SelfNormalizing(nn.Module):
         return device_of(self.model)
 
 
+def outputs_of(network: SelfNormalizing, image: Tensor) -> int:
+    """Returns the number of classes of a model: the number of its outputs for one image."""
+    with torch.no_grad():
+        outputs = network(image.to(network.device))
+    if not isinstance(outputs, Tensor) or outputs.ndim != 2 or len(outputs) != 1:
+        found = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise ValueError(f"`model` must return logits of shape (b, k), got {found} for one image")
+    return outputs.shape[1]
+
+
 def dtype_of(model: object) -> torch.dtype:
     """Returns the dtype of a model's first floating-point parameter; float32 if it has none."""
     found = model.parameters() if isinstance(model, nn.Module) else ()
@@ -73,7 +83,10 @@ def normalizer(normalize: Normalize) -> Callable[[Tensor], Tensor]:
             "`normalize` must be None, (mean, std), a function or 'bytes', got"
             f" {type(normalize).__name__}"
         )
-    mean, std = (torch.as_tensor(each, dtype=torch.float32).flatten() for each in normalize)
+    try:
+        mean, std = (torch.as_tensor(each, dtype=torch.float32).flatten() for each in normalize)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError("`normalize` must be (mean, std), two lists of numbers") from error
     if len(mean) != len(std) or len(mean) not in (1, 3) or not bool((std > 0).all()):
         raise ValueError(
             "`normalize` must have one mean and one positive std per channel, got"

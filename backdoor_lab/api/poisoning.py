@@ -18,8 +18,9 @@ import backdoor_lab
 from backdoor_lab.api.arrays import as_images, as_labels, as_tensor
 from backdoor_lab.api.attacker import Augment, attack_context, class_count, plan_of
 from backdoor_lab.api.boundary import boundary, seeded
+from backdoor_lab.api.named_triggers import get_trigger
 from backdoor_lab.api.networks import Normalize
-from backdoor_lab.api.triggers import Trigger, get_trigger
+from backdoor_lab.api.triggers import Trigger
 from backdoor_lab.attacks import poison as attacks
 from backdoor_lab.core import types
 from backdoor_lab.core.atomic_io import readable, room, sha256_of, sync_folder, write_atomic

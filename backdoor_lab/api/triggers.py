@@ -26,11 +26,9 @@ from backdoor_lab.api.attacker import (
     present,
 )
 from backdoor_lab.api.boundary import boundary, seeded
-from backdoor_lab.api.methods import defaults, plain
 from backdoor_lab.api.networks import Normalize
 from backdoor_lab.attacks import base
 from backdoor_lab.attacks.base import AttackContext
-from backdoor_lab.core.instantiate import NOT_ARGUMENTS, build
 from backdoor_lab.core.types import LabeledImages
 
 # PIL images are included so that they raise an error; they would be ignored otherwise.
@@ -93,6 +91,8 @@ class Trigger(v2.Transform):
             TypeError: There is no array.
             NotFittedError: The trigger must be fitted first; see `requires`.
         """
+        if not inputs:
+            raise TypeError("`images` must be a NumPy array or a torch tensor, got nothing")
         if len(inputs) == 1 and not isinstance(inputs[0], (dict, list, tuple)):
             return self._applied(inputs[0], self._shown)
         return super().forward(*inputs)
@@ -259,6 +259,12 @@ class Trigger(v2.Transform):
                 context = AttackContext(known, *pair, own, partial(present, None))
             if not self.requires_train:
                 return make(values, true, context)
+            known_classes = len(context.train.classes)
+            if known_classes and len(true) and int(true.max()) >= known_classes:
+                raise ValueError(
+                    f"`labels` must be below {known_classes}, the number of classes in `fit`, got"
+                    f" {int(true.max())}"
+                )
             with seeded(context.seed):
                 return make(values, true, context)
 
@@ -276,26 +282,3 @@ class Trigger(v2.Transform):
             found = make(values)
         made = back(found[0] if single else found)
         return tv_tensors.wrap(made, like=images) if isinstance(images, _TYPED) else made
-
-
-def get_trigger(name: str, /, **options: Any) -> Trigger:
-    """Returns a trigger by name.
-
-    Args:
-        name: One of ``list_methods("triggers")``. Papers and options:
-            ``backdoor_lab/attacks/README.md`` and ``conf/trigger``.
-        **options: Values that replace the defaults in ``conf/trigger/<name>.yaml``.
-
-    Raises:
-        ValueError: The name or an option is unknown, or the trigger rejects a value.
-
-    Example:
-        >>> import backdoor_lab as bl, numpy as np
-        >>> trigger = bl.get_trigger("pixel", color=200)
-        >>> int(trigger(np.zeros((3, 8, 8), np.uint8)).max())
-        200
-    """
-    with boundary():
-        config = defaults("triggers", name) | plain(options)
-        method = build("trigger", config, base.Trigger)  # type: ignore[type-abstract]
-        return Trigger(name, method, {k: v for k, v in config.items() if k not in NOT_ARGUMENTS})

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from backdoor_lab.api.methods import defaults, list_methods
-from backdoor_lab.api.triggers import Trigger, get_trigger
+from backdoor_lab.api.named_triggers import get_trigger
+from backdoor_lab.api.triggers import Trigger
 from backdoor_lab.attacks.poison import clean
 from backdoor_lab.core.artifacts import WEIGHTS
 from backdoor_lab.core.store import Store

@@ -206,3 +206,72 @@ def test_very_large_labels_are_refused() -> None:
 def test_an_option_cannot_replace_an_attribute_of_a_filter(option: str) -> None:
     with pytest.raises(ValueError, match=f"option `{option}` is not known"):
         bl.get_filter("spectral", **{option: 1})
+
+
+def clean_of(side: int) -> tuple[Tensor, Tensor]:
+    return torch.zeros(6, 3, side, side, dtype=torch.uint8), torch.arange(6) % 3
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: bl.get_trigger("pixel")(np.zeros((3, 8, 8), np.longdouble)), ValueError,
+         "`images` has the unsupported dtype"),
+        (lambda: bl.get_trigger("pixel")(torch.zeros(2, 3, 8, 8).to_sparse()), ValueError,
+         "`images` must be a dense tensor"),
+        (lambda: bl.get_trigger("pixel")(), TypeError, "`images` must be .* got nothing"),
+        (lambda: bl.get_trigger("pixel", name="x"), ValueError, "option `name` is not known"),
+        (lambda: bl.poison(IMAGES[:2], [[1], [1, 2]], "pixel", target=0, ratio=0.5), ValueError,
+         r"`labels` must have shape \(n,\), got a nested list"),
+        (lambda: bl.poison(IMAGES[:2], np.array([0, 2**63], np.uint64), "pixel", target=0,
+                           ratio=0.5), ValueError, "`labels` must be below 100000"),
+        (lambda: bl.poison(IMAGES, LABELS, "pixel", target=0, ratio=0.5, protocol="group13@01"),
+         ValueError, "group13@01"),
+        (lambda: bl.extract_features(NET, IMAGES, normalize=("a", "b")), TypeError,
+         r"`normalize` must be \(mean, std\)"),
+        (lambda: bl.evaluate(lambda x: torch.ones(len(x), 2) * 1j, IMAGES, LABELS, "pixel",
+                             target=1), ValueError, "`model` must return real numbers"),
+        (lambda: bl.evaluate(NET, IMAGES, LABELS, "pixel", target=None), TypeError, "`target`"),
+        (lambda: bl.get_filter("strip").fit(None, LABELS, target=0, n_poisoned=2, model=NET,
+                                            images=IMAGES, clean=clean_of(8)), ValueError,
+         r"`clean` must have images of the same shape as `images`, \(3, 16, 16\), got \(3, 8, 8\)"),
+        (lambda: bl.get_trigger("narcissus").fit(IMAGES, torch.arange(60) % 4, target=0, model=NET),
+         ValueError, "`model` must have an output for each of the 4 classes, but has 3"),
+        (lambda: bl.get_filter("spectral", seed=1.0), TypeError, "`seed`"),
+        (lambda: bl.get_filter("spectral").fit(np.ones((9, 2)), np.zeros(9, int), target=0,
+                                               n_poisoned=2.0), TypeError, "`n_poisoned`"),
+        (lambda: bl.PoisonedDataset([(IMAGES[0], k % 2) for k in range(8)], "pixel",
+                                     target=0, ratio=0.5)["a"],
+         (TypeError, ValueError), "integer"),
+    ],
+)  # fmt: skip
+def test_invalid_arguments_are_named_in_the_error(call: Any, error: Any, message: str) -> None:
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_labels_outside_those_of_fit_are_refused() -> None:
+    trigger = bl.get_trigger("label_consistent", steps=1)
+    trigger.fit(IMAGES, LABELS, target=1, model=NET)
+    with pytest.raises(
+        ValueError, match="`labels` must be below 3, the number of classes in `fit`"
+    ):
+        trigger.apply_train(IMAGES, LABELS + 50)
+
+
+def test_output_settings_of_scikit_learn_change_no_filter() -> None:
+    import sklearn
+
+    features = np.random.default_rng(0).normal(size=(60, 20))
+    args: dict[str, Any] = {"target": 1, "n_poisoned": 3}
+    one = bl.get_filter("activation_clustering").fit(features, LABELS, **args)
+    with sklearn.config_context(transform_output="pandas"):
+        other = bl.get_filter("activation_clustering").fit(features, LABELS, **args)
+    assert np.array_equal(one.scores_, other.scores_, equal_nan=True)
+
+
+def test_another_default_device_changes_no_result() -> None:
+    expected = poisoned("adaptive_blend")
+    with torch.device("meta"):
+        found = poisoned("adaptive_blend")
+    assert torch.equal(found, expected)
