@@ -17,7 +17,8 @@ _REPLACED = (
     (re.compile(r"\b(?:trigger|defense|protocol|recipe)\.(?=[a-z_]+)"), ""),
     (re.compile(r"\b(?:trigger|defense)=(?=[a-z_]+)"), ""),
 )
-"""Keys of the configuration in messages, and what the user of a function is told instead."""
+"""Patterns of configuration keys in messages, and the text that replaces them in the errors of
+public functions."""
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 from sklearn.base import BaseEstimator  # type: ignore[import-untyped]
@@ -24,6 +25,7 @@ class Estimator(BaseEstimator):
     """
 
     kind: ClassVar[Kind]
+    reasons: ClassVar[Mapping[str, str]]
     name: str
     seed: int
 
@@ -69,6 +71,12 @@ class Estimator(BaseEstimator):
     def check(self) -> None:
         """Raises ConfigError if a parameter has an invalid value. Internal."""
         as_seed(self.seed)
+
+    def check_given(self, required: Iterable[str], **given: object) -> None:
+        """Raises ValueError if one of the `required` arguments of `fit` is None. Internal."""
+        for name in sorted(required):
+            if given[name] is None:
+                raise ValueError(f"`{name}` is missing: {self.reasons[name]}")
 
     def config(self) -> dict[str, Any]:
         """Returns the parameters as `instantiate.build` expects them. Internal."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any, ClassVar
 
@@ -67,6 +68,7 @@ class Filter(Estimator):
     """
 
     kind: ClassVar[Kind] = "filters"
+    reasons: ClassVar[Mapping[str, str]] = REASONS
     scores_: Any
     keep_: Any
     flagged_classes_: list[int]
@@ -137,9 +139,10 @@ class Filter(Estimator):
         """
         with boundary():
             method = self._method()
-            self._check_required(
-                target=target, n_poisoned=n_poisoned, clean=clean, model=model, images=images
-            )
+            self.check_given(
+                self.requires, target=target, n_poisoned=n_poisoned, clean=clean, model=model,
+                images=images,
+            )  # fmt: skip
             needs = method.requires()
             on_images = "context" in needs
             of = "images" if on_images and features is None else "features"
@@ -174,11 +177,6 @@ class Filter(Estimator):
         given = {key: config.pop(key, getattr(DEFAULTS, key)) for key in OPTION_KEYS}
         shared = Shared(given, FilterOptions)
         return build("defense", config, SampleFilter, shared)
-
-    def _check_required(self, **given: object) -> None:
-        for name in sorted(self.requires):
-            if given[name] is None:
-                raise ValueError(f"`{name}` is missing: {REASONS[name]}")
 
     def _known(
         self, needs: list[str], labels: Tensor, target: int | None, n_poisoned: int | None,

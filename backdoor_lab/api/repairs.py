@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from torch import nn
@@ -38,6 +39,7 @@ class Repair(Estimator):
     """
 
     kind: ClassVar[Kind] = "repairs"
+    reasons: ClassVar[Mapping[str, str]] = REASONS
     model_: nn.Module
     notes_: dict[str, Any]
 
@@ -69,8 +71,8 @@ class Repair(Estimator):
             normalize: What precedes the model; see `backdoor_lab.extract_features`.
             recipe: How the model was trained: the name of a file in ``conf/recipe``, or a mapping
                 of values that replace those of ``conf/recipe/report.yaml``, such as
-                ``{"epochs": 30, "flip": False}``. It decides the augmentation and, where the method
-                has no values of its own, the optimizer's hyperparameters.
+                ``{"epochs": 30, "flip": False}``. It determines the augmentation and, unless the
+                method sets its own, the optimizer's hyperparameters.
 
         Returns:
             The repair itself, with `model_` and `notes_`.
@@ -82,10 +84,7 @@ class Repair(Estimator):
         """
         with boundary():
             method = self._method()
-            given = {"clean": clean, "images": images, "labels": labels}
-            for name in sorted(self.requires):
-                if given[name] is None:
-                    raise ValueError(f"`{name}` is missing: {REASONS[name]}")
+            self.check_given(self.requires, clean=clean, images=images, labels=labels)
             inputs = Inputs(model, normalize, recipe, images, labels, clean)
             context = context_of(inputs, self.seed)
             with seeded(context.seed):

@@ -92,7 +92,7 @@ class Trigger(v2.Transform):
             NotFittedError: The trigger must be fitted first; see `requires`.
         """
         if not inputs:
-            raise TypeError("`images` must be a NumPy array or a torch tensor, got nothing")
+            self.check_inputs([])
         if len(inputs) == 1 and not isinstance(inputs[0], (dict, list, tuple)):
             return self._applied(inputs[0], self._shown)
         return super().forward(*inputs)

@@ -32,7 +32,7 @@ class ImageFolder(Source):
 
     - The test images are in test/, else in val/, else in valid/. Other folders next to these and to
       train/ are ignored.
-    - If there is no folder of test images, the fraction `test_share` of every class, drawn with
+    - If there is no folder of test images, the fraction `test_share` of each class, chosen by
       `split_seed`, is held out of the training images. In this case, the class folders may be
       directly in `root` instead of in train/.
     - All of this may also be inside a single folder in `root`.

@@ -85,10 +85,10 @@ def test_a_browser_shows_both_tables_of_a_cell(tmp_path: Path) -> None:
     with chromium() as browser:
         if browser is None:
             pytest.skip(f"no Chromium: install one, or name it in {VARIABLE}")
-        told: list[str] = []
+        messages: list[str] = []
         page = browser.new_page()
-        page.on("console", lambda message: told.append(message.text))
-        page.on("pageerror", lambda error: told.append(str(error)))
+        page.on("console", lambda message: messages.append(message.text))
+        page.on("pageerror", lambda error: messages.append(str(error)))
         page.goto(path.as_uri())
         page.locator("#cells .open").first.click()
         tables = page.locator("#details .classes table")
@@ -122,4 +122,4 @@ def test_a_browser_shows_both_tables_of_a_cell(tmp_path: Path) -> None:
         for _ in range(2):
             page.keyboard.press("ArrowRight")
             assert page.locator("#details .classes").count() == 0
-        assert told == []
+        assert messages == []
