@@ -17,6 +17,7 @@ from backdoor_lab import identity
 from backdoor_lab.core import validation
 from backdoor_lab.core.atomic_io import digest
 from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.data.imported import ImportedAttack, ImportedFacts
 from backdoor_lab.data.splits import HeldOut
 
 EMBEDDED = "To run on data that needs no download: python -m backdoor_lab experiment=demo"
@@ -32,11 +33,13 @@ class Split:
 
 @dataclass(frozen=True)
 class Arrays:
-    """Both splits of a data set; ``classes[k]`` is the name of label k."""
+    """Both splits of a data set; ``classes[k]`` is the name of label k. `attack` describes the
+    poison in a data set that was poisoned before it was read; None for other data sets."""
 
     train: Split
     test: Split
     classes: tuple[str, ...]
+    attack: ImportedAttack | None = None
 
 
 class Source(ABC):
@@ -63,6 +66,11 @@ class Source(ABC):
     def known_classes(self) -> tuple[str, ...] | None:
         """Returns the class names if they are known without reading the images, else None. Raises
         DataError if reading the names fails."""
+        return None
+
+    def imported(self) -> ImportedFacts | None:
+        """Returns what is known about the attack, without reading images, if the data set is
+        already poisoned; None for other data sets. Raises DataError if files are damaged."""
         return None
 
     def is_absent(self) -> bool:
