@@ -291,6 +291,20 @@ def test_no_module_reads_a_file_in_a_way_that_can_run_code(path: Path) -> None:
             assert keyword(call, "filter") == "data", f"line {call.lineno}"
 
 
+TORCH_READERS = {"core/torch_files.py", "training/train.py"}
+
+
+@everywhere()
+def test_files_of_torch_are_read_in_two_modules_only(path: Path) -> None:
+    """Files that come from others are read by core/torch_files.py, with its fixed list of names;
+    training/train.py reads its own checkpoints."""
+    loaders = ("torch.load", "torch.jit.load", "torch.hub.load", "torch.serialization.load")
+    found = [name for name, _ in calls(path) if name.startswith(loaders)]
+    assert not found or str(path.relative_to(PACKAGE)) in TORCH_READERS, found
+    given = [name for name, _ in calls(path) if name.endswith("safe_globals")]
+    assert not given or path.name == "torch_files.py", given
+
+
 @everywhere()
 def test_no_file_has_more_than_300_lines(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= 300
