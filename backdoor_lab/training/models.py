@@ -1,5 +1,5 @@
-"""Builds networks: torchvision's ResNets with any width and a CIFAR or ImageNet stem, airbench with
-any width, and torchvision's other classifiers by name."""
+"""Builds networks: torchvision's ResNets with any width and a CIFAR or ImageNet stem, airbench and
+the pre-activation ResNet18 with any width, and torchvision's other classifiers by name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from backdoor_lab.core.lazy import nn, torch
 from backdoor_lab.core.rng import derive
 
 STEMS = ("cifar", "imagenet")
-AIRBENCH = "airbench"
+AIRBENCH, PREACT = "airbench", "preactresnet18"
+OWN = (AIRBENCH, PREACT)
+"""The networks that are implemented in this package. They have a width but no stem."""
 DEPTHS = {
     "resnet18": [2, 2, 2, 2],
     "resnet34": [3, 4, 6, 3],
@@ -20,7 +22,7 @@ DEPTHS = {
     "resnet101": [3, 4, 23, 3],
 }
 """The number of blocks in each stage of a ResNet. These ResNets can have any width."""
-QUICKLY_KNOWN = (*DEPTHS, AIRBENCH)
+QUICKLY_KNOWN = (*DEPTHS, *OWN)
 """The networks that `check_model` accepts without importing torchvision."""
 
 
@@ -29,9 +31,9 @@ def check_model(config: dict[str, Any]) -> None:
     network cannot have."""
     validation.keys("model", config, ("name", "width", "stem"))
     name, width, stem = config["name"], config["width"], config["stem"]
-    if name not in QUICKLY_KNOWN and name not in (names := [*classifiers(), AIRBENCH]):
+    if name not in QUICKLY_KNOWN and name not in (names := [*classifiers(), *OWN]):
         raise unknown("`model.name`", name, names)
-    if name == AIRBENCH:
+    if name in OWN:
         if stem is not None:
             raise ConfigError(f"`model.name={name}` has no `stem`; set `model.stem` to null")
         _check_width(width)
@@ -74,6 +76,10 @@ def build_model(config: dict[str, Any], *, channels: int, classes: int, seed: in
             from backdoor_lab.training.airbench import Airbench
 
             net = Airbench(config["width"], channels, classes)
+        elif config["name"] == PREACT:
+            from backdoor_lab.training.preact_resnet import PreActResNet18
+
+            net = PreActResNet18(config["width"], channels, classes)
         else:
             net = _other(config["name"], channels, classes)
     return net
