@@ -32,7 +32,7 @@ LAYERS: dict[str, int] = {
         ["__init__", "core"],
         ["identity", "numerics", "returned", "templates"],
         ["data", "fidelity", "hydra_options", "results"],
-        ["analysis", "attacks", "config_loader", "defenses"],
+        ["analysis", "attacks", "config_loader", "defenses", "exchange"],
         ["tables", "training"],
         ["compare", "pipeline"],
         ["page"],

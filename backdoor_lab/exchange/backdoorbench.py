@@ -1,0 +1,289 @@
+"""Record folders of BackdoorBench (Wu et al.), version 2.
+
+`attack_result.pt` holds the attacked network and, for training set and test set, which rows are
+poisoned and with which label. The poisoned images are PNG files: bd_train_dataset/<class>/<row>.png
+and bd_test_dataset/<class>/<row>.png, in folders named by the original class. Clean images are not
+stored: they come from the data set that was attacked, in the order of its rows. `info.pickle` holds
+the options of the command.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backdoor_lab.core.errors import DataError, many
+from backdoor_lab.core.torch_files import load_torch_file
+from backdoor_lab.data.base import Arrays, Source, Split
+from backdoor_lab.data.imported import ImportedAttack, ImportedFacts
+from backdoor_lab.data.members import Folder
+from backdoor_lab.exchange.clean import check_shapes, clean_source, pngs
+
+RESULT = "attack_result.pt"
+KEYS = ("num_classes", "img_size", "clean_data", "bd_train", "bd_test")
+STATE = ("bd_data_container", "original_index_array", "poison_indicator")
+_SAFE = re.compile(r"\w[\w.-]{0,100}")
+
+
+@dataclass(frozen=True)
+class Changed:
+    """The changed images of one split: row in the clean split, label, original label and path of
+    the PNG file below the record folder. `order` are the rows of the whole split in their order of
+    training; `total` is the number of rows of the clean split."""
+
+    total: int
+    order: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    originals: NDArray[np.int64]
+    paths: list[str]
+
+
+def is_backdoorbench(root: Path) -> bool:
+    """Whether `root` looks like a record folder of BackdoorBench."""
+    return (root / RESULT).exists()
+
+
+def backdoorbench_facts(root: Path, clean_root: Path | None = None) -> ImportedFacts:
+    """Returns what the record tells about its attack without reading images. Raises DataError for
+    damaged files."""
+    result = _result(root)
+    train, test = _changed(root, result, "bd_train"), _changed(root, result, "bd_test")
+    names = _source(root, result, clean_root).known_classes() or ()
+    is_poison = _is_poison(train)
+    info = _info(root)
+    total = len(train.order)
+    covers = int((~is_poison).sum())
+    attack = info.get("attack")
+    return ImportedFacts(
+        trigger=attack if isinstance(attack, str) else None,
+        target=_only(train.labels[is_poison], names),
+        source=_source_class(train, is_poison, names),
+        ratio=float(is_poison.sum() / total),
+        seed=_whole(info.get("random_seed")),
+        choices={"cover_rate": covers / total} if covers else {},
+        n_poisoned=int(is_poison.sum()),
+        n_covers=covers,
+        triggered=len(test.rows) > 0,
+    )
+
+
+def read_backdoorbench(root: Path, *, clean_root: Path | None = None) -> Arrays:
+    """Returns the data set, with its training images in the order in which the attack trained on
+    them.
+
+    The clean images are those of `clean_root`; see `clean.clean_source` for what it may be. If it
+    is None, they are those of data/<data set> next to the folder record, where BackdoorBench reads
+    them. Raises DataError for damaged files, and if the labels of the clean images are not those
+    that the record states for its poisoned images.
+    """
+    result = _result(root)
+    train, test = _changed(root, result, "bd_train"), _changed(root, result, "bd_test")
+    _check_files(root, [*train.paths, *test.paths])
+    source = _source(root, result, clean_root)
+    clean = source.read()
+    channels = clean.train.images.shape[1]
+    if len(clean.classes) != result["num_classes"]:
+        raise DataError(
+            f"{source.name}: {many(len(clean.classes), 'class')} in the clean images, but"
+            f" {root / RESULT} states {result['num_classes']}"
+        )
+    for found, split, name in ((train, clean.train, "training"), (test, clean.test, "test")):
+        _check_clean(root, found, split, name)
+    images, labels = clean.train.images.copy(), clean.train.labels.copy()
+    is_poison, is_cover = np.zeros(len(labels), bool), np.zeros(len(labels), bool)
+    if train.paths:
+        changed = pngs(root, train.paths, channels)
+        check_shapes(changed, images, root)
+        images[train.rows], labels[train.rows] = changed, train.labels
+        is_poison[train.rows], is_cover[train.rows] = _is_poison(train), ~_is_poison(train)
+    source_index = np.where(is_poison | is_cover, np.arange(len(labels)), -1)
+    at = train.order
+    triggered = pngs(root, test.paths, channels) if test.paths else None
+    if triggered is not None:
+        check_shapes(triggered, images, root)
+    attack = ImportedAttack(
+        is_poison[at],
+        is_cover[at],
+        source_index[at],
+        triggered,
+        test.labels if test.paths else None,
+        test.rows if test.paths else None,
+        np.zeros(len(test.rows), bool) if test.paths else None,
+    )
+    return Arrays(Split(images[at], labels[at]), clean.test, clean.classes, attack)
+
+
+def _result(root: Path) -> dict[str, Any]:
+    path = root / RESULT
+    found = load_torch_file(path)
+    if not isinstance(found, dict):
+        raise DataError(f"{path}: expected a dictionary, got {type(found).__name__}")
+    _check_keys(found, KEYS, path)
+    if _whole(found["num_classes"]) is None or found["num_classes"] < 2:
+        raise DataError(f"{path}: num_classes must be at least 2, got {found['num_classes']!r}")
+    if found["bd_train"] is None:
+        raise DataError(f"{path}: holds no poisoned training set (`bd_train` is None)")
+    size = found["img_size"]
+    if not isinstance(size, list | tuple) or len(size) < 2 or None in map(_whole, size):
+        raise DataError(f"{path}: img_size must be (height, width, channels), got {size!r}")
+    return found
+
+
+def _check_keys(found: Any, keys: tuple[str, ...], where: object) -> None:
+    missing = [key for key in keys if not isinstance(found, dict) or key not in found]
+    if missing:
+        raise DataError(f"{where}: missing keys: {', '.join(missing)}")
+
+
+def _changed(root: Path, result: dict[str, Any], part: str) -> Changed:
+    where = f"{root / RESULT}: {part}"
+    state = result[part]
+    _check_keys(state, STATE, where)
+    indicator, order = (_numbers(state[key], f"{where}, {key}") for key in reversed(STATE[1:]))
+    container = state["bd_data_container"]
+    _check_keys(container, ("data_dict", "save_folder_path"), f"{where}, bd_data_container")
+    entries = container["data_dict"]
+    if not isinstance(entries, dict):
+        raise DataError(f"{where}: data_dict must be a dictionary, got {type(entries).__name__}")
+    outside = (order < 0) | (order >= len(indicator))
+    if outside.any():
+        raise DataError(
+            f"{where}: row {order[outside][0]} of original_index_array is not among the"
+            f" {len(indicator)} rows"
+        )
+    rows, times = np.unique(order, return_counts=True)
+    if (times > 1).any():
+        raise DataError(
+            f"{where}: row {rows[times > 1][0]} is listed twice in original_index_array"
+        )
+    if not np.isin(indicator, (0, 1)).all():
+        raise DataError(f"{where}: poison_indicator must be 0 or 1")
+    chosen = order[indicator[order] == 1]
+    lacking = [int(row) for row in chosen if int(row) not in entries]
+    if lacking:
+        raise DataError(
+            f"{where}: row {lacking[0]} is poisoned, but data_dict has no entry for it;"
+            f" {many(len(lacking), 'row')} in all"
+        )
+    found = [_entry(entries[int(row)], int(row), result["num_classes"], where) for row in chosen]
+    labels, originals = (np.array([each[at] for each in found], np.int64) for at in (0, 1))
+    return Changed(len(indicator), order, chosen, labels, originals, [each[2] for each in found])
+
+
+def _entry(entry: Any, row: int, classes: int, where: str) -> tuple[int, int, str]:
+    """Returns label, original label and path below the record folder of one changed image."""
+    _check_keys(entry, ("path", "other_info"), f"{where}, row {row}")
+    info, path = entry["other_info"], entry["path"]
+    if not isinstance(info, list | tuple) or len(info) != 2 or None in map(_whole, info):
+        raise DataError(f"{where}, row {row}: expected label and original label, got {info!r}")
+    if not all(0 <= label < classes for label in info):
+        raise DataError(f"{where}, row {row}: labels {info!r} are not below {classes} (classes)")
+    parts = re.split(r"[\\/]", path)[-3:] if isinstance(path, str) else []
+    # Only the last three parts belong to the record; the rest is a path of another machine.
+    if len(parts) != 3 or not all(_SAFE.fullmatch(part) for part in parts):
+        raise DataError(f"{where}, row {row}: {path!r} is not <folder>/<class>/<row>.png")
+    if parts[1:] != [str(info[1]), f"{row}.png"]:
+        raise DataError(
+            f"{where}, row {row}: expected the image {info[1]}/{row}.png (original class, row), got"
+            f" {parts[1]}/{parts[2]}"
+        )
+    return info[0], info[1], "/".join(parts)
+
+
+def _numbers(value: Any, where: str) -> NDArray[np.int64]:
+    array = np.asarray(value)
+    if array.ndim != 1 or array.dtype.kind not in "biuf":
+        raise DataError(f"{where}: expected an array of numbers, got {array.dtype} {array.shape}")
+    if array.dtype.kind == "f" and not (array == np.floor(array)).all():
+        raise DataError(f"{where}: expected whole numbers")
+    return array.astype(np.int64)
+
+
+def _whole(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _is_poison(train: Changed) -> NDArray[np.bool_]:
+    """Returns which changed training images are poisoned; the others are cover images.
+
+    BackdoorBench marks both alike (WaNet and the input-aware attack store images with another
+    trigger under their own label). If the attack changes labels, images that keep theirs are cover
+    images, unless it is the only target: BadNets also draws images of the target class.
+    """
+    kept = train.labels == train.originals
+    targets = np.unique(train.labels[~kept])
+    if not len(targets):
+        return np.ones(len(kept), bool)
+    same = train.labels == targets[0] if len(targets) == 1 else np.zeros(len(kept), bool)
+    return ~kept | same
+
+
+def _only(labels: NDArray[np.int64], names: tuple[str, ...]) -> str | None:
+    found = np.unique(labels)
+    if len(found) != 1:
+        return None
+    return names[found[0]] if found[0] < len(names) else str(found[0])
+
+
+def _source_class(
+    train: Changed, is_poison: NDArray[np.bool_], names: tuple[str, ...]
+) -> str | None:
+    """Returns the class of all poisoned images before the attack, if it is one class that is not
+    the target."""
+    relabeled = is_poison & (train.labels != train.originals)
+    return _only(train.originals[relabeled], names) if relabeled.sum() == is_poison.sum() else None
+
+
+def _info(root: Path) -> dict[str, Any]:
+    path = root / "info.pickle"
+    found = load_torch_file(path) if path.exists() else {}
+    return found if isinstance(found, dict) else {}
+
+
+def _source(root: Path, result: dict[str, Any], given: Path | None) -> Source:
+    size = result["img_size"][0]
+    if given is not None:
+        return clean_source(given, size)
+    name = result["clean_data"]
+    if isinstance(name, str) and _SAFE.fullmatch(name):
+        # record/<name> and data/<data set>
+        usual = root.resolve().parent.parent / "data" / name
+        if usual.is_dir():
+            return clean_source(usual, size)
+    raise DataError(
+        f"{root}: BackdoorBench stores no clean images: set dataset.clean_root to the data set that"
+        f" was attacked ({name!r}), with its rows in the order of torchvision"
+    )
+
+
+def _check_files(root: Path, paths: list[str]) -> None:
+    there = Folder(root).listing().files
+    missing = sorted(path for path in paths if path not in there)
+    if missing:
+        raise DataError(
+            f"{root}: {many(len(missing), 'image')} missing that {RESULT} lists; the first is"
+            f" {missing[0]}"
+        )
+
+
+def _check_clean(root: Path, found: Changed, clean: Split, name: str) -> None:
+    """Raises DataError unless the clean images can be those that the attack changed."""
+    if len(clean.labels) != found.total:
+        raise DataError(
+            f"{root}: the attack was made on {found.total} {name} images, but there are"
+            f" {len(clean.labels)} clean ones"
+        )
+    wrong = clean.labels[found.rows] != found.originals
+    if wrong.any():
+        at = int(np.argmax(wrong))
+        raise DataError(
+            f"{root}: the clean {name} images are not those of the attack, or in another order: row"
+            f" {found.rows[at]} has label {clean.labels[found.rows[at]]}, but the record states"
+            f" {found.originals[at]}; {int(wrong.sum())} of {len(wrong)} rows differ"
+        )
