@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 from backdoor_lab.core.atomic_io import write_atomic
 from backdoor_lab.core.errors import EXIT_DONE, ConfigError, many
 from backdoor_lab.core.options import Parser, parser_of, path_of
-from backdoor_lab.core.sheets import csv_of_frame
 from backdoor_lab.core.terminal import plain, run_command
 from backdoor_lab.results.columns import COLUMNS
 from backdoor_lab.results.facts import CellFields
 from backdoor_lab.results.image_table import IMAGE_COLUMNS, image_table
 from backdoor_lab.results.store_location import STORE_HELP
 from backdoor_lab.results.sweeps import Sweep, find_sweeps, read_sweep
+from backdoor_lab.tables.sheets import csv_of_frame
 
 if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped]

@@ -28,7 +28,7 @@ NEUTRAL = frozenset((
     "sweep", "tables", "templates",
     "core/lease.py", "core/errors.py", "core/failpoints.py", "core/atomic_io.py", "core/letters.py",
     "core/options.py", "core/output.py", "core/paths.py", "core/progress.py", "core/resources.py",
-    "core/sheets.py", "core/small_files.py", "core/shutdown.py", "core/store.py",
+    "core/small_files.py", "core/shutdown.py", "core/store.py",
     "core/targets.py", "core/terminal.py", "data/squares.py", "pipeline/keys.py",
     "pipeline/participants.py", "pipeline/progress.py", "training/logs.py",
 ))  # fmt: skip

@@ -18,13 +18,13 @@ from backdoor_lab.compare.comparison import RANDOM
 from backdoor_lab.compare.report import SweepReport
 from backdoor_lab.core.atomic_io import write_atomic
 from backdoor_lab.core.errors import ConfigError, DataError
-from backdoor_lab.core.sheets import csv_of_frame
 from backdoor_lab.core.small_files import clear_link, make_folder, read_json, write_ours
 from backdoor_lab.core.validation import NAME, inside
 from backdoor_lab.results.sweeps import TABLES, Sweep, read_sweep
 from backdoor_lab.tables import overview
 from backdoor_lab.tables.layout import PivotSpec, as_json, remembered
 from backdoor_lab.tables.pivot import PivotTable, pivot_cells
+from backdoor_lab.tables.sheets import csv_of_frame
 from backdoor_lab.tables.text import document
 from backdoor_lab.tables.writers import FORMATS
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from backdoor_lab.core.sheets import csv_text
 from backdoor_lab.tables.markup import TextTable, html_page, in_latex, in_markdown, in_terminal
+from backdoor_lab.tables.sheets import csv_text
 
 
 @dataclass(frozen=True)

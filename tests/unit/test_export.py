@@ -13,7 +13,6 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from backdoor_lab.core.sheets import guarded
 from backdoor_lab.export import IMAGES_HEAD, frame_of, main, write_frame
 from backdoor_lab.page.write import write_tables
 from backdoor_lab.results.columns import COLUMNS
@@ -21,6 +20,7 @@ from backdoor_lab.results.frozen import frozen_lines
 from backdoor_lab.results.image_table import IMAGE_COLUMNS
 from backdoor_lab.results.records import CHOICES
 from backdoor_lab.results.sweeps import read_sweep
+from backdoor_lab.tables.sheets import guarded
 from tests.helpers.cells import run_here
 from tests.helpers.hostile import NAMES
 from tests.helpers.records import GRID, documented, everything, failed, record, write_sweep

@@ -13,9 +13,9 @@ import pytest
 from markdown_it import MarkdownIt
 
 from backdoor_lab.core.output import LogFile, Terminal
-from backdoor_lab.core.sheets import csv_text, guarded
 from backdoor_lab.core.terminal import plain
 from backdoor_lab.tables.markup import TextTable, html_page, in_latex, in_markdown
+from backdoor_lab.tables.sheets import csv_text, guarded
 from tests.helpers.hostile import NAMES
 from tests.helpers.written import cells_of, sweep_of, write_everything
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from backdoor_lab.compare.report import SweepReport
-from backdoor_lab.core.sheets import guarded
 from backdoor_lab.reports.__main__ import main as reports
 from backdoor_lab.results.sweeps import read_sweep
 from backdoor_lab.tables.markup import TextTable
+from backdoor_lab.tables.sheets import guarded
 from backdoor_lab.tables.text import document
 from backdoor_lab.tables.writers import Document, latex, markdown, page, sheet, terminal
 from tests.helpers.hostile import NAMES

@@ -11,8 +11,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from backdoor_lab.core.sheets import csv_of_frame, csv_text, guarded
 from backdoor_lab.core.small_files import decode
+from backdoor_lab.tables.sheets import csv_of_frame, csv_text, guarded
 from tests.helpers.hostile import FORMULAS
 from tests.helpers.written import cells_of, sweep_of, write_everything
 
