@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from backdoor_lab.core.errors import DataError, many
 from backdoor_lab.core.torch_files import load_torch_file
-from backdoor_lab.data.base import Arrays, Source, Split
+from backdoor_lab.data.base import Arrays, Split
 from backdoor_lab.data.imported import ImportedAttack, ImportedFacts
 from backdoor_lab.data.members import Folder
-from backdoor_lab.exchange.clean import check_shapes, clean_source, pngs
+from backdoor_lab.exchange.clean import check_shapes, class_names, clean_source, pngs
 
 RESULT = "attack_result.pt"
 KEYS = ("num_classes", "img_size", "clean_data", "bd_train", "bd_test")
@@ -54,7 +54,7 @@ def backdoorbench_facts(root: Path, clean_root: Path | None = None) -> ImportedF
     damaged files."""
     result = _result(root)
     train, test = _changed(root, result, "bd_train"), _changed(root, result, "bd_test")
-    names = _source(root, result, clean_root).known_classes() or ()
+    names = class_names(_clean_root(root, result, clean_root))
     is_poison = _is_poison(train)
     info = _info(root)
     total = len(train.order)
@@ -85,12 +85,12 @@ def read_backdoorbench(root: Path, *, clean_root: Path | None = None) -> Arrays:
     result = _result(root)
     train, test = _changed(root, result, "bd_train"), _changed(root, result, "bd_test")
     _check_files(root, [*train.paths, *test.paths])
-    source = _source(root, result, clean_root)
-    clean = source.read()
+    place = _clean_root(root, result, clean_root)
+    clean = clean_source(place, result["img_size"][0]).read()
     channels = clean.train.images.shape[1]
     if len(clean.classes) != result["num_classes"]:
         raise DataError(
-            f"{source.name}: {many(len(clean.classes), 'class')} in the clean images, but"
+            f"{place}: the clean images have {len(clean.classes)} classes, but"
             f" {root / RESULT} states {result['num_classes']}"
         )
     for found, split, name in ((train, clean.train, "training"), (test, clean.test, "test")):
@@ -246,16 +246,15 @@ def _info(root: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _source(root: Path, result: dict[str, Any], given: Path | None) -> Source:
-    size = result["img_size"][0]
+def _clean_root(root: Path, result: dict[str, Any], given: Path | None) -> Path:
     if given is not None:
-        return clean_source(given, size)
+        return given
     name = result["clean_data"]
     if isinstance(name, str) and _SAFE.fullmatch(name):
         # record/<name> and data/<data set>
         usual = root.resolve().parent.parent / "data" / name
         if usual.is_dir():
-            return clean_source(usual, size)
+            return usual
     raise DataError(
         f"{root}: BackdoorBench stores no clean images: set dataset.clean_root to the data set that"
         f" was attacked ({name!r}), with its rows in the order of torchvision"

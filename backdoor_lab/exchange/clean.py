@@ -16,6 +16,7 @@ from backdoor_lab.data.base import Source, Split
 from backdoor_lab.data.decode import decode_all
 from backdoor_lab.data.image_folder import ImageFolder
 from backdoor_lab.data.members import Folder
+from backdoor_lab.data.npz import load, names_in
 from backdoor_lab.data.torchvision_sets import Cifar10, Cifar100
 from backdoor_lab.data.validate import whole_labels
 
@@ -33,6 +34,17 @@ def clean_source(root: Path, size: int | None = None) -> Source:
     if root.suffix == ".npz":
         return ArrayFile(root=str(root), size=size)
     return ImageFolder(root=str(root), size=size)
+
+
+def class_names(root: Path) -> tuple[str, ...]:
+    """Returns the class names of the data set at `root` without reading its images; empty if it has
+    none."""
+    if root.suffix == ".npz":
+        if "classes" not in names_in(root):
+            return ()
+        names = load(root, ["classes"])["classes"]
+        return tuple(map(str, names.tolist())) if names.ndim == 1 else ()
+    return clean_source(root).known_classes() or ()
 
 
 def is_test_split(root: Path) -> bool:

@@ -23,6 +23,7 @@ from backdoor_lab.data.imported import ImportedAttack, ImportedFacts
 from backdoor_lab.data.splits import HeldOut
 from backdoor_lab.exchange.clean import (
     check_shapes,
+    class_names,
     clean_source,
     is_test_split,
     numbered_pngs,
@@ -221,7 +222,7 @@ def _known_classes(root: Path, given: Path | None) -> tuple[str, ...]:
         place = _test_root(root, given)
     except DataError:
         return ()
-    return () if is_test_split(place) else clean_source(place).known_classes() or ()
+    return () if is_test_split(place) else class_names(place)
 
 
 def _held_out(
