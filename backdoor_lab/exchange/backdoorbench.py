@@ -9,8 +9,6 @@ the options of the command.
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,26 +20,15 @@ from backdoor_lab.core.torch_files import load_torch_file
 from backdoor_lab.data.base import Arrays, Split
 from backdoor_lab.data.imported import ImportedAttack, ImportedFacts
 from backdoor_lab.data.members import Folder
-from backdoor_lab.exchange.clean import check_shapes, class_names, clean_source, pngs
-
-RESULT = "attack_result.pt"
-KEYS = ("num_classes", "img_size", "clean_data", "bd_train", "bd_test")
-STATE = ("bd_data_container", "original_index_array", "poison_indicator")
-_SAFE = re.compile(r"\w[\w.-]{0,100}")
-
-
-@dataclass(frozen=True)
-class Changed:
-    """The changed images of one split: row in the clean split, label, original label and path of
-    the PNG file below the record folder. `order` are the rows of the whole split in their order of
-    training; `total` is the number of rows of the clean split."""
-
-    total: int
-    order: NDArray[np.int64]
-    rows: NDArray[np.int64]
-    labels: NDArray[np.int64]
-    originals: NDArray[np.int64]
-    paths: list[str]
+from backdoor_lab.exchange.backdoorbench_record import (
+    RESULT,
+    SAFE,
+    Changed,
+    changed_rows,
+    read_result,
+    whole,
+)
+from backdoor_lab.exchange.clean import check_shapes, class_names, clean_source, identity_of, pngs
 
 
 def is_backdoorbench(root: Path) -> bool:
@@ -49,11 +36,23 @@ def is_backdoorbench(root: Path) -> bool:
     return (root / RESULT).exists()
 
 
+def backdoorbench_identity(root: Path, clean_root: Path | None = None) -> dict[str, Any]:
+    """Returns JSON data that identifies the record and the clean images; see `identity_of`. Raises
+    DataError for damaged files."""
+    result = read_result(root)
+    folders = {path.split("/")[0] for part in ("bd_train", "bd_test")
+               for path in changed_rows(root, result, part).paths}  # fmt: skip
+    place, size = _clean_root(root, result, clean_root), result["img_size"][0]
+    clean = clean_source(place, size)
+    record = identity_of(root, [RESULT, "info.pickle", *sorted(folders)])
+    return {"record": record, "clean": [type(clean).__name__, clean.identity()]}
+
+
 def backdoorbench_facts(root: Path, clean_root: Path | None = None) -> ImportedFacts:
     """Returns what the record tells about its attack without reading images. Raises DataError for
     damaged files."""
-    result = _result(root)
-    train, test = _changed(root, result, "bd_train"), _changed(root, result, "bd_test")
+    result = read_result(root)
+    train, test = changed_rows(root, result, "bd_train"), changed_rows(root, result, "bd_test")
     names = class_names(_clean_root(root, result, clean_root))
     is_poison = _is_poison(train)
     info = _info(root)
@@ -65,7 +64,7 @@ def backdoorbench_facts(root: Path, clean_root: Path | None = None) -> ImportedF
         target=_only(train.labels[is_poison], names),
         source=_source_class(train, is_poison, names),
         ratio=float(is_poison.sum() / total),
-        seed=_whole(info.get("random_seed")),
+        seed=whole(info.get("random_seed")),
         choices={"cover_rate": covers / total} if covers else {},
         n_poisoned=int(is_poison.sum()),
         n_covers=covers,
@@ -82,8 +81,8 @@ def read_backdoorbench(root: Path, *, clean_root: Path | None = None) -> Arrays:
     them. Raises DataError for damaged files, and if the labels of the clean images are not those
     that the record states for its poisoned images.
     """
-    result = _result(root)
-    train, test = _changed(root, result, "bd_train"), _changed(root, result, "bd_test")
+    result = read_result(root)
+    train, test = changed_rows(root, result, "bd_train"), changed_rows(root, result, "bd_test")
     _check_files(root, [*train.paths, *test.paths])
     place = _clean_root(root, result, clean_root)
     clean = clean_source(place, result["img_size"][0]).read()
@@ -117,96 +116,6 @@ def read_backdoorbench(root: Path, *, clean_root: Path | None = None) -> Arrays:
         np.zeros(len(test.rows), bool) if test.paths else None,
     )
     return Arrays(Split(images[at], labels[at]), clean.test, clean.classes, attack)
-
-
-def _result(root: Path) -> dict[str, Any]:
-    path = root / RESULT
-    found = load_torch_file(path)
-    if not isinstance(found, dict):
-        raise DataError(f"{path}: expected a dictionary, got {type(found).__name__}")
-    _check_keys(found, KEYS, path)
-    if _whole(found["num_classes"]) is None or found["num_classes"] < 2:
-        raise DataError(f"{path}: num_classes must be at least 2, got {found['num_classes']!r}")
-    if found["bd_train"] is None:
-        raise DataError(f"{path}: holds no poisoned training set (`bd_train` is None)")
-    size = found["img_size"]
-    if not isinstance(size, list | tuple) or len(size) < 2 or None in map(_whole, size):
-        raise DataError(f"{path}: img_size must be (height, width, channels), got {size!r}")
-    return found
-
-
-def _check_keys(found: Any, keys: tuple[str, ...], where: object) -> None:
-    missing = [key for key in keys if not isinstance(found, dict) or key not in found]
-    if missing:
-        raise DataError(f"{where}: missing keys: {', '.join(missing)}")
-
-
-def _changed(root: Path, result: dict[str, Any], part: str) -> Changed:
-    where = f"{root / RESULT}: {part}"
-    state = result[part]
-    _check_keys(state, STATE, where)
-    indicator, order = (_numbers(state[key], f"{where}, {key}") for key in reversed(STATE[1:]))
-    container = state["bd_data_container"]
-    _check_keys(container, ("data_dict", "save_folder_path"), f"{where}, bd_data_container")
-    entries = container["data_dict"]
-    if not isinstance(entries, dict):
-        raise DataError(f"{where}: data_dict must be a dictionary, got {type(entries).__name__}")
-    outside = (order < 0) | (order >= len(indicator))
-    if outside.any():
-        raise DataError(
-            f"{where}: row {order[outside][0]} of original_index_array is not among the"
-            f" {len(indicator)} rows"
-        )
-    rows, times = np.unique(order, return_counts=True)
-    if (times > 1).any():
-        raise DataError(
-            f"{where}: row {rows[times > 1][0]} is listed twice in original_index_array"
-        )
-    if not np.isin(indicator, (0, 1)).all():
-        raise DataError(f"{where}: poison_indicator must be 0 or 1")
-    chosen = order[indicator[order] == 1]
-    lacking = [int(row) for row in chosen if int(row) not in entries]
-    if lacking:
-        raise DataError(
-            f"{where}: row {lacking[0]} is poisoned, but data_dict has no entry for it;"
-            f" {many(len(lacking), 'row')} in all"
-        )
-    found = [_entry(entries[int(row)], int(row), result["num_classes"], where) for row in chosen]
-    labels, originals = (np.array([each[at] for each in found], np.int64) for at in (0, 1))
-    return Changed(len(indicator), order, chosen, labels, originals, [each[2] for each in found])
-
-
-def _entry(entry: Any, row: int, classes: int, where: str) -> tuple[int, int, str]:
-    """Returns label, original label and path below the record folder of one changed image."""
-    _check_keys(entry, ("path", "other_info"), f"{where}, row {row}")
-    info, path = entry["other_info"], entry["path"]
-    if not isinstance(info, list | tuple) or len(info) != 2 or None in map(_whole, info):
-        raise DataError(f"{where}, row {row}: expected label and original label, got {info!r}")
-    if not all(0 <= label < classes for label in info):
-        raise DataError(f"{where}, row {row}: labels {info!r} are not below {classes} (classes)")
-    parts = re.split(r"[\\/]", path)[-3:] if isinstance(path, str) else []
-    # Only the last three parts belong to the record; the rest is a path of another machine.
-    if len(parts) != 3 or not all(_SAFE.fullmatch(part) for part in parts):
-        raise DataError(f"{where}, row {row}: {path!r} is not <folder>/<class>/<row>.png")
-    if parts[1:] != [str(info[1]), f"{row}.png"]:
-        raise DataError(
-            f"{where}, row {row}: expected the image {info[1]}/{row}.png (original class, row), got"
-            f" {parts[1]}/{parts[2]}"
-        )
-    return info[0], info[1], "/".join(parts)
-
-
-def _numbers(value: Any, where: str) -> NDArray[np.int64]:
-    array = np.asarray(value)
-    if array.ndim != 1 or array.dtype.kind not in "biuf":
-        raise DataError(f"{where}: expected an array of numbers, got {array.dtype} {array.shape}")
-    if array.dtype.kind == "f" and not (array == np.floor(array)).all():
-        raise DataError(f"{where}: expected whole numbers")
-    return array.astype(np.int64)
-
-
-def _whole(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _is_poison(train: Changed) -> NDArray[np.bool_]:
@@ -250,7 +159,7 @@ def _clean_root(root: Path, result: dict[str, Any], given: Path | None) -> Path:
     if given is not None:
         return given
     name = result["clean_data"]
-    if isinstance(name, str) and _SAFE.fullmatch(name):
+    if isinstance(name, str) and SAFE.fullmatch(name):
         # record/<name> and data/<data set>
         usual = root.resolve().parent.parent / "data" / name
         if usual.is_dir():

@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backdoor_lab.core.errors import DataError, many
+from backdoor_lab.core.small_files import check_regular
 from backdoor_lab.core.torch_files import load_torch_file
 from backdoor_lab.data.arrays import ArrayFile
 from backdoor_lab.data.base import Source, Split
 from backdoor_lab.data.decode import decode_all
 from backdoor_lab.data.image_folder import ImageFolder
-from backdoor_lab.data.members import Folder
+from backdoor_lab.data.members import Folder, hash_of
 from backdoor_lab.data.npz import load, names_in
 from backdoor_lab.data.torchvision_sets import Cifar10, Cifar100
 from backdoor_lab.data.validate import whole_labels
@@ -45,6 +46,22 @@ def class_names(root: Path) -> tuple[str, ...]:
         names = load(root, ["classes"])["classes"]
         return tuple(map(str, names.tolist())) if names.ndim == 1 else ()
     return clean_source(root).known_classes() or ()
+
+
+def identity_of(root: Path, names: Sequence[str]) -> list[list[Any]]:
+    """Returns JSON data that identifies files and folders in `root`: of a file, its hash; of a
+    folder, the path, size and modification time of each file in it. Missing ones are left out."""
+    found: list[list[Any]] = []
+    for name in names:
+        place = root / name
+        if place.is_dir():
+            folder = Folder(place)
+            listing = folder.listing()
+            found.append([name, folder.identity(listing.files, listing)])
+        elif place.exists():
+            check_regular(place)
+            found.append([name, hash_of(place)])
+    return found
 
 
 def is_test_split(root: Path) -> bool:

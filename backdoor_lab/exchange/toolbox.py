@@ -25,6 +25,7 @@ from backdoor_lab.exchange.clean import (
     check_shapes,
     class_names,
     clean_source,
+    identity_of,
     is_test_split,
     numbered_pngs,
     stored_array,
@@ -46,10 +47,20 @@ def is_toolbox(root: Path) -> bool:
     return (root / "labels").is_file() and any((root / name).exists() for name in IMAGES)
 
 
-def toolbox_files(root: Path) -> list[str]:
-    """Returns the names of the files and folders in `root` that are read."""
+def toolbox_identity(
+    root: Path, *, test_root: Path | None = None, held_out: HeldOut | None = None
+) -> dict[str, Any]:
+    """Returns JSON data that identifies the files that `read_toolbox` reads with the same
+    arguments; see `identity_of`. Raises DataError if files are missing."""
     names = (_images_name(root), "labels", "poison_indices", "cover_indices")
-    return [name for name in names if (root / name).exists()]
+    found = {"train": identity_of(root, names)}
+    if held_out is not None and held_out.share is not None:
+        return {**found, **held_out.identity()}
+    place = _test_root(root, test_root)
+    if is_test_split(place):
+        return {**found, "test": identity_of(place, ("data", "labels"))}
+    source = clean_source(place)
+    return {**found, "test": [type(source).__name__, source.identity()]}
 
 
 def toolbox_facts(root: Path, test_root: Path | None = None) -> ImportedFacts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from backdoor_lab.core.errors import DataError
 from backdoor_lab.data.base import Arrays
 from backdoor_lab.exchange.backdoorbench import (
     backdoorbench_facts,
+    backdoorbench_identity,
     is_backdoorbench,
     read_backdoorbench,
 )
@@ -95,6 +97,26 @@ def test_the_facts_need_no_image(tmp_path: Path) -> None:
     assert (facts.ratio, facts.n_poisoned, facts.n_covers) == (0.25, 3, 0)
     assert facts.triggered
     assert is_backdoorbench(root)
+
+
+def test_the_identity_follows_the_content_of_all_files_but_not_the_place(tmp_path: Path) -> None:
+    root = record_folder(tmp_path / "a")
+    before = backdoorbench_identity(root, tmp_path / "a/data/clean.npz")
+    base = (tmp_path / "a").rename(tmp_path / "b")
+    root, clean = base / "record/badnet_tiny", base / "data/clean.npz"
+    seen = [backdoorbench_identity(root, clean)]
+    assert seen == [before]
+    assert str(tmp_path) not in json.dumps(before)
+    for path in (root / "bd_train_dataset/0/3.png", root / "bd_test_dataset/1/4.png"):
+        write_png(path, np.zeros((3, 8, 8), np.uint8))
+        seen.append(backdoorbench_identity(root, clean))
+    torch.save({}, root / "info.pickle")
+    seen.append(backdoorbench_identity(root, clean))
+    changed(root, lambda result: result.update(num_classes=4))
+    seen.append(backdoorbench_identity(root, clean))
+    np.savez(clean, **{**np.load(clean), "test_labels": np.zeros(6)})
+    seen.append(backdoorbench_identity(root, clean))
+    assert all(one != other for at, one in enumerate(seen) for other in seen[:at])
 
 
 def test_info_pickle_is_optional(tmp_path: Path) -> None:

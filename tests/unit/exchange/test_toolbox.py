@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from backdoor_lab.exchange.toolbox import (
     is_toolbox,
     read_toolbox,
     toolbox_facts,
-    toolbox_files,
+    toolbox_identity,
 )
 from tests.helpers.foreign_layouts import (
     CLASSES,
@@ -62,7 +63,24 @@ def test_the_facts_come_from_the_folder_name_and_the_indices(tmp_path: Path) -> 
     assert facts.choices == {"cover_rate": 1 / 12}
     assert not facts.triggered
     assert is_toolbox(root)
-    assert toolbox_files(root) == ["imgs", "labels", "poison_indices", "cover_indices"]
+
+
+def test_the_identity_follows_the_content_of_all_files_but_not_the_place(tmp_path: Path) -> None:
+    root = toolbox_set(tmp_path / "a")
+    before = toolbox_identity(root)
+    moved = (tmp_path / "a").rename(tmp_path / "b") / root.relative_to(tmp_path / "a")
+    assert toolbox_identity(moved) == before
+    assert str(tmp_path) not in json.dumps(before)
+    seen = [before]
+    for name in ("imgs", "labels", "poison_indices", "cover_indices"):
+        torch.save([0], moved / name)
+        seen.append(toolbox_identity(moved))
+    torch.save([0], tmp_path / "b/clean_set/tiny/test_split/labels")
+    seen.append(toolbox_identity(moved))
+    seen.append(toolbox_identity(moved, held_out=HeldOut(0.4, 0)))
+    seen.append(toolbox_identity(moved, held_out=HeldOut(0.4, 1)))
+    seen.append(toolbox_identity(moved, test_root=clean_file(tmp_path / "clean.npz")))
+    assert all(one != other for at, one in enumerate(seen) for other in seen[:at])
 
 
 def test_a_folder_with_another_name_tells_what_the_files_tell(tmp_path: Path) -> None:
