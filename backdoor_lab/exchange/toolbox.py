@@ -158,7 +158,8 @@ def bytes_of(images: NDArray[Any], where: object) -> NDArray[np.uint8]:
         raise DataError(f"{where}: images must be floats in 0..1 or uint8, got {images.dtype}")
     done = np.empty(images.shape, np.uint8)
     for start in range(0, len(images), 1024):
-        part = np.rint(images[start : start + 1024] * np.float32(255))
+        with np.errstate(over="ignore", invalid="ignore"):
+            part = np.rint(images[start : start + 1024] * np.float32(255))
         if not (inside := _inside(part)).all():
             row = start + int(np.argmin(inside))
             raise DataError(

@@ -104,13 +104,18 @@ def record_state(
     }  # fmt: skip
 
 
-def record_folder(base: Path, changed: dict[int, int] | None = None) -> Path:
+def record_folder(
+    base: Path, changed: dict[int, int] | None = None, *,
+    order: Sequence[int] = range(TRAIN), test_order: Sequence[int] = range(TEST),
+) -> Path:  # fmt: skip
     """Writes record/badnet_tiny and, as the data set that was attacked, data/clean.npz; returns the
-    former. `changed` maps rows of the training set to their labels."""
+    former. `changed` maps rows of the training set to their labels. The orders are those of the
+    clean images that were attacked."""
     root = base / "record/badnet_tiny"
     (base / "data").mkdir(parents=True)
     clean_file(base / "data/clean.npz")
-    (train, train_labels), (test, test_labels) = clean_images(TRAIN, 0), clean_images(TEST, 1)
+    train, train_labels = (each[list(order)] for each in clean_images(TRAIN, 0))
+    test, test_labels = (each[list(test_order)] for each in clean_images(TEST, 1))
     wanted = {row: 0 for row, label in enumerate(test_labels) if label}
     changed = {1: 0, 3: 0, 8: 0} if changed is None else changed
     result = {
