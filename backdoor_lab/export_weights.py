@@ -21,6 +21,7 @@ from backdoor_lab.core.options import Parser, parser_of, path_of
 from backdoor_lab.core.small_files import UnreadableFileError, read_json
 from backdoor_lab.core.terminal import plain, run_command
 from backdoor_lab.results.cell_folder import RECORD, completed_record
+from backdoor_lab.results.stages import attacked_stage
 from backdoor_lab.results.store_location import CONFIGURATION, STORE, STORE_HELP, find_store
 from backdoor_lab.results.values import ratio_words
 
@@ -53,14 +54,14 @@ def export_weights(
     from safetensors.torch import save
 
     weights = _weights(root, record, _stage(record, which), f"weights{which}")
-    metadata = {**_normalisation(root, record), **_facts(record, which)}
+    metadata = {**_normalisation(root, record, which), **_facts(record, which)}
     write_atomic(out, save({k: v.contiguous() for k, v in weights.items()}, metadata))
     return metadata
 
 
 def _stage(record: dict[str, Any], which: int) -> str:
     after = "repair" if "repair" in record["run"]["stages"] else "retrain"
-    return "train" if which == 1 else after
+    return attacked_stage(record) if which == 1 else after
 
 
 def _record(cell: Path) -> dict[str, Any]:
@@ -91,7 +92,7 @@ def _weights(root: Path, record: dict[str, Any], stage: str, name: str) -> dict[
     try:
         entry = validation.safe_name(f"run.stages.{stage}.id", record["run"]["stages"][stage]["id"])
     except (KeyError, TypeError) as error:
-        other = "; use --which 1 for the attacked network" if stage != "train" else ""
+        other = "; use --which 1 for the attacked network" if name != "weights1" else ""
         raise DataError(f"the record has no output of stage {stage}{other}") from error
     path = WEIGHTS.path(root / stage / entry)
     try:
@@ -111,15 +112,19 @@ def _weights(root: Path, record: dict[str, Any], stage: str, name: str) -> dict[
     return found
 
 
-def _normalisation(root: Path, record: dict[str, Any]) -> dict[str, str]:
-    """Class names, image shape, and mean and standard deviation of the clean training images, as
-    text."""
+def _normalisation(root: Path, record: dict[str, Any], which: int) -> dict[str, str]:
+    """Class names, image shape, and the mean and standard deviation that the network's images are
+    normalized by, as text: those of the clean training images, or those of the given network that
+    was attacked or repaired."""
     import torch
 
     from backdoor_lab.training.evaluate import channel_stats
 
     images, classes = _training_images(root, record["hashes"].get("data"))
     mean, std = (values.double() for values in channel_stats(torch.from_numpy(images)))
+    given = record["config"].get("attacked")
+    if isinstance(given, dict) and _stage(record, which) != "retrain":
+        mean, std = (torch.tensor(given[key]).double() for key in ("mean_255", "std_255"))
     values = {"mean_255": mean, "std_255": std, "mean": mean / 255, "std": std / 255}
     shape = {"classes": classes, "image": list(images.shape[1:])}
     return {k: json.dumps(v.tolist()) for k, v in values.items()} | {
@@ -156,10 +161,13 @@ def _facts(record: dict[str, Any], which: int) -> dict[str, str]:
     model, chosen = record["config"]["model"], record["choices"]
     ratio_of = (record.get("protocol") or {}).get("ratio_of")
     ratio = ratio_words(chosen["ratio"], ratio_of)
-    said = {"train": "before", "repair": "repaired by", "retrain": "retrained after"}
+    said = {"train": "before", "attacked": "before", "repair": "repaired by",
+            "retrain": "retrained after"}  # fmt: skip
     when = said[_stage(record, which)]
+    given = attacked_stage(record) == "attacked" and _stage(record, which) != "retrain"
+    made = "given, not trained," if given else "trained"
     words = (
-        f"{model.get('name')} trained on {chosen.get('dataset')} poisoned with {chosen['trigger']}"
+        f"{model.get('name')} {made} on {chosen.get('dataset')} poisoned with {chosen['trigger']}"
         f" for {chosen['target']} (ratio {ratio}), {when} the defense {chosen['defense']}"
     )
     return {

@@ -6,7 +6,6 @@ import errno
 import os
 import stat
 import uuid
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,8 @@ IN_CONFIGURATION = {
     "logger": ("save_dir", "tracking_uri"),
 }  # fmt: skip
 """The configuration keys that hold a path, by configuration group."""
+FILES = ("attacked",)
+"""The configuration keys outside of groups that hold a path."""
 _FILE = "file:"
 _SHOWN = 80
 
@@ -61,7 +62,7 @@ def usable(name: str, given: str) -> Path:
     return _expanded(name, given)
 
 
-def settle(config: Mapping[str, Any], base: Path | None = None) -> None:
+def settle(config: dict[str, Any], base: Path | None = None) -> None:
     """Makes every path in a plain configuration absolute, in place. Raises the same errors as
     `absolute`."""
     for group, keys in IN_CONFIGURATION.items():
@@ -72,6 +73,10 @@ def settle(config: Mapping[str, Any], base: Path | None = None) -> None:
             given = part.get(key)
             if isinstance(given, str) and given:
                 part[key] = _settled(f"{group}.{key}", given, base)
+    for key in FILES:
+        given = config.get(key)
+        if isinstance(given, str) and given:
+            config[key] = _settled(key, given, base)
 
 
 def check_writable(folder: Path) -> None:

@@ -19,7 +19,7 @@ from backdoor_lab.core.validation import LONGEST, non_negative
 from backdoor_lab.page.page_pictures import is_triggered_late
 from backdoor_lab.results.artifact_reader import ArtifactReader, Training
 from backdoor_lab.results.records import CellRecord
-from backdoor_lab.results.stages import STAGES
+from backdoor_lab.results.stages import STAGES, attacked_stage
 from backdoor_lab.tables.markup import short
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ def layers(whole: SweepData, trigger: str, record: Record, training: Training) -
         found.append(
             (short(f"clean ({name}), {trigger}"), whole.reader.first_layer(other, stage, channels))
         )
-    mine = whole.reader.first_layer(record, "train", channels)
+    mine = whole.reader.first_layer(record, attacked_stage(record), channels)
     found.append((short(f"backdoored by {trigger}"), mine))
     return [
         Layer(title, weights, response_changes(weights, *pairs, base))
@@ -207,7 +207,7 @@ def trained_clean(whole: SweepData, like: Record) -> tuple[str, Record, str] | N
         covers = _part(record, "counts").get("covers_left") or 0
         again = "nat2" in cell.numbers
         tests: list[tuple[bool, str, str]] = [
-            (cell.choices["ratio"] == 0, "ratio 0", "train"),
+            (cell.choices["ratio"] == 0 and not cell.given, "ratio 0", "train"),
             (again and cell.choices["defense"] == "oracle", "oracle's retraining", "retrain"),
             (again, f"{cell.choices['defense']}'s retraining", "retrain"),
         ]

@@ -40,6 +40,7 @@ STAGES = {
         f"{_STAGES}/training.py:train_stage", f"{_STAGES}/training.py:filtered",
         "training/callback.py",
     ),
+    "attacked": (f"{_STAGES}/attacked.py:attacked_stage",),
     "measure": (f"{_STAGES}/training.py:measure_stage",),
     "train_accuracy": (f"{_STAGES}/training.py:train_accuracy_stage",),
     "transformed": (f"{_STAGES}/transformed.py:transformed_stage",),

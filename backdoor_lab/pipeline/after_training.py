@@ -144,4 +144,5 @@ class DefendCell:
             self.cell, repair, training, provided, self.store, self.machine
         )
         self.stages["repair"] = entry
-        return Trained(repaired, entry.meta["weights"])
+        weights, given = entry.meta["weights"], self.cell.parts.attacked
+        return Trained(repaired, weights if given is None else given.identify(weights))

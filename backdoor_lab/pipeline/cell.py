@@ -17,7 +17,7 @@ from backdoor_lab.defenses.base import OracleControl
 from backdoor_lab.defenses.options import OPTION_KEYS
 from backdoor_lab.pipeline.classes import class_number
 from backdoor_lab.pipeline.participants import marks
-from backdoor_lab.pipeline.parts import Choice, Parts, shared
+from backdoor_lab.pipeline.parts import Choice, Parts, model_label, shared
 from backdoor_lab.training.recipe import Recipe
 from backdoor_lab.training.transformations import canonical_names
 
@@ -103,6 +103,8 @@ class Cell:
         wanted = str(self.config["trainer"]["precision"])
         found: dict[str, Any] = {} if wanted == "auto" else {"precision": wanted}
         found |= {"retrain_seed": "same"} if self.same_seed else {}
+        attacked = self.parts.attacked
+        found |= {} if attacked is None else {"attacked": attacked.decides()}
         found |= {"measure": {"asr_under": list(self.asr_under)}} if self.asr_under else {}
         return found if self.retrain else found | {"retrain": False}
 
@@ -128,7 +130,7 @@ class Cell:
         return names | {
             # If `dataset_label` is unset: the name of the archive or file.
             "dataset": self.config.get("dataset_label") or names["dataset"] or self.parts.data.name,
-            "model": model_label(self.config["model"]),
+            "model": model_label(self.config["model"], self.parts.attacked),
             "target": self.target,
             "source": self.source,
             "ratio": self.ratio,
@@ -281,16 +283,6 @@ def _complete(given: dict[str, Any], shared: dict[str, Any]) -> dict[str, Any]:
     values = with_shared(given, shared)
     inside = {k: v for k, v in given.items() if isinstance(v, dict) and "_target_" in v}
     return given | values | {k: _complete(v, values) for k, v in inside.items()}
-
-
-def model_label(config: dict[str, Any]) -> str:
-    """The network's label in tables: ``resnet18``, or ``resnet18-w16`` for a width other than
-    64."""
-    width, stem = config["width"], config["stem"]
-    label = str(config["name"])
-    if width not in (None, 64):
-        label += f"-w{width}"
-    return label if stem in (None, "cifar") else f"{label}-{stem}"
 
 
 def nameless(config: dict[str, Any]) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from backdoor_lab.pipeline.after_training import Attacked, DefendCell, Trained
 from backdoor_lab.pipeline.cell import Cell
 from backdoor_lab.pipeline.progress import Progress, ProgressCallback
 from backdoor_lab.pipeline.record import FITTED, record_body, record_head, run_facts
+from backdoor_lab.pipeline.stages.attacked import attacked_stage
 from backdoor_lab.pipeline.stages.training import (
     measure_stage,
     poison_stage,
@@ -107,7 +108,7 @@ class CellPipeline:
     def defended(self, attacked: Attacked) -> FilterResult:
         """Train, extract features, filter and retrain; evaluate both networks. Returns the filter
         result."""
-        trained = self._train("train", attacked.data, attacked.poisoned.training)
+        trained = self._first(attacked.data, attacked.poisoned.training)
         self._measure(1, trained, attacked)
         steps = DefendCell(
             self.cell, attacked, trained.weights, self.store, self.machine, self.progress,
@@ -135,12 +136,28 @@ class CellPipeline:
 
         module, entry = train_stage(stage, self.cell, training, self.store, self.machine, fit_it)
         self.stages[stage] = entry
-        trained = Trained(module, entry.meta["weights"])
+        return self._fitted(stage, Trained(module, entry.meta["weights"]), data, training)
+
+    def _first(self, data: Dataset, training: TrainingSet) -> Trained:
+        """Trains the network to be attacked, or reads it if it is given."""
+        given = self.cell.parts.attacked
+        if given is None:
+            return self._train("train", data, training)
+        self.progress.stage("attacked")
+        module, entry = attacked_stage(self.cell, given, training, self.store, self.machine)
+        self.stages["attacked"] = entry
+        trained = Trained(module, given.identify(entry.meta["weights"]))
+        return self._fitted("train", trained, data, training)
+
+    def _fitted(
+        self, stage: str, trained: Trained, data: Dataset, training: TrainingSet
+    ) -> Trained:
+        """Measures the network's training accuracy, except for the surrogate. Returns `trained`."""
         if stage in TRAIN_ACCURACY:
             measured = TRAIN_ACCURACY[stage]
             self.progress.stage(measured)
             self.stages[measured] = train_accuracy_stage(
-                data, module, trained.weights, training, self.store, self.machine
+                data, trained.module, trained.weights, training, self.store, self.machine
             )
         return trained
 
@@ -205,6 +222,8 @@ def run_cell(cell: Cell, folder: Path, chain: CellPipeline, *, command: str) -> 
         run |= {"started": began.isoformat(timespec="seconds")}
         run |= {"wall_seconds": round(time.perf_counter() - clock, 3)}
         run |= {"allow_plugins": sorted(cell.config.get("allow_plugins") or [])}
+        attacked = cell.parts.attacked
+        run |= {} if attacked is None else {"attacked": attacked.origin()}
         run |= {"modified": identity.modified(cell.code), "code": identity.details(cell.code)}
         record = {**head, **body, "run": run}
         failpoints.point("record.before")

@@ -33,6 +33,7 @@ def stages_of(cell: Cell) -> list[str]:
     repairs = isinstance(cell.defense, ModelRepair)
     asked = {
         "prepare": cell.trigger.needs_preparing,
+        "attacked": cell.parts.attacked is not None,
         "transformed": bool(cell.asr_under),
         "clean": "clean" in cell.requires,
         AUTOENCODER: cell.protocol["layer"] == AUTOENCODER,

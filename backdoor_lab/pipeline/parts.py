@@ -11,6 +11,7 @@ from backdoor_lab.data.base import Source
 from backdoor_lab.defenses.base import Defense, OracleControl
 from backdoor_lab.defenses.networks import ModelRepair
 from backdoor_lab.defenses.options import OPTION_KEYS, FilterOptions
+from backdoor_lab.pipeline.attacked import AttackedNetwork, attacked_of
 from backdoor_lab.training.recipe import Recipe
 
 Choice = Defense | OracleControl | ModelRepair
@@ -18,12 +19,14 @@ Choice = Defense | OracleControl | ModelRepair
 
 @dataclass(frozen=True)
 class Parts:
-    """The data set (not loaded), the trigger, the defense and the recipe of one cell."""
+    """The data set (not loaded), the trigger, the defense and the recipe of one cell, and the
+    attacked network if it is given (None if the cell trains it)."""
 
     data: Source
     trigger: Trigger
     defense: Choice
     recipe: Recipe
+    attacked: AttackedNetwork | None = None
 
     @classmethod
     def of(cls, config: dict[str, Any]) -> Parts:
@@ -32,7 +35,7 @@ class Parts:
         recipe = Recipe.of(config["recipe"])
         trigger = build("trigger", config["trigger"], Trigger)
         defense = defense_of(config)
-        return cls(source_of(config), trigger, defense, recipe)
+        return cls(source_of(config), trigger, defense, recipe, attacked_of(config))
 
 
 def source_of(config: dict[str, Any]) -> Source:
@@ -53,3 +56,14 @@ def defense_of(config: dict[str, Any]) -> Choice:
 def shared(config: dict[str, Any]) -> dict[str, Any]:
     """The filter options that a configuration's protocol sets for every defense."""
     return {key: config["protocol"][key] for key in OPTION_KEYS}
+
+
+def model_label(config: dict[str, Any], attacked: AttackedNetwork | None = None) -> str:
+    """The network's label in tables: ``resnet18``, or ``resnet18-w16`` for a width other than 64;
+    ``resnet18 (attacked 0a1b2c3d)``, with the hash of its weights, for a given network."""
+    width, stem = config["width"], config["stem"]
+    label = str(config["name"])
+    if width not in (None, 64):
+        label += f"-w{width}"
+    label = label if stem in (None, "cifar") else f"{label}-{stem}"
+    return label if attacked is None else f"{label} (attacked {attacked.label})"

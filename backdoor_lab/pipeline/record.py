@@ -116,7 +116,7 @@ def record_body(
             "poison": digest(poisoned.source_index.tolist()),
             "training1": poisoned.training.digest,
             "training2": again.get("training"),
-            "weights1": stages["train"].meta["weights"],
+            "weights1": stages["attacked" if "attacked" in stages else "train"].meta["weights"],
             "weights2": again.get("weights"),
         },
     }  # fmt: skip

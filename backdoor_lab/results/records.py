@@ -82,6 +82,11 @@ class CellRecord:
     def done(self) -> bool:
         return self.status == DONE
 
+    @property
+    def given(self) -> bool:
+        """Whether the attacked network was read from a file instead of trained."""
+        return isinstance(self.run.get("attacked"), dict)
+
 
 def parse(data: bytes) -> CellRecord:
     """Parses the bytes of a record.json. Raises DataError with the reason if they are invalid."""

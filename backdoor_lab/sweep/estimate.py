@@ -191,9 +191,11 @@ def _count(
         trainings = int(_once(shared, again) and not _clean_is_there(cell, data, machine))
     amount.measured += (passes[MEASURE] + passes[TRANSFORMED]) * int(cell.retrain)
     attacked = [cell.attack, *network] if added else ["clean", *network]
+    given = cell.parts.attacked
+    attacked += [] if given is None else [given.decides()]
     if is_at_or_before(stage, "train") and _once(shared, attacked):
-        trainings += 1
-        amount.measured += n_test
+        trainings += given is None
+        amount.measured += n_test + (0 if given is None else n_train)
     transformed = ["transformed", cell.asr_under, *attacked]
     if is_at_or_before(stage, "train") and _once(shared, transformed):
         amount.measured += passes[TRANSFORMED]

@@ -159,6 +159,9 @@ class Preflight:
             if not isinstance(cell.defense, OracleControl):
                 cell.defense.check_network(net, features)
             self._seen.add(key)
+        given = cell.parts.attacked
+        if given is not None:
+            given.check(model, shape[0], data.classes)
 
 
 @functools.cache

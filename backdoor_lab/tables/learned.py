@@ -42,7 +42,7 @@ class CleanNetworks:
         accuracy: dict[tuple[str, Choices], list[float]] = defaultdict(list)
         asr: dict[Choices, list[Rate]] = defaultdict(list)
         for cell in cells:
-            if not _is_known(cell) or cell.numbers.get("n_poisoned") != 0:
+            if not _is_known(cell) or _is_poisoned(cell):
                 continue
             for figure in _FIGURES.values():
                 if figure in cell.numbers:
@@ -79,7 +79,8 @@ def not_converged(cells: Iterable[CellRecord], clean: CleanNetworks) -> dict[str
     known = [cell for cell in cells if _is_known(cell)]
     found: dict[str, list[str]] = {}
     for name, figure in _FIGURES.items():
-        mine = [cell for cell in known if figure in cell.numbers]
+        # It is not known whether a given network was trained on the set that it is measured on.
+        mine = [c for c in known if figure in c.numbers and not (c.given and name == "nat1")]
         best: dict[Choices, float] = {}
         for cell in mine:
             alike = _choices(cell, (*KIND, "ratio"))
@@ -150,7 +151,8 @@ def _is_known(cell: CellRecord) -> bool:
 
 
 def _is_poisoned(cell: CellRecord) -> bool:
-    return cell.numbers.get("n_poisoned") != 0
+    """Whether the attacked network may have a backdoor; a given network may, whatever the set."""
+    return cell.given or cell.numbers.get("n_poisoned") != 0
 
 
 def _choices(cell: CellRecord, names: Sequence[str]) -> Choices:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from backdoor_lab.core.errors import many
@@ -38,6 +39,10 @@ EVERY_CLASS = (
 EMPTY = "Empty: the sweep has no such cell. Dash: the cell has no such figure."
 MODIFIED = "Code modified after its version was recorded: {}."
 UNRECORDED = "Code without a recorded version: {}."
+GIVEN = (
+    "Attacked networks that were not trained here, by the hash of their weights: {}. #Pois counts"
+    " images of the training set that is filtered; such a network may be trained on another one."
+)
 AT = "NAME@N: version N of a method's or a protocol's code in this package."
 AT_HASH = (
     "NAME@N+HASH: code modified since version N, or code without a recorded version if N is 0; HASH"
@@ -191,10 +196,20 @@ def where(cells: Sequence[CellRecord]) -> list[str]:
     versions = _frequent(each_once(_versions, [cell.run.get("versions") for cell in cells]))
     lines = [f"Device: {devices}."] if devices else []
     lines += [f"Versions: {versions}."] if versions else []
+    lines += _given(cells)
     new = {name for cell in cells for name in unrecorded(cell)}
     edited = {name for cell in cells for name in cell.run.get("modified") or []} - new
     named = ((MODIFIED, edited), (UNRECORDED, new))
     return lines + [text.format(", ".join(sorted(names))) for text, names in named if names]
+
+
+def _given(cells: Sequence[CellRecord]) -> list[str]:
+    """Returns a note on the attacked networks that were read from files."""
+    given = [cell.run["attacked"] for cell in cells if cell.given]
+    files = {str(each.get("weights"))[:8]: Path(str(each.get("file"))).name for each in given}
+    named = [f"{weights} ({name})" for weights, name in files.items()]
+    more = f" and {len(named) - _LISTED} more" if len(named) > _LISTED else ""
+    return [GIVEN.format(", ".join(named[:_LISTED]) + more)] if named else []
 
 
 def versions_shown(texts: Iterable[str]) -> list[str]:

@@ -161,5 +161,6 @@ def _retrained_on_all(cell: CellRecord) -> bool:
         and "nat2" in cell.numbers
         and isinstance(stages, dict)
         and "retrain" in stages
+        and not cell.given
         and '"retrain_seed": "same"' not in (cell.config or "")
     )

@@ -1,0 +1,249 @@
+"""Reads the weights of a network that somebody else trained, without running code from the file.
+
+A file is in the safetensors format, or was written by ``torch.save``. It holds a state_dict, alone
+or in a dict: ``{"model": state_dict, ...}`` as BackdoorBench's ``attack_result.pt``, or
+``{"state_dict": ...}`` as a checkpoint of Lightning.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from backdoor_lab.core.atomic_io import sha256_of
+from backdoor_lab.core.errors import DataError
+from backdoor_lab.core.lazy import Tensor, torch
+from backdoor_lab.core.small_files import check_regular, read_json
+from backdoor_lab.core.tensor_io import read_tensors, tensors_digest
+from backdoor_lab.core.torch_files import load_torch_file
+from backdoor_lab.core.validation import is_number
+
+CARD = "card.json"
+CONTAINERS = ("state_dict", "model_state_dict", "model", "net", "network", "weights")
+"""The keys below which a file of ``torch.save`` may hold the state_dict."""
+PREFIXES = ("module.", "model.", "net.", "_orig_mod.")
+"""Prefixes that DataParallel, Lightning and torch.compile put before the name of every tensor."""
+SMALLEST, LARGEST = 1e-4, 1e6
+"""The bounds of a standard deviation, and of the size of a mean."""
+_HEADER = 8
+_LISTED = 8
+
+Normalization = tuple[tuple[float, ...], tuple[float, ...]]
+"""The mean and the standard deviation of each channel, on the 0..255 scale."""
+
+
+@dataclass(frozen=True)
+class NetworkFile:
+    """What is known about a file of weights; None if the file does not say it.
+
+    `digest` is the hash of the tensors (`tensors_digest`) after `read_weights` has converted them,
+    and `shapes` has their shapes. `model` is the `model` group of the configuration, `classes` are
+    the class names and `image` is the shape of an image. `normalization` is what the network's
+    images are normalized by, and `source` says where it was found. `cell` is the id of the cell
+    that trained the network. `model_name` is the name that BackdoorBench gives the architecture.
+    """
+
+    path: Path
+    digest: str
+    shapes: Mapping[str, tuple[int, ...]]
+    model: dict[str, Any] | None = None
+    classes: tuple[str, ...] | None = None
+    image: tuple[int, ...] | None = None
+    normalization: Normalization | None = None
+    source: str | None = None
+    cell: str | None = None
+    model_name: str | None = None
+
+
+def network_file(path: Path | str) -> NetworkFile:
+    """Read a file of weights and everything that it says about its network. What the file does not
+    say is taken from a ``card.json`` of kind ``network`` next to it, if there is one.
+
+    Raises DataError, which names the file, if it is missing or damaged, contains anything but
+    tensors and plain values, has weights that are not finite, or does not match its own metadata or
+    its card.
+    """
+    path = Path(path)
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror or error}") from error
+    return _network_file(path, (found.st_ino, found.st_size, found.st_mtime_ns))
+
+
+def read_weights(path: Path | str) -> dict[str, Tensor]:
+    """Read the tensors of a file of weights, on the CPU.
+
+    Floating-point tensors of any precision are converted to float32, which rounds float64 to the
+    nearest value; integers stay as they are. Raises the errors of `network_file`.
+    """
+    return _converted(Path(path), _content(Path(path))[0])
+
+
+@functools.lru_cache(maxsize=64)
+def _network_file(path: Path, stamp: tuple[int, int, int]) -> NetworkFile:
+    given, said = _content(path)
+    weights = _converted(path, given)
+    shapes = {name: tuple(value.shape) for name, value in weights.items()}
+    file = _described(NetworkFile(path, tensors_digest(weights), shapes), said, "its metadata")
+    hashes = {file.digest, tensors_digest(given)}
+    _check_hash(path, said.get("weights"), hashes, "its own metadata")
+    if file.normalization is not None and file.model is not None:
+        return file
+    card = _card(path)
+    if card:
+        _check_hash(path, card.get("weights"), {*hashes, sha256_of(path)}, CARD)
+    return _described(file, card, CARD)
+
+
+def _content(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a file under their names in the network, and what the file says about it."""
+    if _is_safetensors(path):
+        found, said = _safetensors(path)
+    else:
+        content = load_torch_file(path)
+        if not isinstance(content, dict):
+            raise DataError(f"{path}: holds a {type(content).__name__}, not a state_dict")
+        found, said = _state_dict(path, content), content
+        said = {key: said[key] for key in ("model_name", "num_classes") if key in said}
+    if not found:
+        raise DataError(f"{path}: holds no tensors")
+    return _without_prefix(found), said
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether a file begins as the safetensors format does: a length, and a JSON object."""
+    try:
+        check_regular(path)
+        with path.open("rb") as stream:
+            begin = stream.read(_HEADER + 1)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+    return begin[_HEADER:] == b"{" or path.suffix == ".safetensors"
+
+
+def _safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            texts = file.metadata() or {}
+        found = read_tensors(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise DataError(f"{path}: not a valid safetensors file ({error})") from error
+    said: dict[str, Any] = {key: texts[key] for key in ("weights", "cell") if key in texts}
+    for key in ("model", "classes", "image", "mean_255", "std_255"):
+        if key in texts:
+            try:
+                said[key] = json.loads(texts[key])
+            except (ValueError, RecursionError) as error:
+                raise DataError(f"{path}: `{key}` in its metadata is not valid JSON") from error
+    if "mean_255" in said or "std_255" in said:
+        said["normalization"] = {key: said.pop(key, None) for key in ("mean_255", "std_255")}
+    return found, said
+
+
+def _state_dict(path: Path, content: dict[Any, Any]) -> dict[str, Tensor]:
+    """The state_dict in the content of a file of ``torch.save``."""
+    if _all_tensors(content):
+        return content
+    inside = [content[key] for key in CONTAINERS if _all_tensors(content.get(key))]
+    if len(inside) == 1:
+        found: dict[str, Tensor] = inside[0]
+        return found
+    keys = [str(key) for key in content]
+    more = f" and {len(keys) - _LISTED} more" if len(keys) > _LISTED else ""
+    what = "several state_dicts" if inside else "no state_dict"
+    raise DataError(
+        f"{path}: holds {what}: a state_dict is the whole content, or stands below one of the keys"
+        f" {', '.join(CONTAINERS)}; the file has the keys {', '.join(keys[:_LISTED])}{more}"
+    )
+
+
+def _all_tensors(found: Any) -> bool:
+    return (
+        isinstance(found, dict)
+        and bool(found)
+        and all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in found.items())
+    )
+
+
+def _without_prefix(found: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors without the prefixes that the names of all of them have."""
+    for prefix in PREFIXES:
+        if all(name.startswith(prefix) for name in found):
+            return _without_prefix({k.removeprefix(prefix): v for k, v in found.items()})
+    return found
+
+
+def _converted(path: Path, found: dict[str, Tensor]) -> dict[str, Tensor]:
+    weights = {}
+    for name, given in found.items():
+        if given.is_complex():
+            raise DataError(f"{path}: {name} has complex numbers, which no network here has")
+        value = given.float() if given.is_floating_point() else given
+        if not bool(torch.isfinite(value).all()):
+            raise DataError(f"{path}: {name} has values that are not finite in float32")
+        weights[name] = value.contiguous()
+    return weights
+
+
+def _card(path: Path) -> dict[str, Any]:
+    """The card next to a file of weights; empty if there is none for a network."""
+    try:
+        card = read_json(path.with_name(CARD))
+    except FileNotFoundError:
+        return {}
+    return card if isinstance(card, dict) and card.get("kind") == "network" else {}
+
+
+def _check_hash(path: Path, said: Any, hashes: set[str], where: str) -> None:
+    if said is not None and said not in hashes:
+        raise DataError(
+            f"{path}: its weights do not match the hash in {where} ({str(said)[:16]}): the file is"
+            " damaged or was changed, or belongs to another card"
+        )
+
+
+def _described(file: NetworkFile, said: dict[str, Any], where: str) -> NetworkFile:
+    """Add what `said`, which was found in `where`, states about a network and `file` does not."""
+    known: dict[str, Any] = {}
+    model = said.get("model")
+    if isinstance(model, dict) and {"name", "width", "stem"} <= model.keys():
+        known["model"] = {key: model[key] for key in ("name", "width", "stem")}
+    for key, kind in (("classes", str), ("image", int)):
+        values = said.get(key)
+        if isinstance(values, list) and all(type(each) is kind for each in values):
+            known[key] = tuple(values)
+    for key in ("cell", "model_name"):
+        if isinstance(said.get(key), str):
+            known[key] = said[key]
+    if said.get("normalization") is not None:
+        known["normalization"] = _normalization(file.path, said["normalization"], where)
+        known["source"] = where
+    missing = {key: value for key, value in known.items() if getattr(file, key) is None}
+    if "normalization" not in missing:
+        missing.pop("source", None)
+    return replace(file, **missing)
+
+
+def _normalization(path: Path, said: Any, where: str) -> Normalization:
+    values: list[Any] = [
+        said.get(key) if isinstance(said, dict) else None for key in ("mean_255", "std_255")
+    ]
+    if not all(isinstance(each, list) and each and all(map(is_number, each)) for each in values):
+        raise DataError(
+            f"{path}: the normalization in {where} must have mean_255 and std_255, a number for"
+            " each channel"
+        )
+    mean, std = (tuple(map(float, each)) for each in values)
+    if len(mean) != len(std) or min(std) < SMALLEST or max(map(abs, mean + std)) > LARGEST:
+        raise DataError(
+            f"{path}: the normalization in {where} must have as many positive standard deviations"
+            " as means, of ordinary size"
+        )
+    return mean, std
