@@ -69,10 +69,11 @@ def network_file(path: Path | str) -> NetworkFile:
     """
     path = Path(path)
     try:
-        found = path.stat()
+        stamp = _stamp(path)
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}") from error
-    return _network_file(path, (found.st_ino, found.st_size, found.st_mtime_ns))
+    card = path.with_name(CARD)
+    return _network_file(path, (*stamp, *(_stamp(card) if card.is_file() else ())))
 
 
 def read_weights(path: Path | str) -> dict[str, Tensor]:
@@ -84,8 +85,13 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
     return _converted(Path(path), _content(Path(path))[0])
 
 
+def _stamp(path: Path) -> tuple[int, ...]:
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
 @functools.lru_cache(maxsize=64)
-def _network_file(path: Path, stamp: tuple[int, int, int]) -> NetworkFile:
+def _network_file(path: Path, stamp: tuple[int, ...]) -> NetworkFile:
     given, said = _content(path)
     weights = _converted(path, given)
     shapes = {name: tuple(value.shape) for name, value in weights.items()}
