@@ -338,7 +338,7 @@ def test_the_wrong_architecture_is_refused_with_the_words_that_choose_the_right_
     assert "`model=resnet18 model.width=4`" in said
     said = refused(tmp_path, own, *PREACT)
     assert "missing layer2.0.shortcut.0.weight, " in said
-    assert "unexpected bn1.weight, " in said
+    assert "unexpected bn1." in said
     torch.save(weights, tmp_path / "w.pt")
     plain = f"attacked={tmp_path / 'w.pt'}"
     assert "are those of `model=resnet18 model.width=4`" in refused(tmp_path, plain, GIVEN, *PREACT)
