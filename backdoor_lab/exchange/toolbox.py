@@ -117,6 +117,10 @@ def read_toolbox(
         test, names = _test(root, test_root)
     check_shapes(train.images, test.images, root)
     largest = int(max(labels.max(initial=0), test.labels.max(initial=0)))
+    if largest >= len(labels):
+        raise DataError(
+            f"{root}: label {largest} of {many(len(labels), 'image')}: every class needs images"
+        )
     classes = (*(names or ()), *map(str, range(len(names or ()), largest + 1)))
     attack = ImportedAttack()
     if is_poison is not None and is_cover is not None:

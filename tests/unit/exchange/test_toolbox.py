@@ -169,6 +169,9 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "labels of another type": (saving("labels", ["a"] * 12), "expected numbers"),
     "fractional labels": (saving("labels", torch.full((12,), 0.5)), "whole numbers"),
     "negative labels": (saving("labels", torch.full((12,), -1)), "0 or larger"),
+    "a label above all classes": (
+        saving("labels", torch.tensor([0] * 11 + [2**31 - 1])), "label 2147483647 of 12 images"
+    ),
     "labels in a dictionary": (saving("labels", {"a": 1}), "got dict"),
     "labels in two dimensions": (saving("labels", torch.zeros(3, 4).long()), "shape"),
     "an index outside": (saving("poison_indices", [1, 12]), "row 12 is not among the 12"),
