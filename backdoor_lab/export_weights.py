@@ -1,29 +1,38 @@
 """python -m backdoor_lab.export_weights CELL_FOLDER --out FILE.safetensors: a cell's network.
 
 Writes a float32 state_dict with torchvision's names. The file's metadata explain how to load it.
---which 1 selects the network before the defense, 2 (the default) the network after it.
+FILE.card.json next to it states Nat and ASR of the network, and the hashes of what they were
+measured on; `python -m backdoor_lab.verify` checks it. --which 1 selects the network before the
+defense, 2 (the default) the network after it.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import backdoor_lab
 from backdoor_lab.core import validation
 from backdoor_lab.core.artifacts import WEIGHTS, map_split
 from backdoor_lab.core.atomic_io import write_atomic
-from backdoor_lab.core.errors import EXIT_DONE, ConfigError, DataError, StoreError
+from backdoor_lab.core.errors import EXIT_DONE, ConfigError, DataError, LabError, StoreError
 from backdoor_lab.core.options import Parser, parser_of, path_of
-from backdoor_lab.core.small_files import UnreadableFileError, read_json
+from backdoor_lab.core.small_files import UnreadableFileError, read_json, write_json
 from backdoor_lab.core.terminal import plain, run_command
+from backdoor_lab.exchange.network_card import Measured, network_card
+from backdoor_lab.exchange.network_file import card_of
+from backdoor_lab.results.artifact_reader import ArtifactReader
 from backdoor_lab.results.cell_folder import RECORD, completed_record
 from backdoor_lab.results.stages import attacked_stage
 from backdoor_lab.results.store_location import CONFIGURATION, STORE, STORE_HELP, find_store
 from backdoor_lab.results.values import ratio_words
+
+log = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,7 +50,8 @@ def _export(asked: Namespace) -> int:
 def export_weights(
     cell: Path, out: Path, *, which: int = 2, store: Path | None = None
 ) -> dict[str, str]:
-    """Write the network of a cell to the file `out`. Returns the metadata stored in the file.
+    """Write the network of a cell to the file `out`, and its card next to it (`card_of`). Returns
+    the metadata stored in the file.
 
     The weights, and the images that the normalization is computed from, must match the hashes in
     the record. Raises ConfigError for an invalid path, DataError for an unusable record, StoreError
@@ -55,8 +65,46 @@ def export_weights(
 
     weights = _weights(root, record, _stage(record, which), f"weights{which}")
     metadata = {**_normalisation(root, record, which), **_facts(record, which)}
+    card = _card(root, record, which, metadata)
     write_atomic(out, save({k: v.contiguous() for k, v in weights.items()}, metadata))
+    write_json(card_of(out), card)
     return metadata
+
+
+def _card(
+    root: Path, record: dict[str, Any], which: int, metadata: dict[str, str]
+) -> dict[str, Any]:
+    values = {k: json.loads(metadata[k]) for k in ("classes", "image", "mean_255", "std_255")}
+    measured = _measured(root, record, values["classes"])
+    if measured.triggered is None:
+        log.warning(
+            "the card has no hash of the triggered test images: the trigger, or the images that it"
+            " is applied to, cannot be read from the store"
+        )
+    return network_card(
+        record, which, measured, version=backdoor_lab.__version__, classes=values["classes"],
+        image=values["image"],
+        normalization={k: values[k] for k in ("mean_255", "std_255")},
+    )  # fmt: skip
+
+
+def _measured(root: Path, record: dict[str, Any], classes: list[str]) -> Measured:
+    """The hashes of the test images that the cell's networks were measured on; None for those that
+    are not in the store."""
+    from backdoor_lab.data.base import Split
+    from backdoor_lab.data.cache import content_digest
+    from backdoor_lab.pipeline.test_sets import test_sets_of
+
+    reader = ArtifactReader(root, checked=True)
+    test, prepared = reader.test_set(record), reader.prepared(record)
+    if test is None or content_digest(Split(*test), tuple(classes)) != record["hashes"].get("test"):
+        return Measured(None, None)
+    try:
+        sets = test_sets_of(record, Split(*test), classes, prepared or {})
+        digests = [content_digest(each, tuple(classes)) for each in (sets.clean, sets.triggered)]
+    except (LabError, KeyError, TypeError, ValueError):
+        return Measured(None, None)
+    return Measured(digests[0], None if prepared is None else digests[1])
 
 
 def _stage(record: dict[str, Any], which: int) -> str:

@@ -59,9 +59,10 @@ class NetworkFile:
     model_name: str | None = None
 
 
-def network_file(path: Path | str) -> NetworkFile:
-    """Read a file of weights and everything that it says about its network. What the file does not
-    say is taken from a ``card.json`` of kind ``network`` next to it, if there is one.
+def network_file(path: Path | str, *, alone: bool = False) -> NetworkFile:
+    """Read a file of weights and everything that it says about its network. Unless `alone`, what
+    the file does not say is taken from a card of kind ``network`` next to it, if there is one:
+    ``<name>.card.json`` (see `card_of`), otherwise ``card.json``.
 
     Raises DataError, which names the file, if it is missing or damaged, contains anything but
     tensors and plain values, has weights that are not finite, or does not match its own metadata or
@@ -72,8 +73,19 @@ def network_file(path: Path | str) -> NetworkFile:
         stamp = _stamp(path)
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}") from error
-    card = path.with_name(CARD)
-    return _network_file(path, (*stamp, *(_stamp(card) if card.is_file() else ())))
+    card = (
+        None if alone else next(filter(Path.is_file, (card_of(path), path.with_name(CARD))), None)
+    )
+    return _network_file(path, card, (*stamp, *(_stamp(card) if card else ())))
+
+
+def card_of(path: Path) -> Path:
+    """Returns the path of the card that belongs to a file of weights.
+
+    >>> card_of(Path("runs/network.safetensors")).as_posix()
+    'runs/network.card.json'
+    """
+    return path.with_suffix(f".{CARD}")
 
 
 def read_weights(path: Path | str) -> dict[str, Tensor]:
@@ -91,19 +103,19 @@ def _stamp(path: Path) -> tuple[int, ...]:
 
 
 @functools.lru_cache(maxsize=64)
-def _network_file(path: Path, stamp: tuple[int, ...]) -> NetworkFile:
+def _network_file(path: Path, beside: Path | None, stamp: tuple[int, ...]) -> NetworkFile:
     given, said = _content(path)
     weights = _converted(path, given)
     shapes = {name: tuple(value.shape) for name, value in weights.items()}
     file = _described(NetworkFile(path, tensors_digest(weights), shapes), said, "its metadata")
     hashes = {file.digest, tensors_digest(given)}
     _check_hash(path, said.get("weights"), hashes, "its own metadata")
-    if file.normalization is not None and file.model is not None:
+    if beside is None or (file.normalization is not None and file.model is not None):
         return file
-    card = _card(path)
+    card = _card(beside)
     if card:
-        _check_hash(path, card.get("weights"), {*hashes, sha256_of(path)}, CARD)
-    return _described(file, card, CARD)
+        _check_hash(path, card.get("weights"), {*hashes, sha256_of(path)}, beside.name)
+    return _described(file, card, beside.name)
 
 
 def _content(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -199,9 +211,9 @@ def _converted(path: Path, found: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _card(path: Path) -> dict[str, Any]:
-    """The card next to a file of weights; empty if there is none for a network."""
+    """The card at `path`; empty if it is not the card of a network."""
     try:
-        card = read_json(path.with_name(CARD))
+        card = read_json(path)
     except FileNotFoundError:
         return {}
     return card if isinstance(card, dict) and card.get("kind") == "network" else {}

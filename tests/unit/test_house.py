@@ -38,7 +38,7 @@ LAYERS: dict[str, int] = {
         ["page"],
         ["sweep"],
         ["api", "distortion", "export", "export_weights", "figures", "reports", "run", "separation",
-         "status", "visibility"],
+         "status", "verify", "visibility"],
         ["__main__", "preview"],
     ])
     for name in names

@@ -24,11 +24,17 @@ def held_out(cell: Cell, test: LabeledImages) -> Tensor:
     possible among the classes.
     """
     wanted = cell.protocol["clean_holdout"]
-    generator = torch_generator(cell.seed, streams.HOLDOUT)
-    order = torch.randperm(len(test), generator=generator)
-    rank = torch.zeros(len(test), dtype=torch.int64)
-    for label in range(len(test.classes)):
-        members = order[test.labels[order] == label]
+    return held_out_rows(test.labels, len(test.classes), wanted, cell.seed)
+
+
+def held_out_rows(labels: Tensor, classes: int, wanted: int, seed: int) -> Tensor:
+    """Returns the indices of `wanted` test images, as `held_out` does; `labels` int64 (n,) are
+    those of all test images."""
+    generator = torch_generator(seed, streams.HOLDOUT)
+    order = torch.randperm(len(labels), generator=generator)
+    rank = torch.zeros(len(labels), dtype=torch.int64)
+    for label in range(classes):
+        members = order[labels[order] == label]
         rank[members] = torch.arange(len(members))
     # Take one image of every class, then a second one of every class, and so on.
     return order[rank[order].argsort(stable=True)[:wanted]].sort().values

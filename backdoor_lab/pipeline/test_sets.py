@@ -1,0 +1,61 @@
+"""The clean and the triggered test images on which a completed cell measured its networks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from backdoor_lab.attacks.base import Trigger
+from backdoor_lab.attacks.plan import PoisonSpec, asr_test_set
+from backdoor_lab.core.instantiate import build
+from backdoor_lab.data.base import Split
+from backdoor_lab.pipeline.cell import PLANNED
+from backdoor_lab.pipeline.stages.holdout import held_out_rows
+from backdoor_lab.training.evaluate import CHUNK
+
+
+@dataclass(frozen=True)
+class MeasuredOn:
+    """`clean` are the test images that clean accuracy was measured on; `triggered` are those of the
+    attack success rate, with the labels that the attacker wants. `rows`, int64 (k,), are the
+    indices of the latter in `clean`."""
+
+    clean: Split
+    triggered: Split
+    rows: torch.Tensor
+
+
+def test_sets_of(
+    record: dict[str, Any], test: Split, classes: Sequence[str], prepared: dict[str, Any]
+) -> MeasuredOn:
+    """Returns the test sets of a cell's record. `test` has all test images of its data set, and
+    `prepared` the arrays that its trigger optimized or trained.
+
+    Raises ConfigError if the trigger of the configuration cannot be built.
+    """
+    protocol, chosen = record["protocol"], record["choices"]
+    images, labels = (torch.from_numpy(np.array(each)) for each in (test.images, test.labels))
+    if wanted := protocol["clean_holdout"]:
+        rest = torch.ones(len(labels), dtype=torch.bool)
+        rest[held_out_rows(labels, len(classes), wanted, chosen["seed"])] = False
+        images, labels = images[rest], labels[rest]
+    source = chosen.get("source")
+    plan = PoisonSpec(
+        classes.index(chosen["target"]), None if source is None else classes.index(source),
+        chosen["ratio"], **{key: protocol[key] for key in PLANNED},
+    )  # fmt: skip
+    trigger = build("trigger", record["config"]["trigger"], Trigger)
+    if trigger.needs_preparing:
+        trigger.state = {name: torch.from_numpy(np.array(v)) for name, v in prepared.items()}
+    rows = asr_test_set(labels, plan)
+    shown = [trigger(images[part]) for part in rows.split(CHUNK)]
+    made = torch.cat([images[:0], *shown]).numpy()
+    return MeasuredOn(
+        Split(images.numpy(), labels.numpy()),
+        Split(made, plan.wanted(labels, len(classes))[rows].numpy()),
+        rows,
+    )
