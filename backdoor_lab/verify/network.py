@@ -67,6 +67,7 @@ class Material:
         return cls(arrays.classes, arrays.test, triggered, rows, cell, attack.normalization)
 
     def digest(self, split: Split) -> str:
+        """The hash of a split: its pixels, labels and class names."""
         return content_digest(split, self.classes)
 
 
