@@ -10,7 +10,7 @@ from typing import Any
 
 from backdoor_lab.core import validation
 from backdoor_lab.core.atomic_io import digest
-from backdoor_lab.core.errors import ConfigError, DataError
+from backdoor_lab.core.errors import ConfigError, DataError, many
 from backdoor_lab.core.lazy import Tensor, torch
 from backdoor_lab.exchange.network_file import CARD, NetworkFile, Normalization, network_file
 from backdoor_lab.training.models import DEPTHS, OWN, build_model
@@ -69,12 +69,12 @@ class AttackedNetwork:
         if said or (named is not None and named != model):
             raise ConfigError(
                 f"`{WEIGHTS}`={self.file.path} does not hold the weights of `{words(model)}` for"
-                f" {len(classes)} classes and {channels} channels"
+                f" {many(channels, 'channel')} and classes 0 to {len(classes) - 1}"
                 f"{': ' * bool(said)}{said}{self._instead(model, channels, len(classes))}"
             )
         if len(self.normalization[0]) != channels:
             raise ConfigError(
-                f"the images have {channels} channels, but the normalization of"
+                f"the images have {many(channels, 'channel')}, but the normalization of"
                 f" `{WEIGHTS}`={self.file.path} ({self.source}) has {len(self.normalization[0])}"
             )
         names = self.file.classes
@@ -93,7 +93,7 @@ class AttackedNetwork:
             return f". The file calls the network {name}: choose it with `model=`" if name else ""
         if found.model != model:
             return f". The shapes are those of `{words(found.model)}`: set these"
-        differing = [f"{n} {what}" for n, wanted, what in (
+        differing = [f"another number of {what} ({n})" for n, wanted, what in (
             (found.classes, classes, "classes"), (found.channels, channels, "image channels"),
         ) if n != wanted]  # fmt: skip
         return f". The network in the file has {' and '.join(differing)}: choose its data set"
@@ -153,7 +153,8 @@ def _given(said: Any) -> Normalization:
     mean, std = (tuple(255.0 * value for value in values) for values in pair)
     if len(mean) != len(std):
         raise ConfigError(
-            f"`{NORMALIZATION}` has {len(mean)} means and {len(std)} standard deviations"
+            f"`{NORMALIZATION}` has {many(len(mean), 'mean')} and"
+            f" {many(len(std), 'standard deviation')}"
         )
     return mean, std
 

@@ -296,7 +296,7 @@ def changed(weights: dict[str, Tensor], what: str) -> dict[str, Any]:
      ("overflow", "conv1.weight has values that are not finite in float32"),
      ("complex", "conv1.weight has complex numbers"),
      ("shape", "fc.weight has the shape (4, 32) instead of (10, 32)"),
-     ("shape", "The network in the file has 4 classes"),
+     ("shape", "The network in the file has another number of classes (4)"),
      ("unexpected", "unexpected head.weight"),
      ("missing", "missing layer4.1.bn2.weight"),
      ("number", "holds no state_dict")],
@@ -346,7 +346,9 @@ def test_the_wrong_architecture_is_refused_with_the_words_that_choose_the_right_
         {n: v[:, :1] if n == "conv1.weight" else v for n, v in weights.items()}, tmp_path / "g.pt"
     )
     gray = f"attacked={tmp_path / 'g.pt'}"
-    assert "The network in the file has 1 image channels" in refused(tmp_path, gray, GIVEN)
+    assert "The network in the file has another number of image channels (1)" in refused(
+        tmp_path, gray, GIVEN
+    )
 
 
 def test_an_unknown_or_contradictory_normalization_is_refused(
@@ -361,7 +363,7 @@ def test_an_unknown_or_contradictory_normalization_is_refused(
     for words, expected in (
         ("[[125,122,114],[63,62,67]]", "0..1 scale"),
         ("[[0.5,0.5,0.5],[0,0.5,0.5]]", "every std must"),
-        ("[[0.5,0.5,0.5],[0.5]]", "3 means and 1 standard deviations"),
+        ("[[0.5,0.5,0.5],[0.5]]", "3 means and 1 standard deviation"),
         ("[0.5,0.5]", "one list of means and one of standard deviations"),
         ("[[0.5],[0.5]]", "the images have 3 channels"),
     ):
