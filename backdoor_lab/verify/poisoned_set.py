@@ -1,0 +1,173 @@
+"""Checks what the card of a poisoned data set says about the set itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backdoor_lab.core import validation
+from backdoor_lab.core.atomic_io import sha256_of
+from backdoor_lab.core.errors import ConfigError, many
+from backdoor_lab.data.base import Arrays
+from backdoor_lab.data.imported import ImportedAttack
+from backdoor_lab.verify.finding import Finding
+from backdoor_lab.verify.network import Material
+
+COUNTS = ("train", "test", "poisoned", "covers", "triggered", "triggered_elsewhere")
+HASHES = ("train", "test", "triggered")
+CHECKED = {"format", "kind", "dataset", "counts", "hashes", "target"}
+
+
+def check_set(card: dict[str, Any], arrays: Arrays, root: Path) -> list[Finding]:
+    """Compares a poisoned set with its card. `root` is the folder that the paths in `hashes.files`
+    are relative to. Raises ConfigError for fields of another type."""
+    attack = arrays.attack or ImportedAttack()
+    material = Material.of(arrays)
+    found = [
+        *_described(_part(card, "dataset"), arrays),
+        *_counts(_part(card, "counts"), arrays, attack, material),
+        *_hashes(_part(card, "hashes"), arrays, material),
+        *_files(_part(_part(card, "hashes"), "files"), root),
+        *_labels(card, arrays, attack, material),
+        *_changes(arrays, material),
+        *_originals(card, arrays, attack),
+    ]
+    others = sorted(key for key in card.keys() - CHECKED if card[key] is not None)
+    return found + [Finding(key, "not checked") for key in others]
+
+
+def _part(card: dict[str, Any], key: str) -> dict[str, Any]:
+    found = card.get(key)
+    if found is not None and not isinstance(found, dict):
+        raise ConfigError(f"`{key}` of the card must be an object, got {found!r}")
+    return found or {}
+
+
+def _compared(field: str, said: Any, found: Any) -> Finding:
+    if said is None:
+        return Finding(field, "not checked", "absent")
+    if said == found and type(said) is type(found):
+        return Finding(field, "true")
+    return Finding(field, "false", f"the card says {said!r}, the set has {found!r}")
+
+
+def _described(said: dict[str, Any], arrays: Arrays) -> Iterator[Finding]:
+    yield _compared("dataset.classes", said.get("classes"), list(arrays.classes))
+    yield _compared("dataset.image", said.get("image"), list(arrays.train.images.shape[1:]))
+
+
+def _counts(
+    said: dict[str, Any], arrays: Arrays, attack: ImportedAttack, material: Material
+) -> Iterator[Finding]:
+    elsewhere = attack.elsewhere
+    counts: dict[str, int | None] = {
+        "train": len(arrays.train.labels),
+        "test": len(arrays.test.labels),
+        "poisoned": None if attack.is_poison is None else int(attack.is_poison.sum()),
+        "covers": None if attack.is_cover is None else int(attack.is_cover.sum()),
+        "triggered": 0 if material.triggered is None else len(material.triggered.labels),
+        "triggered_elsewhere": 0 if elsewhere is None else int(elsewhere.sum()),
+    }
+    for name in COUNTS:
+        field, found = f"counts.{name}", counts[name]
+        if found is None:
+            yield Finding(field, "not checked", "the set does not mark its poison")
+        else:
+            yield _compared(field, said.get(name), found)
+
+
+def _hashes(said: dict[str, Any], arrays: Arrays, material: Material) -> Iterator[Finding]:
+    splits = dict(zip(HASHES, (arrays.train, arrays.test, material.triggered), strict=True))
+    for name, split in splits.items():
+        digest = None if split is None else material.digest(split)
+        yield _compared(f"hashes.{name}", said.get(name), digest)
+
+
+def _files(said: dict[str, Any], root: Path) -> Iterator[Finding]:
+    wrong = []
+    for name, expected in sorted(said.items()):
+        path = validation.inside(root, root / name)
+        if not path.is_file():
+            wrong.append(f"{name} is missing")
+        elif sha256_of(path) != expected:
+            wrong.append(f"{name} has another hash")
+    if said:
+        why = (
+            f"{wrong[0]}{f' and {len(wrong) - 1} more' if len(wrong) > 1 else ''}" if wrong else ""
+        )
+        yield Finding("hashes.files", "false" if wrong else "true", why)
+
+
+def _labels(
+    card: dict[str, Any], arrays: Arrays, attack: ImportedAttack, material: Material
+) -> Iterator[Finding]:
+    """The labels of the poison and of the triggered test images are the target."""
+    target = card.get("target")
+    if _part(card, "protocol").get("label_mode") == "all_to_all":
+        yield Finding("target", "not checked", "every class has its own target")
+        return
+    if target is None:
+        yield Finding("target", "not checked", "absent")
+        return
+    if target not in arrays.classes:
+        yield Finding("target", "false", f"{target!r} is not a class of the set")
+        return
+    wanted = arrays.classes.index(target)
+    marked = {
+        "poisoned image": None
+        if attack.is_poison is None
+        else arrays.train.labels[attack.is_poison],
+        "triggered test image": None if material.triggered is None else material.triggered.labels,
+    }
+    known = {what: labels for what, labels in marked.items() if labels is not None}
+    odd = {what: int((labels != wanted).sum()) for what, labels in known.items()}
+    wrong = [f"{many(n, what)} of {len(known[what])} with another label" for what, n in odd.items()
+             if n]  # fmt: skip
+    if wrong:
+        yield Finding("target", "false", "; ".join(wrong))
+    else:
+        why = "" if known else "the set marks no poison and has no triggered test images"
+        yield Finding("target", "true" if known else "not checked", why)
+
+
+def _changes(arrays: Arrays, material: Material) -> Iterator[Finding]:
+    """Whether the triggered test images differ from their originals, and in how many ways."""
+    triggered, rows = material.triggered, material.rows
+    if triggered is None or not len(triggered.labels):
+        return
+    field, n = "triggered test images", len(triggered.labels)
+    if rows is None or (rows < 0).any():
+        yield Finding(field, "not checked", "their originals are not known")
+        return
+    yield from _differ(field, triggered.images, arrays.test.images[rows], n)
+
+
+def _originals(card: dict[str, Any], arrays: Arrays, attack: ImportedAttack) -> Iterator[Finding]:
+    """The same for poisoned training images, if their originals are in the set."""
+    poison, cover, source = attack.is_poison, attack.is_cover, attack.source_index
+    if poison is None or source is None or not poison.any():
+        return
+    field = "poisoned images"
+    clean = ~poison if cover is None else ~(poison | cover)
+    appended = _part(card, "protocol").get("placement") == "append"
+    wanted = source[poison]
+    if not appended or wanted.min() < 0 or wanted.max() >= clean.sum():
+        yield Finding(field, "not checked", "their originals are not in the set")
+        return
+    images = arrays.train.images
+    yield from _differ(field, images[poison], images[clean][wanted], int(poison.sum()))
+
+
+def _differ(field: str, images: NDArray[Any], originals: NDArray[Any], n: int) -> Iterator[Finding]:
+    change = images.astype(np.int16) - originals
+    equal = int((~change.reshape(n, -1).any(axis=1)).sum())
+    if equal == n:
+        yield Finding(field, "false", f"none of {n} differs from its original")
+        return
+    yield Finding(field, "true", f"{n - equal} of {n} differ from their originals")
+    distinct = len({row.tobytes() for row in change})
+    yield Finding(field, "note", f"{many(distinct, 'distinct change')} in {n} images")
