@@ -13,6 +13,7 @@ from backdoor_lab.api.context import Inputs, RecipeChoice, context_of
 from backdoor_lab.api.estimators import Estimator, with_defaults
 from backdoor_lab.api.methods import Kind
 from backdoor_lab.api.networks import Normalize, SelfNormalizing
+from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.instantiate import build
 from backdoor_lab.defenses.networks import ModelRepair
 
@@ -101,7 +102,12 @@ class Repair(Estimator):
     def _method(self) -> ModelRepair:
         config = self.config()
         del config["seed"]
-        return build("defense", config, ModelRepair)
+        method = build("defense", config, ModelRepair)
+        if getattr(method, "data", None) is not None:
+            raise ConfigError(
+                "`data` is an option of the command line: pass these images as `clean`"
+            )
+        return method
 
 
 def get_repair(name: str, /, *, seed: int = 0, **options: Any) -> Repair:

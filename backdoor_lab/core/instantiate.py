@@ -55,8 +55,9 @@ def build(where: str, config: dict[str, Any], kind: type[T], shared: Shared = _N
 
     `where` is the key of `config`, for messages. `kind` is the required base class, or a tuple of
     alternatives. The options in `shared` are also passed to objects nested in `config`, and are
-    validated even if no class receives them. Raises ConfigError for a class that is not allowed,
-    an unknown or missing key, or a value that the class rejects.
+    validated even if no class receives them. Nested objects are of the same kind, except those in
+    the class's mapping `option_kinds`, from a parameter to its base class. Raises ConfigError for a
+    class that is not allowed, an unknown or missing key, or a value that the class rejects.
     """
     cls = _find(where, config.get("_target_"), kind)
     given = {key: value for key, value in config.items() if key not in NOT_ARGUMENTS}
@@ -80,8 +81,11 @@ def build(where: str, config: dict[str, Any], kind: type[T], shared: Shared = _N
         raise ConfigError(f"`{where}` needs a value for {', '.join(missing)}")
     if "name" in parameters:
         given["name"] = config.get("name")
+    kinds = getattr(cls, "option_kinds", {})
     arguments = {
-        key: _nested(f"{where}.{key}", value, kind, shared)
+        key: _of_other_kind(f"{where}.{key}", value, kinds[key])
+        if key in kinds
+        else _nested(f"{where}.{key}", value, kind, shared)
         for key, value in given.items()
         if key not in shared.values
     }
@@ -128,6 +132,15 @@ def _parameters(cls: type) -> tuple[dict[str, inspect.Parameter], bool]:
 def _nested(where: str, value: Any, kind: type[T], shared: Shared) -> Any:
     inside = isinstance(value, dict) and "_target_" in value
     return build(where, value, kind, shared) if inside else value
+
+
+def _of_other_kind(where: str, value: Any, kind: type) -> Any:
+    try:
+        return _nested(where, value, kind, _NONE_SHARED)
+    except ConfigError as error:
+        # Classes name their options after the group that they usually stand in.
+        said = str(error)
+        raise ConfigError(said if where in said else f"`{where}`: {said}") from error
 
 
 def _find(where: str, target: object, kind: type[T]) -> type[T]:

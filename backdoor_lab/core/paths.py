@@ -17,7 +17,7 @@ LONGEST_NAME, LONGEST = 255, 3800
 the names of files below them."""
 IN_CONFIGURATION = {
     "store": ("root",), "dataset": ("root",), "trigger": ("image",),
-    "logger": ("save_dir", "tracking_uri"),
+    "logger": ("save_dir", "tracking_uri"), "defense.data": ("root",),
 }  # fmt: skip
 """The configuration keys that hold a path, by configuration group."""
 FILES = ("attacked",)
@@ -66,7 +66,9 @@ def settle(config: dict[str, Any], base: Path | None = None) -> None:
     """Makes every path in a plain configuration absolute, in place. Raises the same errors as
     `absolute`."""
     for group, keys in IN_CONFIGURATION.items():
-        part = config.get(group)
+        part: Any = config
+        for name in group.split("."):
+            part = part.get(name) if isinstance(part, dict) else None
         if not isinstance(part, dict):
             continue
         for key in keys:

@@ -60,6 +60,7 @@ ONE_CLASS_SVM = Stream("Svm")
 
 # Defenses that train networks.
 DEFENSE = Stream("defense")
+CLEAN_IMAGES = Stream("clean images")
 CONFUSION = Stream("confusion")
 DISTINGUISHING = Stream("distinguishing")
 ISOLATION = Stream("isolation")

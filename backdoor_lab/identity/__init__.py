@@ -48,7 +48,10 @@ STAGES = {
     "clean": (f"{_STAGES}/defense.py:clean_stage",),
     "autoencoder": (f"{_STAGES}/defense.py:autoencoder_stage",),
     "filter": (f"{_STAGES}/defense.py:filter_stage",),
-    "context": (f"{_STAGES}/context.py:context_of", f"{_STAGES}/context.py:context_facts"),
+    "context": (
+        f"{_STAGES}/context.py:context_of", f"{_STAGES}/context.py:context_facts",
+        f"{_STAGES}/context.py:clean_images",
+    ),
     "repair": (f"{_STAGES}/context.py:repair_stage", f"{_STAGES}/defense.py:nothing_removed"),
     "record": (
         "pipeline/after_training.py", "pipeline/cell_pipeline.py", "pipeline/record.py",

@@ -13,7 +13,12 @@ from backdoor_lab.defenses.networks import ModelRepair
 from backdoor_lab.numerics.layers import AUTOENCODER
 from backdoor_lab.pipeline.cell import Cell
 from backdoor_lab.pipeline.progress import Progress
-from backdoor_lab.pipeline.stages.context import context_facts, context_of, repair_stage
+from backdoor_lab.pipeline.stages.context import (
+    clean_images,
+    context_facts,
+    context_of,
+    repair_stage,
+)
 from backdoor_lab.pipeline.stages.defense import (
     Evidence,
     FeatureModel,
@@ -114,9 +119,10 @@ class DefendCell:
 
     def _provided(self, model: Classifier) -> Provided:
         cell, data, training = self.cell, self.attacked.data, self.attacked.poisoned.training
+        clean = clean_images(cell, data, self.store)
         return Provided(
-            context_of(cell, training, data, model, self.machine),
-            context_facts(cell, data, model, self.weights),
+            context_of(cell, training, clean, model, self.machine),
+            context_facts(cell, data, clean, model, self.weights),
             model.memory_format,
         )
 

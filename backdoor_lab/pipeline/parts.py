@@ -37,6 +37,19 @@ class Parts:
         defense = defense_of(config)
         return cls(source_of(config), trigger, defense, recipe, attacked_of(config))
 
+    @property
+    def clean_source(self) -> Source | None:
+        """The data set that provides the defense's clean images; None if the defense uses held-out
+        test images, or none."""
+        found = getattr(self.defense, "data", None)
+        return found if isinstance(found, Source) else None
+
+
+def identified(source: Source) -> dict[str, str]:
+    """What identifies a data set among a defense's options: its name and its content, not the path
+    of its files. Raises DataError if files are missing."""
+    return {"name": source.name, "fingerprint": source.fingerprint()}
+
 
 def source_of(config: dict[str, Any]) -> Source:
     """Create the data set of a full configuration, without loading it."""

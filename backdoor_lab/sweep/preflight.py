@@ -139,6 +139,7 @@ class Preflight:
         if cell.plan.apply_trigger == "after_augmentation":
             check_can_be_late(cell.trigger)
         _check_held_out(cell, data)
+        _check_clean_source(cell, data)
         labels, classes = data.train.labels, len(data.classes)
         after = classes_after(labels, cell.plan, classes=classes, seed=cell.seed)
         _check_emptied(cell, sizes, after)
@@ -220,6 +221,33 @@ def _check_repair(cell: Cell) -> None:
         )
 
 
+def _check_clean_source(cell: Cell, data: Dataset) -> None:
+    source = cell.parts.clean_source
+    if source is None:
+        return
+    if source.imported() is not None:
+        raise ConfigError("`defense.data` must be a clean data set, but this one is poisoned")
+    found = open_dataset(source, Store(cell.store_root, read_only=True))
+    if found.train.shape != data.train.shape:
+        shapes = ("x".join(map(str, each.shape)) for each in (found.train, data.train))
+        raise ConfigError(
+            "`defense.data` has images of {}, but the network takes images of {}: choose a data set"
+            " with the same size (defense.data.size) and number of channels".format(*shapes)
+        )
+    if sorted(found.classes) != sorted(cell.classes):
+        raise ConfigError(
+            f"`defense.data` has the classes {_named(found.classes)}, but the network knows"
+            f" {_named(cell.classes)}: both must have the same names, in any order. With"
+            " other classes the network needs a new last layer, and then neither Nat2 nor ASR2 is"
+            " defined, because they count answers in the old classes"
+        )
+
+
+def _named(classes: tuple[str, ...]) -> str:
+    more = f" and {len(classes) - 4} more" if len(classes) > 4 else ""
+    return ", ".join(classes[:4]) + more
+
+
 def _check_held_out(cell: Cell, data: Dataset) -> None:
     wanted, there = cell.protocol["clean_holdout"], len(data.test)
     if 2 * wanted > there:
@@ -235,7 +263,8 @@ def _check_held_out(cell: Cell, data: Dataset) -> None:
                 f"`protocol.clean_holdout`={wanted} would leave {size - lost} of"
                 f" the {size} test images of class {name} for evaluation: use a smaller value"
             )
-    if {"clean", "clean images"} & set(cell.requires) and min(taken) < 2:
+    needs = {"clean", "clean images"} & set(cell.requires) and cell.parts.clean_source is None
+    if needs and min(taken) < 2:
         few = min(range(len(taken)), key=lambda label: taken[label])
         raise ConfigError(
             f"`defense={cell.choices['defense']}` needs a few clean images of every class,"

@@ -18,6 +18,7 @@ from backdoor_lab.core.rng import derive
 from backdoor_lab.core.store import Artifact, Store
 from backdoor_lab.core.tensor_io import tensors_digest
 from backdoor_lab.core.types import Dataset, LabeledImages, TrainingSet
+from backdoor_lab.data.cache import open_dataset
 from backdoor_lab.defenses.context import DefenseContext, TrainingHyperparameters
 from backdoor_lab.defenses.networks import ModelRepair
 from backdoor_lab.pipeline.cell import Cell, nameless
@@ -31,10 +32,12 @@ from backdoor_lab.training.train import TrainingJob, new_classifier
 
 
 def context_of(
-    cell: Cell, training: TrainingSet, data: Dataset, module: Classifier, machine: ComputeDevice
-) -> DefenseContext:
-    """Create the context of a cell's defense. The networks that the context provides are new, or
-    copies of the attacked network `module`, which is not changed."""
+    cell: Cell, training: TrainingSet, clean: LabeledImages | None, module: Classifier,
+    machine: ComputeDevice,
+) -> DefenseContext:  # fmt: skip
+    """Create the context of a cell's defense; `clean` is the result of `clean_images`. The networks
+    that the context provides are new, or copies of the attacked network `module`, which is not
+    changed."""
     torch.set_num_threads(machine.threads)
     new = _networks(cell, training, module, machine)
 
@@ -55,17 +58,41 @@ def context_of(
             recipe.epochs, recipe.batch_size, recipe.lr, recipe.momentum, recipe.weight_decay
         ),
         seed=derive(cell.seed, streams.FILTER),
-        clean=_aside(cell, data.test) if "clean images" in cell.requires else None,
+        clean=clean,
         device=machine.device,
     )
 
 
-def context_facts(cell: Cell, data: Dataset, module: Classifier, weights: str) -> dict[str, Any]:
+def clean_images(cell: Cell, data: Dataset, store: Store) -> LabeledImages | None:
+    """Returns the clean images of a cell's defense, with labels that are indices into the cell's
+    classes; None if the defense requires none."""
+    if "clean images" not in cell.requires:
+        return None
+    source = cell.parts.clean_source
+    if source is None:
+        where = held_out(cell, data.test)
+        test = data.test
+        return replace(test, images=test.images[where], labels=test.labels[where], digest="")
+    return renumbered(open_dataset(source, store).train, cell.classes)
+
+
+def renumbered(images: LabeledImages, classes: tuple[str, ...]) -> LabeledImages:
+    """Returns `images` with the labels that their classes have in `classes`, the same names in any
+    order. The digest stays that of the original images."""
+    numbers = torch.tensor([classes.index(name) for name in images.classes])
+    return replace(images, labels=numbers[images.labels], classes=classes)
+
+
+def context_facts(
+    cell: Cell, data: Dataset, clean: LabeledImages | None, module: Classifier, weights: str
+) -> dict[str, Any]:
     """The stage inputs that determine a defense's context, except for the training set.
 
     Networks in a context compute in float32, so the trainer's precision is not an input.
     """
     aside = {"test": data.test.digest, **held_out_facts(cell)}
+    if clean is not None and cell.parts.clean_source is not None:
+        aside = {"clean": clean.digest}
     return {
         "version": identity.stage("context"),
         "weights": weights,
@@ -130,8 +157,3 @@ def _sight(
         return training.shown(where, augment)
 
     return images
-
-
-def _aside(cell: Cell, test: LabeledImages) -> LabeledImages:
-    where = held_out(cell, test)
-    return replace(test, images=test.images[where], labels=test.labels[where], digest="")
