@@ -57,7 +57,7 @@ def images(n: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 ATTACKED = hidden(12, 3, seed=5)
-REQUIRE_CLEAN = ("anp", "fine_pruning", "neural_cleanse", "neural_cleanse_authors")
+REQUIRE_CLEAN = ("anp", "fine_pruning", "fine_tuning", "neural_cleanse", "neural_cleanse_authors")
 
 
 def given(seed: int = 3, **changes: Any) -> DefenseContext:

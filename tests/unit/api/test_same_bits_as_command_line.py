@@ -27,10 +27,11 @@ BRIEF: dict[str, dict[str, Any]] = {
     "confusion_authors": {"steps": 4, "pretrain_epochs": 1},
     "d_br": {"first_epochs": 1, "tuning_epochs": 1, "epochs": 1},
     "fine_pruning": {"epochs": 1},
+    "fine_tuning": {"epochs": 2},
     "neural_cleanse": {"steps": 3, "batches_per_step": 2, "threshold": 0},
     "strip": {"n_overlays": 5},
 }
-REPAIRS = ["abl_unlearning", "anp", "d_br", "fine_pruning", "neural_cleanse"]
+REPAIRS = ["abl_unlearning", "anp", "d_br", "fine_pruning", "fine_tuning", "neural_cleanse"]
 
 
 @pytest.fixture(scope="module")
