@@ -79,7 +79,7 @@ def _network(
     try:
         material = Material.of(read_set(root, clean), cell_of(root))
     except DataError as error:
-        hint = "" if data else " (give the data set with --data)"
+        hint = "" if data or subject.is_dir() else ": give the data set with --data"
         raise DataError(f"{error}{hint}") from error
     found = check_network(path, stated, material)
     return Report(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from backdoor_lab.core.errors import ConfigError, DataError
@@ -13,15 +14,19 @@ from backdoor_lab.exchange.toolbox import is_toolbox, read_toolbox
 
 WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt")
 """The endings of files of weights."""
+_KEY = re.compile(r"`?dataset\.(clean|test)_root`?")
 
 
 def read_set(root: Path, clean: Path | None) -> Arrays:
     """Returns the poisoned data set in the folder `root`. `clean` is the clean data set, for
     layouts that lack it. Raises DataError if it cannot be read."""
-    if is_backdoorbench(root):
-        return read_backdoorbench(root, clean_root=clean)
-    if is_toolbox(root):
-        return read_toolbox(root, test_root=clean)
+    try:
+        if is_backdoorbench(root):
+            return read_backdoorbench(root, clean_root=clean)
+        if is_toolbox(root):
+            return read_toolbox(root, test_root=clean)
+    except DataError as error:
+        raise DataError(_KEY.sub("--clean", str(error))) from error
     raise DataError(f"{root}: not a poisoned data set in a known layout")
 
 
