@@ -17,7 +17,7 @@ from backdoor_lab.defenses.base import OracleControl
 from backdoor_lab.defenses.options import OPTION_KEYS
 from backdoor_lab.pipeline.classes import class_number
 from backdoor_lab.pipeline.participants import marks
-from backdoor_lab.pipeline.parts import Choice, Parts, identified, model_label, shared
+from backdoor_lab.pipeline.parts import Choice, Parts, model_label, shared
 from backdoor_lab.training.recipe import Recipe
 from backdoor_lab.training.transformations import canonical_names
 
@@ -113,7 +113,11 @@ class Cell:
         """The defense's options; those not set in its configuration come from the protocol."""
         found = _complete(self.config["defense"], shared(self.config))
         source = self.parts.clean_source
-        return found if source is None else found | {"data": identified(source)}
+        if source is None:
+            return found
+        # The content, not the path of its files or a name derived from the path.
+        fingerprint = source.fingerprint()
+        return found | {"data": {"name": found["data"].get("name"), "fingerprint": fingerprint}}
 
     @property
     def used_options(self) -> dict[str, Any]:

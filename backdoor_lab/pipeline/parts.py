@@ -45,12 +45,6 @@ class Parts:
         return found if isinstance(found, Source) else None
 
 
-def identified(source: Source) -> dict[str, str]:
-    """What identifies a data set among a defense's options: its name and its content, not the path
-    of its files. Raises DataError if files are missing."""
-    return {"name": source.name, "fingerprint": source.fingerprint()}
-
-
 def source_of(config: dict[str, Any]) -> Source:
     """Create the data set of a full configuration, without loading it."""
     return build("dataset", config["dataset"], Source)
