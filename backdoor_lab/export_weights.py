@@ -22,12 +22,13 @@ from backdoor_lab.core.artifacts import WEIGHTS, map_split
 from backdoor_lab.core.atomic_io import write_atomic
 from backdoor_lab.core.errors import EXIT_DONE, ConfigError, DataError, LabError, StoreError
 from backdoor_lab.core.options import Parser, parser_of, path_of
-from backdoor_lab.core.small_files import UnreadableFileError, read_json, write_json
+from backdoor_lab.core.small_files import UnreadableFileError, read_json
 from backdoor_lab.core.terminal import plain, run_command
 from backdoor_lab.exchange.network_card import Measured, network_card
 from backdoor_lab.exchange.network_file import card_of
 from backdoor_lab.results.artifact_reader import ArtifactReader
 from backdoor_lab.results.cell_folder import RECORD, completed_record
+from backdoor_lab.results.seal import write_sealed
 from backdoor_lab.results.stages import attacked_stage
 from backdoor_lab.results.store_location import CONFIGURATION, STORE, STORE_HELP, find_store
 from backdoor_lab.results.values import ratio_words
@@ -67,7 +68,7 @@ def export_weights(
     metadata = {**_normalisation(root, record, which), **_facts(record, which)}
     card = _card(root, record, which, metadata)
     write_atomic(out, save({k: v.contiguous() for k, v in weights.items()}, metadata))
-    write_json(card_of(out), card)
+    write_sealed(card_of(out), card)
     return metadata
 
 

@@ -13,8 +13,9 @@ from typing import Any
 
 from backdoor_lab.core import validation
 from backdoor_lab.core.errors import ConfigError, DataError
-from backdoor_lab.core.small_files import read_json
+from backdoor_lab.core.small_files import read_json, read_small
 from backdoor_lab.exchange.network_file import LARGEST, SMALLEST, Normalization
+from backdoor_lab.results.seal import check_seal
 
 FORMAT = 1
 RATES = ("nat", "asr")
@@ -108,7 +109,7 @@ class NetworkCard:
 
 CHECKED = (
     "format", "kind", "weights", "model", "classes", "image", "normalization", "precision",
-    "claims", "hashes", "target", "source",
+    "claims", "hashes", "target", "source", "seal",
 )  # fmt: skip
 
 
@@ -121,6 +122,18 @@ def card_at(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise DataError(f"{path}: a card is a JSON object, got {type(found).__name__}")
     return found
+
+
+def is_sealed(path: Path, card: dict[str, Any]) -> bool | None:
+    """Whether the seal of a card matches its text, so that nobody has edited it since it was
+    written; None if it has no seal."""
+    if "seal" not in card:
+        return None
+    try:
+        check_seal(read_small(path))
+    except DataError:
+        return False
+    return True
 
 
 def kind_of(path: Path, card: dict[str, Any]) -> str:

@@ -16,14 +16,15 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from backdoor_lab.core.atomic_io import readable
 from backdoor_lab.core.errors import ConfigError, DataError
 from backdoor_lab.core.options import Parser, parser_of, path_of
 from backdoor_lab.core.small_files import write_json
 from backdoor_lab.core.terminal import plain, run_command
-from backdoor_lab.exchange.network_card import card_at, kind_of
-from backdoor_lab.verify.finding import Report
+from backdoor_lab.exchange.network_card import card_at, is_sealed, kind_of
+from backdoor_lab.verify.finding import Finding, Report
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -67,7 +68,7 @@ def verify(
 
 
 def _network(
-    subject: Path, claims: Path, card: dict[str, object], data: Path | None, clean: Path | None
+    subject: Path, claims: Path, card: dict[str, Any], data: Path | None, clean: Path | None
 ) -> Report:
     from backdoor_lab.exchange.network_card import parsed
     from backdoor_lab.verify.data import cell_of, network_in, read_set
@@ -82,20 +83,26 @@ def _network(
         hint = "" if data or subject.is_dir() else ": give the data set with --data"
         raise DataError(f"{error}{hint}") from error
     found = check_network(path, stated, material)
-    return Report(
-        str(path), str(claims), str(root), found.judgments, found.findings, found.precision
-    )
+    findings = [_seal(claims, card), *found.findings]
+    return Report(str(path), str(claims), str(root), found.judgments, findings, found.precision)
 
 
-def _data_set(root: Path, claims: Path, card: dict[str, object], clean: Path | None) -> Report:
+def _data_set(root: Path, claims: Path, card: dict[str, Any], clean: Path | None) -> Report:
     from backdoor_lab.verify.data import read_set
     from backdoor_lab.verify.poisoned_set import check_set
 
     try:
-        findings = check_set(card, read_set(root, clean), root)
+        findings = [_seal(claims, card), *check_set(card, read_set(root, clean), root)]
     except ConfigError as error:
         raise ConfigError(f"{claims}: {error}") from error
     return Report(str(root), str(claims), str(root), findings=findings)
+
+
+def _seal(claims: Path, card: dict[str, Any]) -> Finding:
+    found = is_sealed(claims, card)
+    if found is None:
+        return Finding("seal", "not checked", "absent")
+    return Finding("seal", "true") if found else Finding("seal", "false", "the card was edited")
 
 
 def _parser() -> Parser:

@@ -19,7 +19,7 @@ from backdoor_lab.verify.network import Material
 
 COUNTS = ("train", "test", "poisoned", "covers", "triggered", "triggered_elsewhere")
 HASHES = ("train", "test", "triggered")
-CHECKED = {"format", "kind", "dataset", "counts", "hashes", "target"}
+CHECKED = {"format", "kind", "dataset", "counts", "hashes", "target", "seal"}
 
 
 def check_set(card: dict[str, Any], arrays: Arrays, root: Path) -> list[Finding]:

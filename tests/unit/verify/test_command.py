@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from backdoor_lab.results.seal import write_sealed
 from backdoor_lab.verify.__main__ import main
 from tests.helpers.foreign_layouts import Bomb, toolbox_set
 from tests.helpers.released import released, written
@@ -69,6 +70,19 @@ def test_an_altered_claim_exits_with_1_and_says_by_how_much(tmp_path: Path, caps
     assert "DOES NOT HOLD" in said
     assert "misses 0 by" in said
     assert said.splitlines()[-1].endswith("claims.asr")
+
+
+def test_an_edited_card_with_a_seal_is_found(once: Released, tmp_path: Path, capsys: Out) -> None:
+    root, card = once
+    path = tmp_path / "attack_result.card.json"
+    write_sealed(path, card)
+    assert run(root, "--claims", path) == 0
+    assert "true: seal" in capsys.readouterr().out
+    text = path.read_text()
+    # Nothing else could tell that this fact is false.
+    path.write_text(text.replace('"format": 1', '"format": 1,\n "ratio": 0.5'))
+    assert run(root, "--claims", path) == 1
+    assert "FALSE seal: the card was edited" in capsys.readouterr().out
 
 
 def test_the_report_is_also_json(once: Released, tmp_path: Path, capsys: Out) -> None:
