@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from backdoor_lab.compare.compare_text import LEVEL, significant
 from backdoor_lab.compare.pairs import ComparisonRow, MatchedCells, PairedGroup, versions_meet
 from backdoor_lab.core.errors import many
-from backdoor_lab.results.facts import CONFIG, SEED, CellFields
+from backdoor_lab.results.facts import CONFIG, PROTOCOL, SEED, CellFields, repeats
 from backdoor_lab.results.metrics import MEASURE
 from backdoor_lab.results.records import CHOICES
 from backdoor_lab.results.values import flat, words
@@ -121,13 +121,15 @@ def _shared(facts: CellFields, used: Sequence[int], shown: Sequence[str]) -> lis
 def _differing(facts: CellFields, pairs: Sequence[MatchedCells], shown: Sequence[str]) -> list[str]:
     """A note on the differences within pairs: choices, protocol and configuration.
 
-    Omits the fields in `shown`, and the options of those fields that are choices. The last entry of
-    `shown` is the choice that is compared, or empty; the code version of this choice is omitted
-    too.
+    Omits the fields in `shown`, the options of those fields that are choices, and config values
+    that repeat protocol values. The last entry of `shown` is the choice that is compared, or empty;
+    the code version of this choice is omitted too.
     """
     names = ("protocol", *shown, *(f"code.{section}" for section in SECTIONS.values()))
     skipped = tuple(f"{CONFIG}{name}." for name in names)
     chosen = {f"{CONFIG}{name}" for name in CHOICES}
+    # The compared choice may itself repeat a protocol value.
+    chosen |= {PROTOCOL + name.rpartition(".")[2] for name in shown[-1:] if name.startswith(CONFIG)}
     skipped += (f"{CONFIG}code.{shown[-1]}",) if shown[-1] else ()
     found: dict[str, dict[str, None]] = {}
     flats: dict[str, dict[str, Any]] = {}
@@ -138,7 +140,7 @@ def _differing(facts: CellFields, pairs: Sequence[MatchedCells], shown: Sequence
         for name in {**one, **other}:
             first, second = words(one.get(name)), words(other.get(name))
             known = name in shown or name in chosen or name.startswith(skipped)
-            if first != second and not known:
+            if first != second and not known and not _repeated(name, one, other):
                 found.setdefault(name, {})[f"{first} → {second}"] = None
     parts = [f"{name}: {', '.join(list(ways)[:3])}" for name, ways in found.items()]
     more = f"; and {len(parts) - _LISTED} more" if len(parts) > _LISTED else ""
@@ -147,6 +149,13 @@ def _differing(facts: CellFields, pairs: Sequence[MatchedCells], shown: Sequence
         if parts
         else []
     )
+
+
+def _repeated(name: str, *pair: Mapping[str, Any]) -> bool:
+    """Whether the config value `name` of these two cells repeats their protocol value."""
+    key = PROTOCOL + name.rpartition(".")[2]
+    own, protocol = ([words(each[n]) if n in each else None for each in pair] for n in (name, key))
+    return name.startswith(CONFIG) and repeats(name.removeprefix(CONFIG), own, protocol)
 
 
 def _values_of(facts: CellFields, number: int, flats: dict[str, dict[str, Any]]) -> dict[str, Any]:

@@ -191,17 +191,34 @@ def varied_config(cells: Sequence[CellRecord]) -> list[str]:
 
 
 def _varied_among(cells: Sequence[CellRecord]) -> set[str]:
-    """Returns the names of config values that differ between these cells. Omits a protocol option
-    if the config of every cell has the same value for it as the cell's protocol."""
-    configs: list[dict[str, str]] = []
-    hidden: set[str] = set()
-    for cell in cells:
-        values = _comparable(json.loads(cell.config or "{}"))
-        shown = {PROTOCOL + k: words(v) for k, v in (cell.protocol or {}).items()}
-        configs.append(values)
-        hidden |= {name for name, value in values.items() if shown.get(name) != value}
+    """Returns the names of config values that differ between these cells, except those that repeat
+    a protocol value of the same cells."""
+    configs = [_comparable(json.loads(cell.config or "{}")) for cell in cells]
+    protocols = [{k: words(v) for k, v in (cell.protocol or {}).items()} for cell in cells]
+    names = dict.fromkeys(name for each in configs for name in each)
+    columns = {name: [each.get(name) for each in configs] for name in names}
     unset = words(None)
-    return {n for n in hidden if len({each.get(n, unset) for each in configs}) > 1}
+    return {
+        name
+        for name, values in columns.items()
+        if len({unset if value is None else value for value in values}) > 1
+        and not repeats(name, values, [each.get(name.rpartition(".")[2]) for each in protocols])
+    }
+
+
+def repeats(name: str, values: Sequence[str | None], protocol: Sequence[str | None]) -> bool:
+    """Whether the config value `name` repeats the protocol value of the same key. Values of the
+    sections ``protocol`` and ``defense`` can: an option of a defense comes from the protocol, and
+    if the defense overrides it, the recorded protocol states the new value.
+
+    `values` and `protocol` are the texts of both in the same cells; None: not recorded. Unset
+    options of a defense repeat the protocol only if no cell sets the same value explicitly.
+    """
+    both = set(zip(values, protocol, strict=True))
+    if name.startswith(PROTOCOL):
+        return all(value is None or value == shown for value, shown in both)
+    known = all(s is not None and v in (s, words(None), None) for v, s in both)
+    return name.startswith("defense.") and known and len(both) == len({s for _, s in both})
 
 
 def _comparable(config: dict[str, Any]) -> dict[str, str]:

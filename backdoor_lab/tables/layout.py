@@ -110,6 +110,9 @@ def splitting(facts: CellFields, spec: PivotSpec) -> list[str]:
     """Returns the names of the fields that have a single value in each table: all except the axes,
     the seed, and fields that the axes determine."""
     others = [name for name in facts.names if name not in (*spec.axes, SEED)]
+    again = {PROTOCOL + axis.rpartition(".")[2] for axis in spec.axes if axis.startswith(CONFIG)}
+    repeated = facts.determined([name for name in others if name in again], spec.axes)
+    others = [name for name in others if name not in repeated]
     if not set(DECIDING) & set(spec.axes):
         return others
     follows = [name for name in others if name.startswith(PROTOCOL) or name == "source"]

@@ -197,6 +197,24 @@ def test_different_config_values_get_separate_lines_if_another_field_is_compared
     assert line(by_rate, "asr2", "spectral", side="0.1").result.n == 2
 
 
+def test_a_comparison_names_a_filter_option_once(tmp_path: Path) -> None:
+    """By whichever of the two names of the option it is compared; the difference is not listed
+    again as another one."""
+    made = [
+        [record(seed=s, id=f"{budget}{s}", protocol={**PROTOCOL, "removal_budget": budget},
+                config={"defense": {"removal_budget": budget}}) for s in (0, 1)]
+        for budget in ("1.5eps", "15%")
+    ]  # fmt: skip
+    folder = sweep(tmp_path / "s", made[0] + made[1])
+    for name in ("protocol.removal_budget", "config.defense.removal_budget"):
+        found = comparison_of([folder], by=name, base="15%", values="asr2")
+        assert line(found, "asr2", side="1.5eps").result.n == 2
+        assert not any("also differ" in note for note in found.notes)
+    apart = [sweep(tmp_path / str(n), each) for n, each in enumerate(made)]
+    (note,) = [each for each in comparison_of(apart).notes if "also differ" in each]
+    assert note.endswith("differ in: protocol.removal_budget: 1.5eps → 15%.")
+
+
 def test_cells_with_different_code_hashes_are_paired_and_the_difference_is_noted(
     tmp_path: Path,
 ) -> None:

@@ -224,6 +224,58 @@ def test_cells_with_different_config_values_are_not_averaged(tmp_path: Path) -> 
     assert all(cell.asked == 1 for table in found for cell in table.cells.values())
 
 
+def budgets(**defense: Any) -> list[dict[str, Any]]:
+    """Two cells that differ in the filter's budget, as recorded for either way to set it: the
+    protocol and the options of the defense both state it."""
+    return [
+        record(id=f"c{n}", protocol={**PROTOCOL, "removal_budget": budget},
+               config={"defense": {"removal_budget": budget, **defense}})
+        for n, budget in enumerate(("1.5eps", "15%"))
+    ]  # fmt: skip
+
+
+def test_a_title_names_a_filter_option_once(tmp_path: Path) -> None:
+    found = tables(tmp_path, budgets())
+    budget = "trigger pixel, protocol.removal_budget"
+    assert [table.title for table in found] == [f"{budget} 1.5eps", f"{budget} 15%"]
+    assert not any("defense.removal_budget" in note for table in found for note in table.notes)
+    cells = read_sweep(tmp_path / "s").cells
+    for name in ("protocol.removal_budget", "config.defense.removal_budget"):
+        (table,) = pivot_cells(cells, PivotSpec(columns=(name,)))
+        assert table.columns == [("1.5eps",), ("15%",)]
+
+
+def test_a_title_names_the_option_of_a_nested_filter_only_if_the_protocol_does_not(
+    tmp_path: Path,
+) -> None:
+    made = budgets()
+    for one in made:
+        one["config"]["defense"]["like"] = {"removal_budget": one["protocol"]["removal_budget"]}
+    assert "like" not in tables(tmp_path, made)[0].title
+    made[0]["config"]["defense"]["like"]["removal_budget"] = "p85"
+    assert "config defense.like.removal_budget p85" in tables(tmp_path / "b", made)[0].title
+
+
+def test_an_unset_layer_of_a_defense_is_not_named_beside_the_layer_of_the_protocol(
+    tmp_path: Path,
+) -> None:
+    def titles(folder: str, *layers: tuple[str | None, str]) -> list[str]:
+        made = [
+            record(id=f"c{n}", protocol={**PROTOCOL, "layer": shown},
+                   config={"defense": {"layer": given}, "protocol": {"layer": shown}})
+            for n, (given, shown) in enumerate(layers)
+        ]  # fmt: skip
+        return [table.title for table in tables(tmp_path / folder, made)]
+
+    layer = "trigger pixel, protocol.layer"
+    both = [f"{layer} penultimate", f"{layer} layer3"]
+    assert titles("unset", (None, "penultimate"), ("layer3", "layer3")) == both
+    # The same layer, once by default and once by name: only the configuration tells them apart.
+    assert titles("same", (None, "layer3"), ("layer3", "layer3")) == [
+        "trigger pixel, config defense.layer any", "trigger pixel, config defense.layer layer3"
+    ]  # fmt: skip
+
+
 def test_data_sets_with_the_same_name_are_distinguished_by_the_start_of_their_hash(
     tmp_path: Path,
 ) -> None:
