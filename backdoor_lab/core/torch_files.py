@@ -22,7 +22,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from backdoor_lab.core.errors import DataError, without_addresses
+from backdoor_lab.core.errors import DataError, many, without_addresses
 from backdoor_lab.core.lazy import torch
 from backdoor_lab.core.resources import free_memory
 from backdoor_lab.core.small_files import check_regular
@@ -86,7 +86,7 @@ def _numbers(kind: Any, raw: Any, count: int) -> NDArray[Any]:
     if not isinstance(kind, _StoredType) or kind.dtype is None or not isinstance(raw, bytes):
         raise ValueError("an array is damaged, or its elements are objects")
     if len(raw) != count * kind.dtype.itemsize:
-        raise ValueError(f"an array of {count:,} x {kind.dtype} has {len(raw):,} bytes")
+        raise ValueError(f"an array of {kind.dtype}[{count:,}] has {many(len(raw), 'byte')}")
     return np.frombuffer(raw, kind.dtype)
 
 

@@ -89,7 +89,7 @@ def read_backdoorbench(root: Path, *, clean_root: Path | None = None) -> Arrays:
     channels = clean.train.images.shape[1]
     if len(clean.classes) != result["num_classes"]:
         raise DataError(
-            f"{place}: the clean images have {len(clean.classes)} classes, but"
+            f"{place}: the number of classes of the clean images is {len(clean.classes)}, but"
             f" {root / RESULT} states {result['num_classes']}"
         )
     for found, split, name in ((train, clean.train, "training"), (test, clean.test, "test")):
@@ -193,5 +193,5 @@ def _check_clean(root: Path, found: Changed, clean: Split, name: str) -> None:
         raise DataError(
             f"{root}: the clean {name} images are not those of the attack, or in another order: row"
             f" {found.rows[at]} has label {clean.labels[found.rows[at]]}, but the record states"
-            f" {found.originals[at]}; {int(wrong.sum())} of {len(wrong)} rows differ"
+            f" {found.originals[at]}; {int(wrong.sum())} of {many(len(wrong), 'row')} differ"
         )

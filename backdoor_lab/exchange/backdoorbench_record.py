@@ -74,7 +74,7 @@ def changed_rows(root: Path, result: dict[str, Any], part: str) -> Changed:
     if outside.any():
         raise DataError(
             f"{where}: row {order[outside][0]} of original_index_array is not among the"
-            f" {len(indicator)} rows"
+            f" {many(len(indicator), 'row')}"
         )
     rows, times = np.unique(order, return_counts=True)
     if (times > 1).any():

@@ -200,7 +200,7 @@ def _mask(path: Path, count: int) -> NDArray[np.bool_]:
         raise DataError(f"{path}: expected a list of rows, got {rows.dtype} {rows.shape}")
     outside = (rows < 0) | (rows >= count)
     if outside.any():
-        raise DataError(f"{path}: row {rows[outside][0]} is not among the {count} rows")
+        raise DataError(f"{path}: row {rows[outside][0]} is not among the {many(count, 'row')}")
     numbers, times = np.unique(rows.astype(np.int64), return_counts=True)
     if (times > 1).any():
         raise DataError(f"{path}: row {numbers[times > 1][0]} is listed twice")

@@ -25,12 +25,15 @@ NEUTRAL = frozenset((
     "export_weights.py", "hydra_options.py", "preview.py", "run.py", "separation.py", "status.py",
     "visibility.py",
     "analysis", "api", "compare", "fidelity", "figures", "identity", "page", "reports", "results",
-    "sweep", "tables", "templates",
+    "sweep", "tables", "templates", "verify",
     "core/lease.py", "core/errors.py", "core/failpoints.py", "core/atomic_io.py", "core/letters.py",
     "core/options.py", "core/output.py", "core/paths.py", "core/progress.py", "core/resources.py",
     "core/small_files.py", "core/shutdown.py", "core/store.py",
-    "core/targets.py", "core/terminal.py", "data/squares.py", "pipeline/keys.py",
-    "pipeline/participants.py", "pipeline/progress.py", "training/logs.py",
+    "core/targets.py", "core/terminal.py", "data/squares.py",
+    "exchange/backdoorbench.py", "exchange/backdoorbench_record.py", "exchange/clean.py",
+    "exchange/network_card.py", "exchange/toolbox.py",
+    "pipeline/keys.py", "pipeline/participants.py", "pipeline/progress.py",
+    "pipeline/test_sets.py", "training/logs.py",
 ))  # fmt: skip
 """Files and folders that do not affect the numbers in a record, such as commands, messages,
 progress display and the store. They are not hashed, and their imports are not followed."""

@@ -71,7 +71,7 @@ def _network(
     subject: Path, claims: Path, card: dict[str, Any], data: Path | None, clean: Path | None
 ) -> Report:
     from backdoor_lab.exchange.network_card import parsed
-    from backdoor_lab.verify.data import cell_of, network_in, read_set
+    from backdoor_lab.verify.data import cell_of, facts_of, network_in, read_set
     from backdoor_lab.verify.network import Material, check_network
 
     stated = parsed(claims, card)
@@ -83,18 +83,19 @@ def _network(
         hint = "" if data or subject.is_dir() else ": give the data set with --data"
         raise DataError(f"{error}{hint}") from error
     found = check_network(path, stated, material)
-    findings = [_seal(claims, card), *found.findings]
+    findings = [_seal(claims, card), facts_of(root, clean), *found.findings]
     return Report(str(path), str(claims), str(root), found.judgments, findings, found.precision)
 
 
 def _data_set(root: Path, claims: Path, card: dict[str, Any], clean: Path | None) -> Report:
-    from backdoor_lab.verify.data import read_set
+    from backdoor_lab.verify.data import facts_of, read_set
     from backdoor_lab.verify.poisoned_set import check_set
 
     try:
-        findings = [_seal(claims, card), *check_set(card, read_set(root, clean), root)]
+        found = check_set(card, read_set(root, clean), root)
     except ConfigError as error:
         raise ConfigError(f"{claims}: {error}") from error
+    findings = [_seal(claims, card), facts_of(root, clean), *found]
     return Report(str(root), str(claims), str(root), findings=findings)
 
 

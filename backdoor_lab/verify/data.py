@@ -5,12 +5,24 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from backdoor_lab.core.atomic_io import digest
 from backdoor_lab.core.errors import ConfigError, DataError
 from backdoor_lab.data.base import Arrays
-from backdoor_lab.exchange.backdoorbench import is_backdoorbench, read_backdoorbench
+from backdoor_lab.exchange.backdoorbench import (
+    backdoorbench_facts,
+    backdoorbench_identity,
+    is_backdoorbench,
+    read_backdoorbench,
+)
 from backdoor_lab.exchange.network_card import card_at
 from backdoor_lab.exchange.network_file import CARD, card_of
-from backdoor_lab.exchange.toolbox import is_toolbox, read_toolbox
+from backdoor_lab.exchange.toolbox import (
+    is_toolbox,
+    read_toolbox,
+    toolbox_facts,
+    toolbox_identity,
+)
+from backdoor_lab.verify.finding import Finding
 
 WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt")
 """The endings of files of weights."""
@@ -28,6 +40,23 @@ def read_set(root: Path, clean: Path | None) -> Arrays:
     except DataError as error:
         raise DataError(_KEY.sub("--clean", str(error))) from error
     raise DataError(f"{root}: not a poisoned data set in a known layout")
+
+
+def facts_of(root: Path, clean: Path | None) -> Finding:
+    """Returns a note on what the files of the set in the folder `root` say about the attack, and
+    the hash of these files; arguments as for `read_set`. Raises DataError for damaged files."""
+    if is_backdoorbench(root):
+        facts, files = backdoorbench_facts(root, clean), backdoorbench_identity(root, clean)
+    else:
+        facts, files = toolbox_facts(root, clean), toolbox_identity(root, test_root=clean)
+    known: dict[str, object] = {
+        "trigger": facts.trigger,
+        "target": facts.target,
+        "source": facts.source,
+    }
+    known |= {"poisoned": facts.n_poisoned, "covers": facts.n_covers, "files": digest(files, 16)}
+    said = ", ".join(f"{name} {value}" for name, value in known.items() if value is not None)
+    return Finding("data", "note", said)
 
 
 def cell_of(root: Path) -> str | None:

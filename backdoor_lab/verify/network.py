@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from backdoor_lab.core.atomic_io import sha256_of
-from backdoor_lab.core.errors import ConfigError, DataError
+from backdoor_lab.core.errors import ConfigError, DataError, many
 from backdoor_lab.core.resources import cores
 from backdoor_lab.core.types import TrainingSet
 from backdoor_lab.data.base import Arrays, Split
@@ -158,7 +158,8 @@ def _module(path: Path, file: NetworkFile, card: NetworkCard, material: Material
     channels = material.test.images.shape[1]
     if len(normalization[0]) != channels:
         raise ConfigError(
-            f"`normalization` has {len(normalization[0])} channels, but the images have {channels}"
+            f"`normalization` has {many(len(normalization[0]), 'channel')}, but the images"
+            f" have {channels}"
         )
     return _loaded(path, model, classes, channels, normalization)
 
@@ -179,7 +180,7 @@ def _loaded(
     except RuntimeError as error:
         said = str(error).splitlines()
         raise DataError(
-            f"{path} does not hold the weights of {model} for {len(classes)} classes:"
+            f"{path} does not hold the weights of {model} with {many(len(classes), 'output')}:"
             f" {' '.join(said[1:3]).strip()[:200]}"
         ) from error
     return module.eval()

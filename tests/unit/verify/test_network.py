@@ -136,7 +136,7 @@ def test_an_altered_field_is_found(
         (put("classes", value=["cat", "dog"]), DataError, "for 2 classes"),
         (put("image", value=[3, 32, 32]), ConfigError, r"`image` of the card is \[3, 32, 32\]"),
         (put("normalization", value={"mean_255": [1.0], "std_255": [1.0]}), ConfigError,
-         "has 1 channels, but the images have 3"),
+         "has 1 channel, but the images have 3"),
     ],
 )  # fmt: skip
 def test_a_field_that_prevents_the_measurement_is_an_error(
