@@ -24,6 +24,7 @@ SUBJECTS = (
     "paper",
     "questions",
     "speed",
+    "transfer",
 )
 
 

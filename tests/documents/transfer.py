@@ -1,11 +1,11 @@
-"""The table of multirun_reports/transfer."""
+"""The table of fine-tuned networks in multirun_reports/defenses."""
 
 from __future__ import annotations
 
 from tests.documents.cells import Cell, cells, spread
 from tests.documents.markers import markdown, table
 
-SWEEP, TRIGGERS = "transfer/embedded", ("pixel", "pattern", "blended")
+SWEEP, TRIGGERS = "defenses/transfer", ("pixel", "pattern", "blended")
 TUNED = (
     ("all", 50, None, 0.01), ("all", 200, None, 0.01), ("all", 200, None, 0.1),
     ("last", 50, None, 0.01), ("last", 200, None, 0.01),
@@ -13,11 +13,10 @@ TUNED = (
 )  # fmt: skip
 
 
-@table("transfer_embedded")
+@table("defenses_transfer")
 def _embedded() -> str:
     """One row per setting of the fine-tuning, with the figures before it first."""
-    before = [cell for cell in _of(*TUNED[0])]
-    rows = [["before", "", "", "", *_shares(before, "ASR1", "Nat1")]]
+    rows = [["before", "", "", "", *_shares(_of(*TUNED[0]), "ASR1", "Nat1")]]
     for layers, images, data, lr in TUNED:
         source = "held out" if data is None else data
         words = [f"`{layers}`", f"{images}", source, f"{lr:g}"]
