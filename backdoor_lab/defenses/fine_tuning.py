@@ -23,8 +23,9 @@ LAYERS = ("all", "last")
 class FineTuning(ModelRepair):
     """Fine-tunes the attacked model on clean images by SGD, as a user of public weights does.
 
-    The baseline ``ft`` of BackdoorBench (Wu et al., NeurIPS 2022); all default values are those of
-    its file ``config/defense/ft/cifar10.yaml``. The learning rate follows a cosine from `lr` to 0
+    Wu, Chen, Zhang, Zhu, Wei, Yuan, Shen, "BackdoorBench: A Comprehensive Benchmark of Backdoor
+    Learning", NeurIPS 2022: the baseline ``ft``. All default values are those of the authors' file
+    ``config/defense/ft/cifar10.yaml``. The learning rate follows a cosine from `lr` to 0
     over `epochs` epochs. Images are augmented as in the recipe.
 
     With ``layers=all``, the model is in train mode: every weight is trained, and batch
