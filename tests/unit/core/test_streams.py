@@ -23,6 +23,7 @@ from backdoor_lab.pipeline.stages.training import TRAININGS
 PACKAGE = Path(backdoor_lab.__file__).parent
 DRAWING = {"derive", "generator", "torch_generator", "numpy_generator"}
 PINNED = {
+    "CLEAN_IMAGES": "clean images",
     "POISON": "poison", "COVERS": "covers", "HOLDOUT": "holdout", "TRAIN": "train",
     "RETRAIN": "retrain", "SURROGATE": "surrogate", "AUTOENCODER": "autoencoder",
     "WEIGHTS": "weights", "ORDER": "order", "AUGMENTATION": "augmentation", "MIXING": "mixing",

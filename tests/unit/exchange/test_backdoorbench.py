@@ -198,7 +198,7 @@ BROKEN: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "no training set": (lambda r: r.update(bd_train=None), "no poisoned training set"),
     "an entry without path": (lambda r: entry_of(r).pop("path"), "row 3: missing keys: path"),
     "no number of classes": (lambda r: r.update(num_classes="3"), "num_classes"),
-    "more classes": (lambda r: r.update(num_classes=4), "have 3 classes, but .* states 4"),
+    "more classes": (lambda r: r.update(num_classes=4), "images is 3, but .* states 4"),
     "no image size": (lambda r: r.update(img_size=8), "img_size must be"),
     "an index outside": (
         lambda r: r["bd_train"].update(original_index_array=np.array([0, 12])), "row 12 of"

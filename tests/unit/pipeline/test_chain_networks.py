@@ -148,7 +148,7 @@ def test_the_recorded_inputs_of_a_defense_are_complete(lab: Path) -> None:
     for defense, more in (("abl", set()), ("strip", {"test", "holdout"})):
         cell = cell_of(lab / "store", HELD, f"defense={defense}")
         data = Preflight().data(cell)
-        facts = context_facts(cell, data, module, "w")
+        facts = context_facts(cell, data, data.test, module, "w")
         assert facts.keys() == {"version", "weights", "normalisation", "model", "recipe"} | more
 
 
