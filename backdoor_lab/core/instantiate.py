@@ -138,7 +138,7 @@ def _of_other_kind(where: str, value: Any, kind: type) -> Any:
     try:
         return _nested(where, value, kind, _NONE_SHARED)
     except ConfigError as error:
-        # Classes name their options after the group that they usually stand in.
+        # A class names its options after the group in which it is usually configured.
         said = str(error)
         raise ConfigError(said if where in said else f"`{where}`: {said}") from error
 
