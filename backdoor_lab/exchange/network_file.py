@@ -177,8 +177,8 @@ def _state_dict(path: Path, content: dict[Any, Any]) -> dict[str, Tensor]:
     more = f" and {len(keys) - _LISTED} more" if len(keys) > _LISTED else ""
     what = "several state_dicts" if inside else "no state_dict"
     raise DataError(
-        f"{path}: holds {what}: the state_dict must be the whole content, or the value of one of the"
-        f" keys {', '.join(CONTAINERS)}; the file has the keys {', '.join(keys[:_LISTED])}{more}"
+        f"{path}: holds {what}: the state_dict must be the whole content, or the value of one of"
+        f" the keys {', '.join(CONTAINERS)}; the file has the keys {', '.join(keys[:_LISTED])}{more}"
     )
 
 
