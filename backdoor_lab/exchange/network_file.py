@@ -178,7 +178,8 @@ def _state_dict(path: Path, content: dict[Any, Any]) -> dict[str, Tensor]:
     what = "several state_dicts" if inside else "no state_dict"
     raise DataError(
         f"{path}: holds {what}: the state_dict must be the whole content, or the value of one of"
-        f" the keys {', '.join(CONTAINERS)}; the file has the keys {', '.join(keys[:_LISTED])}{more}"
+        f" the keys {', '.join(CONTAINERS)}; the file has the keys"
+        f" {', '.join(keys[:_LISTED])}{more}"
     )
 
 
