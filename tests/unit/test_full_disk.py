@@ -66,7 +66,7 @@ WRITERS = {
     "page/document.py:write_page": "tables",
     "page/write.py:write_as_named": ATOMIC, "page/write.py:write_files": "tables",
     "compare/__main__.py:_compare": ATOMIC, "export.py:_export": ATOMIC,
-    "results/__main__.py:freeze": ATOMIC,
+    "results/__main__.py:freeze": ATOMIC, "verify/__main__.py:_verify": ATOMIC,
     "core/small_files.py:make_folder": "folder", "core/small_files.py:write_json": "json",
     "core/small_files.py:write_ours": "json",
     "core/store.py:_make": "stage", "core/store.py:_remembered": "a lost note costs time only",
