@@ -31,7 +31,7 @@ NEUTRAL = frozenset((
     "core/small_files.py", "core/shutdown.py", "core/store.py",
     "core/targets.py", "core/terminal.py", "data/squares.py",
     "exchange/backdoorbench.py", "exchange/backdoorbench_record.py", "exchange/clean.py",
-    "exchange/network_card.py", "exchange/toolbox.py",
+    "exchange/layouts.py", "exchange/network_card.py", "exchange/toolbox.py",
     "pipeline/keys.py", "pipeline/participants.py", "pipeline/progress.py",
     "pipeline/test_sets.py", "training/logs.py",
 ))  # fmt: skip
