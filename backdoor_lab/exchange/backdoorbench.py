@@ -9,6 +9,7 @@ the options of the command.
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -36,86 +37,108 @@ def is_backdoorbench(root: Path) -> bool:
     return (root / RESULT).exists()
 
 
-def backdoorbench_identity(root: Path, clean_root: Path | None = None) -> dict[str, Any]:
-    """Returns JSON data that identifies the record and the clean images; see `identity_of`. Raises
-    DataError for damaged files."""
-    result = read_result(root)
-    folders = {path.split("/")[0] for part in ("bd_train", "bd_test")
-               for path in changed_rows(root, result, part).paths}  # fmt: skip
-    place, size = _clean_root(root, result, clean_root), result["img_size"][0]
-    clean = clean_source(place, size)
-    record = identity_of(root, [RESULT, "info.pickle", *sorted(folders)])
-    return {"record": record, "clean": [type(clean).__name__, clean.identity()]}
-
-
-def backdoorbench_facts(root: Path, clean_root: Path | None = None) -> ImportedFacts:
-    """Returns what the record tells about its attack without reading images. Raises DataError for
-    damaged files."""
-    result = read_result(root)
-    train, test = changed_rows(root, result, "bd_train"), changed_rows(root, result, "bd_test")
-    names = class_names(_clean_root(root, result, clean_root))
-    is_poison = _is_poison(train)
-    info = _info(root)
-    total = len(train.order)
-    covers = int((~is_poison).sum())
-    attack = info.get("attack")
-    return ImportedFacts(
-        trigger=attack if isinstance(attack, str) else None,
-        target=_only(train.labels[is_poison], names),
-        source=_source_class(train, is_poison, names),
-        ratio=float(is_poison.sum() / total),
-        seed=whole(info.get("random_seed")),
-        choices={"cover_rate": covers / total} if covers else {},
-        n_poisoned=int(is_poison.sum()),
-        n_covers=covers,
-        triggered=len(test.rows) > 0,
-    )
-
-
-def read_backdoorbench(root: Path, *, clean_root: Path | None = None) -> Arrays:
-    """Returns the data set, with its training images in the order in which the attack trained on
-    them.
+class BackdoorBench:
+    """A record folder of BackdoorBench, `root`.
 
     The clean images are those of `clean_root`; see `clean.clean_source` for what it may be. If it
     is None, they are those of data/<data set> next to the folder record, where BackdoorBench reads
-    them. Raises DataError for damaged files, and if the labels of the clean images are not those
-    that the record states for its poisoned images.
+    them. Methods raise DataError for damaged files; the record is parsed once.
     """
-    result = read_result(root)
-    train, test = changed_rows(root, result, "bd_train"), changed_rows(root, result, "bd_test")
-    _check_files(root, [*train.paths, *test.paths])
-    place = _clean_root(root, result, clean_root)
-    clean = clean_source(place, result["img_size"][0]).read()
-    channels = clean.train.images.shape[1]
-    if len(clean.classes) != result["num_classes"]:
-        raise DataError(
-            f"{place}: the number of classes of the clean images is {len(clean.classes)}, but"
-            f" {root / RESULT} states {result['num_classes']}"
+
+    def __init__(self, root: Path, *, clean_root: Path | None = None) -> None:
+        self.root, self.clean_root = root, clean_root
+
+    def identity(self) -> dict[str, Any]:
+        """Returns JSON data that identifies the record and the clean images; see
+        `identity_of`."""
+        train, test = self._parts
+        folders = {path.split("/")[0] for part in (train, test) for path in part.paths}
+        clean = clean_source(self._place, self._result["img_size"][0])
+        record = identity_of(self.root, [RESULT, "info.pickle", *sorted(folders)])
+        return {"record": record, "clean": [type(clean).__name__, clean.identity()]}
+
+    def classes(self) -> tuple[str, ...] | None:
+        """Returns the names of the classes of the clean images, if they are known without reading
+        the images."""
+        return class_names(self._place) or None
+
+    def facts(self) -> ImportedFacts:
+        """Returns what the record tells about its attack without reading images."""
+        train, test = self._parts
+        names = class_names(self._place)
+        is_poison = _is_poison(train)
+        info = _info(self.root)
+        total = len(train.order)
+        covers = int((~is_poison).sum())
+        attack = info.get("attack")
+        return ImportedFacts(
+            trigger=attack if isinstance(attack, str) else None,
+            target=_only(train.labels[is_poison], names),
+            source=_source_class(train, is_poison, names),
+            ratio=float(is_poison.sum() / total),
+            seed=whole(info.get("random_seed")),
+            choices={"cover_rate": covers / total} if covers else {},
+            n_poisoned=int(is_poison.sum()),
+            n_covers=covers,
+            triggered=len(test.rows) > 0,
         )
-    for found, split, name in ((train, clean.train, "training"), (test, clean.test, "test")):
-        _check_clean(root, found, split, name)
-    images, labels = clean.train.images.copy(), clean.train.labels.copy()
-    is_poison, is_cover = np.zeros(len(labels), bool), np.zeros(len(labels), bool)
-    if train.paths:
-        changed = pngs(root, train.paths, channels)
-        check_shapes(changed, images, root)
-        images[train.rows], labels[train.rows] = changed, train.labels
-        is_poison[train.rows], is_cover[train.rows] = _is_poison(train), ~_is_poison(train)
-    source_index = np.where(is_poison | is_cover, np.arange(len(labels)), -1)
-    at = train.order
-    triggered = pngs(root, test.paths, channels) if test.paths else None
-    if triggered is not None:
-        check_shapes(triggered, images, root)
-    attack = ImportedAttack(
-        is_poison[at],
-        is_cover[at],
-        source_index[at],
-        triggered,
-        test.labels if test.paths else None,
-        test.rows if test.paths else None,
-        np.zeros(len(test.rows), bool) if test.paths else None,
-    )
-    return Arrays(Split(images[at], labels[at]), clean.test, clean.classes, attack)
+
+    def read(self) -> Arrays:
+        """Returns the data set, with its training images in the order in which the attack trained
+        on them.
+
+        Raises DataError if the labels of the clean images are not those that the record states for
+        its poisoned images.
+        """
+        root, (train, test), result = self.root, self._parts, self._result
+        _check_files(root, [*train.paths, *test.paths])
+        clean = clean_source(self._place, result["img_size"][0]).read()
+        channels = clean.train.images.shape[1]
+        if len(clean.classes) != result["num_classes"]:
+            raise DataError(
+                f"{self._place}: the number of classes of the clean images is"
+                f" {len(clean.classes)}, but {root / RESULT} states {result['num_classes']}"
+            )
+        for found, split, name in ((train, clean.train, "training"), (test, clean.test, "test")):
+            _check_clean(root, found, split, name)
+        images, labels = clean.train.images.copy(), clean.train.labels.copy()
+        is_poison, is_cover = np.zeros(len(labels), bool), np.zeros(len(labels), bool)
+        if train.paths:
+            changed = pngs(root, train.paths, channels)
+            check_shapes(changed, images, root)
+            images[train.rows], labels[train.rows] = changed, train.labels
+            is_poison[train.rows], is_cover[train.rows] = _is_poison(train), ~_is_poison(train)
+        source_index = np.where(is_poison | is_cover, np.arange(len(labels)), -1)
+        at = train.order
+        triggered = pngs(root, test.paths, channels) if test.paths else None
+        if triggered is not None:
+            check_shapes(triggered, images, root)
+        attack = ImportedAttack(
+            is_poison[at],
+            is_cover[at],
+            source_index[at],
+            triggered,
+            test.labels if test.paths else None,
+            test.rows if test.paths else None,
+            np.zeros(len(test.rows), bool) if test.paths else None,
+        )
+        return Arrays(Split(images[at], labels[at]), clean.test, clean.classes, attack)
+
+    @cached_property
+    def _result(self) -> dict[str, Any]:
+        return read_result(self.root)
+
+    @cached_property
+    def _parts(self) -> tuple[Changed, Changed]:
+        """The changed images of the training set and of the test set."""
+        train, test = (
+            changed_rows(self.root, self._result, part) for part in ("bd_train", "bd_test")
+        )
+        return train, test
+
+    @cached_property
+    def _place(self) -> Path:
+        return _clean_root(self.root, self._result, self.clean_root)
 
 
 def _is_poison(train: Changed) -> NDArray[np.bool_]:

@@ -49,7 +49,8 @@ def read_result(root: Path) -> dict[str, Any]:
     size = found["img_size"]
     if not isinstance(size, list | tuple) or len(size) < 2 or None in map(whole, size):
         raise DataError(f"{path}: img_size must be (height, width, channels), got {size!r}")
-    return found
+    # The record also holds the network, which nothing here needs.
+    return {key: found[key] for key in KEYS}
 
 
 def _check_keys(found: Any, keys: tuple[str, ...], where: object) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ from backdoor_lab.core.errors import DataError, many
 from backdoor_lab.core.small_files import check_regular
 from backdoor_lab.core.torch_files import load_torch_file
 from backdoor_lab.data.arrays import ArrayFile
-from backdoor_lab.data.base import Source, Split
+from backdoor_lab.data.base import Arrays, Source, Split
 from backdoor_lab.data.decode import decode_all
 from backdoor_lab.data.image_folder import ImageFolder
 from backdoor_lab.data.members import Folder, hash_of
 from backdoor_lab.data.npz import load, names_in
+from backdoor_lab.data.splits import HeldOut
 from backdoor_lab.data.torchvision_sets import Cifar10, Cifar100
 from backdoor_lab.data.validate import whole_labels
 
@@ -74,6 +76,50 @@ def test_split(root: Path) -> Split:
     backdoor-toolbox writes it."""
     labels = stored_labels(root / "labels")
     return Split(numbered_pngs(root, "data", len(labels)), labels)
+
+
+def clean_test(place: Path) -> tuple[Split, tuple[str, ...] | None]:
+    """Returns the clean test images at `place`, a folder of backdoor-toolbox or a clean data set,
+    and the names of the classes; None if it has none."""
+    if is_test_split(place):
+        return test_split(place), None
+    arrays = clean_source(place).read()
+    return arrays.test, arrays.classes
+
+
+def clean_test_identity(place: Path) -> Any:
+    """Returns JSON data that identifies what `clean_test` reads."""
+    if is_test_split(place):
+        return identity_of(place, ("data", "labels"))
+    source = clean_source(place)
+    return [type(source).__name__, source.identity()]
+
+
+def held_out(arrays: Arrays, chosen: HeldOut, root: Path) -> Arrays:
+    """Returns a poisoned data set of which the clean training images that `chosen` holds out are
+    the test images. Raises DataError if the ground truth is unknown."""
+    attack, train = arrays.attack, arrays.train
+    if attack is None or attack.is_poison is None or attack.is_cover is None:
+        raise DataError(
+            f"{root}: dataset.test_share needs to know the poisoned images (backdoor-toolbox:"
+            " poison_indices), because test images must be clean; set dataset.test_root instead"
+        )
+    held = np.zeros(len(train.labels), bool)
+    for label in np.unique(train.labels):
+        clean = np.flatnonzero((train.labels == label) & ~attack.is_poison & ~attack.is_cover)
+        held[clean] = chosen.held_out(len(clean), arrays.classes[label])
+    left = ~held
+    marks = {
+        name: values[left]
+        for name in ("is_poison", "is_cover", "source_index")
+        if (values := getattr(attack, name)) is not None
+    }
+    return replace(
+        arrays,
+        train=Split(train.images[left], train.labels[left]),
+        test=Split(train.images[held], train.labels[held]),
+        attack=replace(attack, **marks),
+    )
 
 
 def stored_labels(path: Path) -> NDArray[np.int64]:

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from backdoor_lab.core import validation
-from backdoor_lab.core.errors import ConfigError, DataError
-from backdoor_lab.core.small_files import read_json, read_small
-from backdoor_lab.exchange.network_file import LARGEST, SMALLEST, Normalization
-from backdoor_lab.results.seal import check_seal
+from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.exchange.card_file import (
+    FORMAT,
+    CardFile,
+    Normalization,
+    class_list,
+    image_shape,
+    normalization_of,
+    part,
+)
 
-FORMAT = 1
 RATES = ("nat", "asr")
 PRECISIONS = ("fp32", "bf16")
 WARNING = (
@@ -113,50 +117,17 @@ CHECKED = (
 )  # fmt: skip
 
 
-def card_at(path: Path) -> dict[str, Any]:
-    """Returns the JSON object in a card. Raises DataError if there is none."""
-    try:
-        found = read_json(path)
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file") from error
-    if not isinstance(found, dict):
-        raise DataError(f"{path}: a card is a JSON object, got {type(found).__name__}")
-    return found
-
-
-def is_sealed(path: Path, card: dict[str, Any]) -> bool | None:
-    """Whether the seal of a card matches its text, so that nobody has edited it since it was
-    written; None if it has no seal."""
-    if "seal" not in card:
-        return None
-    try:
-        check_seal(read_small(path))
-    except DataError:
-        return False
-    return True
-
-
-def kind_of(path: Path, card: dict[str, Any]) -> str:
-    """Returns the kind of a card, ``network`` or ``dataset``. Raises ConfigError for another kind
-    and for another format."""
-    try:
-        validation.choice("format", card.get("format"), [FORMAT])
-        return str(validation.choice("kind", card.get("kind"), ["network", "dataset"]))
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
-
-
-def parsed(path: Path, card: dict[str, Any]) -> NetworkCard:
+def parsed(card: CardFile) -> NetworkCard:
     """Returns the fields of a network's card. Raises ConfigError, which names the file and the
     field, for a value of another type or outside its range, and if there is no claim."""
     try:
-        return _parsed(card)
+        return _parsed(card.content)
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
+        raise ConfigError(f"{card.path}: {error}") from error
 
 
 def _parsed(card: dict[str, Any]) -> NetworkCard:
-    claims, hashes = _part(card, "claims"), _part(card, "hashes")
+    claims, hashes = part(card, "claims"), part(card, "hashes")
     validation.keys("claims", claims, RATES)
     rates = {name: _rate(name, claims[name]) for name in RATES if name in claims}
     if not rates:
@@ -167,25 +138,26 @@ def _parsed(card: dict[str, Any]) -> NetworkCard:
     precision = card.get("precision")
     if precision is not None:
         validation.choice("precision", precision, PRECISIONS)
-    mode = _part(card, "protocol").get("label_mode")
+    mode = part(card, "protocol").get("label_mode")
     return NetworkCard(
-        rates, model=_model(card.get("model")), classes=_classes(card.get("classes")),
-        image=_image(card.get("image")), normalization=_normalization(card.get("normalization")),
+        rates, model=_model(card.get("model")), **_described(card),
         precision=precision, test=_text("hashes.test", hashes.get("test")),
         triggered=_text("hashes.triggered", hashes.get("triggered")),
         label_mode=mode if isinstance(mode, str) else None,
         others=sorted(key for key in card if key not in CHECKED and card[key] is not None),
-        **texts,
+        weights=texts["weights"], target=texts["target"], source=texts["source"],
+        cell=texts["cell"],
     )  # fmt: skip
 
 
-def _part(card: dict[str, Any], key: str) -> dict[str, Any]:
-    found = card.get(key)
-    if found is None:
-        return {}
-    if not isinstance(found, dict):
-        raise ConfigError(f"`{key}` must be an object, got {found!r}")
-    return found
+def _described(card: dict[str, Any]) -> dict[str, Any]:
+    """The fields about classes and images; None for those that the card lacks."""
+    classes, image, said = (card.get(key) for key in ("classes", "image", "normalization"))
+    return {
+        "classes": None if classes is None else class_list("classes", classes),
+        "image": None if image is None else image_shape("image", image),
+        "normalization": None if said is None else normalization_of(said),
+    }
 
 
 def _rate(name: str, said: Any) -> tuple[float, int | None]:
@@ -208,39 +180,3 @@ def _model(said: Any) -> dict[str, Any] | None:
         raise ConfigError(f"`model` must be an object with name, width and stem, got {said!r}")
     validation.keys("model", said, ("name", "width", "stem"))
     return {key: said.get(key) for key in ("name", "width", "stem")}
-
-
-def _classes(said: Any) -> tuple[str, ...] | None:
-    if said is None:
-        return None
-    if not isinstance(said, list) or len(said) < 2 or len({*map(str, said)}) != len(said):
-        raise ConfigError(f"`classes` must be a list of at least two different names, got {said!r}")
-    return tuple(validation.text("classes", each) for each in said)
-
-
-def _image(said: Any) -> tuple[int, ...] | None:
-    if said is None:
-        return None
-    if not isinstance(said, list) or len(said) != 3:
-        raise ConfigError(f"`image` must be [channels, height, width], got {said!r}")
-    return tuple(validation.whole("image", each, low=1) for each in said)
-
-
-def _normalization(said: Any) -> Normalization | None:
-    if said is None:
-        return None
-    pair: list[Any] = [
-        said.get(key) if isinstance(said, dict) else None for key in ("mean_255", "std_255")
-    ]
-    if not all(isinstance(each, list) and each for each in pair) or len(pair[0]) != len(pair[1]):
-        raise ConfigError(
-            "`normalization` must have mean_255 and std_255, a number for each channel, got"
-            f" {said!r}"
-        )
-    mean, std = (
-        tuple(validation.number(f"normalization.{key}", x, low=low, below=LARGEST) for x in values)
-        for key, low, values in zip(
-            ("mean_255", "std_255"), (-LARGEST, SMALLEST), pair, strict=True
-        )
-    )
-    return mean, std

@@ -15,25 +15,19 @@ from pathlib import Path
 from typing import Any
 
 from backdoor_lab.core.atomic_io import sha256_of
-from backdoor_lab.core.errors import DataError
+from backdoor_lab.core.errors import ConfigError, DataError
 from backdoor_lab.core.lazy import Tensor, torch
-from backdoor_lab.core.small_files import check_regular, read_json
+from backdoor_lab.core.small_files import check_regular
 from backdoor_lab.core.tensor_io import read_tensors, tensors_digest
 from backdoor_lab.core.torch_files import load_torch_file
-from backdoor_lab.core.validation import is_number
+from backdoor_lab.exchange.card_file import CARD, Normalization, normalization_of, read_card
 
-CARD = "card.json"
 CONTAINERS = ("state_dict", "model_state_dict", "model", "net", "network", "weights")
 """The keys below which a file of ``torch.save`` may hold the state_dict."""
 PREFIXES = ("module.", "model.", "net.", "_orig_mod.")
 """Prefixes that DataParallel, Lightning and torch.compile put before the name of every tensor."""
-SMALLEST, LARGEST = 1e-4, 1e6
-"""The bounds of a standard deviation, and of the size of a mean."""
 _HEADER = 8
 _LISTED = 8
-
-Normalization = tuple[tuple[float, ...], tuple[float, ...]]
-"""The mean and the standard deviation of each channel, on the 0..255 scale."""
 
 
 @dataclass(frozen=True)
@@ -213,11 +207,8 @@ def _converted(path: Path, found: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _card(path: Path) -> dict[str, Any]:
     """The card at `path`; empty if it is not the card of a network."""
-    try:
-        card = read_json(path)
-    except FileNotFoundError:
-        return {}
-    return card if isinstance(card, dict) and card.get("kind") == "network" else {}
+    card = read_card(path).content
+    return card if card.get("kind") == "network" else {}
 
 
 def _check_hash(path: Path, said: Any, hashes: set[str], where: str) -> None:
@@ -251,18 +242,7 @@ def _described(file: NetworkFile, said: dict[str, Any], where: str) -> NetworkFi
 
 
 def _normalization(path: Path, said: Any, where: str) -> Normalization:
-    values: list[Any] = [
-        said.get(key) if isinstance(said, dict) else None for key in ("mean_255", "std_255")
-    ]
-    if not all(isinstance(each, list) and each and all(map(is_number, each)) for each in values):
-        raise DataError(
-            f"{path}: the normalization in {where} must have mean_255 and std_255, a number for"
-            " each channel"
-        )
-    mean, std = (tuple(map(float, each)) for each in values)
-    if len(mean) != len(std) or min(std) < SMALLEST or max(map(abs, mean + std)) > LARGEST:
-        raise DataError(
-            f"{path}: the normalization in {where} must have as many positive standard deviations"
-            " as means, of ordinary size"
-        )
-    return mean, std
+    try:
+        return normalization_of(said)
+    except ConfigError as error:
+        raise DataError(f"{path}: in {where}, {error}") from error

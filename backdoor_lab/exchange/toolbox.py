@@ -10,6 +10,7 @@ data/<index>.png and `labels`.
 from __future__ import annotations
 
 import re
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,14 @@ from backdoor_lab.data.splits import HeldOut
 from backdoor_lab.exchange.clean import (
     check_shapes,
     class_names,
-    clean_source,
+    clean_test,
+    clean_test_identity,
+    held_out,
     identity_of,
     is_test_split,
     numbered_pngs,
     stored_array,
     stored_labels,
-    test_split,
 )
 
 IMAGES = ("imgs", "data")
@@ -40,6 +42,7 @@ IMAGES = ("imgs", "data")
 _NAME = re.compile(r"([A-Za-z]\w*?)_(\d\.\d{3})(?=_|$)")
 _OPTION = re.compile(r"_([a-z]+(?:_[a-z]+)*)=(.*?)(?=_[a-z_]+=|$)")
 _NUMBER = re.compile(r"\d{1,9}(\.\d{1,9})?")
+Truth = tuple[NDArray[np.bool_] | None, NDArray[np.bool_] | None]
 
 
 def is_toolbox(root: Path) -> bool:
@@ -47,86 +50,128 @@ def is_toolbox(root: Path) -> bool:
     return (root / "labels").is_file() and any((root / name).exists() for name in IMAGES)
 
 
-def toolbox_identity(
-    root: Path, *, test_root: Path | None = None, held_out: HeldOut | None = None
-) -> dict[str, Any]:
-    """Returns JSON data that identifies the files that `read_toolbox` reads with the same
-    arguments; see `identity_of`. Raises DataError if files are missing."""
-    names = (_images_name(root), "labels", "poison_indices", "cover_indices")
-    found = {"train": identity_of(root, names)}
-    if held_out is not None and held_out.share is not None:
-        return {**found, **held_out.identity()}
-    place = _test_root(root, test_root)
-    if is_test_split(place):
-        return {**found, "test": identity_of(place, ("data", "labels"))}
-    source = clean_source(place)
-    return {**found, "test": [type(source).__name__, source.identity()]}
-
-
-def toolbox_facts(root: Path, test_root: Path | None = None) -> ImportedFacts:
-    """Returns what the folder tells about its attack: the name of the folder gives trigger, options
-    and seed; the indices give the ratio; the labels of the poisoned images give the target, if they
-    are equal. Raises DataError for damaged files."""
-    labels = stored_labels(root / "labels")
-    is_poison, is_cover = _truth(root, len(labels))
-    trigger, ratio, options = _from_name(root.resolve().name)
-    seed = options.pop("poison_seed", None)
-    choices = {}
-    wanted: NDArray[np.int64] = np.empty(0, np.int64)
-    if is_poison is not None and is_cover is not None:
-        ratio, wanted = float(is_poison.mean()), np.unique(labels[is_poison])
-        choices = {"cover_rate": float(is_cover.mean())} if is_cover.any() else {}
-        options.pop("cover", None)
-    classes = _known_classes(root, test_root) if len(wanted) == 1 else ()
-    target = None
-    if len(wanted) == 1:
-        target = classes[wanted[0]] if wanted[0] < len(classes) else str(wanted[0])
-    return ImportedFacts(
-        trigger=trigger,
-        options=options,
-        target=target,
-        ratio=ratio,
-        seed=seed if isinstance(seed, int) else None,
-        choices=choices,
-        n_poisoned=None if is_poison is None else int(is_poison.sum()),
-        n_covers=None if is_cover is None else int(is_cover.sum()),
-    )
-
-
-def read_toolbox(
-    root: Path, *, test_root: Path | None = None, held_out: HeldOut | None = None
-) -> Arrays:
-    """Returns the data set, with its training images in the stored order.
+class Toolbox:
+    """A poisoned training set of backdoor-toolbox in the folder `root`.
 
     The clean test images are those of `test_root`: a folder test_split or a clean data set. If it
     is None, they are those of clean_set/<dataset>/test_split next to poisoned_train_set, where
     backdoor-toolbox writes it; with `held_out`, clean images are held out of the training images.
-
-    The attack trained on the stored floats; they are rounded to 8 bits here. Raises DataError for
-    damaged files and if files disagree.
+    Methods raise DataError for missing and damaged files, and if files disagree.
     """
-    labels = stored_labels(root / "labels")
-    is_poison, is_cover = _truth(root, len(labels))
-    train = Split(_images(root, len(labels)), labels)
-    rows = np.arange(len(labels))
-    if held_out is not None and held_out.share is not None:
-        held = _held_out(root, train, is_poison, is_cover, held_out)
-        rows, test = rows[~held], Split(train.images[held], train.labels[held])
-        names: tuple[str, ...] | None = None
-    else:
-        test, names = _test(root, test_root)
-    check_shapes(train.images, test.images, root)
-    largest = int(max(labels.max(initial=0), test.labels.max(initial=0)))
-    if largest >= len(labels):
-        raise DataError(
-            f"{root}: label {largest} of {many(len(labels), 'image')}: every class needs images"
+
+    def __init__(
+        self, root: Path, *, test_root: Path | None = None, held_out: HeldOut | None = None
+    ) -> None:
+        self.root, self.test_root = root, test_root
+        self.held_out = None if held_out is None or held_out.share is None else held_out
+        if self.held_out is not None and test_root is not None:
+            raise DataError(
+                f"{root}: dataset.test_root and dataset.test_share both say where the test images"
+                " come from: remove one of them"
+            )
+
+    def identity(self) -> dict[str, Any]:
+        """Returns JSON data that identifies the files that `read` reads; see `identity_of`."""
+        names = (_images_name(self.root), "labels", "poison_indices", "cover_indices")
+        found = {"train": identity_of(self.root, names)}
+        if self.held_out is not None:
+            return {**found, **self.held_out.identity()}
+        return {**found, "test": clean_test_identity(self._place())}
+
+    def classes(self) -> tuple[str, ...] | None:
+        """Returns None: the names of the classes, if there are any, are those of the test
+        images."""
+        return None
+
+    def facts(self) -> ImportedFacts:
+        """Returns what the folder tells about its attack: the name of the folder gives trigger,
+        options and seed; the indices give the ratio; the labels of the poisoned images give the
+        target, if they are equal."""
+        (is_poison, is_cover), labels = self._truth, self._labels
+        trigger, ratio, options = _from_name(self.root.resolve().name)
+        seed = options.pop("poison_seed", None)
+        choices = {}
+        wanted: NDArray[np.int64] = np.empty(0, np.int64)
+        if is_poison is not None and is_cover is not None:
+            ratio, wanted = float(is_poison.mean()), np.unique(labels[is_poison])
+            choices = {"cover_rate": float(is_cover.mean())} if is_cover.any() else {}
+            options.pop("cover", None)
+        target = None
+        if len(wanted) == 1:
+            classes = self._known_classes()
+            target = classes[wanted[0]] if wanted[0] < len(classes) else str(wanted[0])
+        return ImportedFacts(
+            trigger=trigger,
+            options=options,
+            target=target,
+            ratio=ratio,
+            seed=seed if isinstance(seed, int) else None,
+            choices=choices,
+            n_poisoned=None if is_poison is None else int(is_poison.sum()),
+            n_covers=None if is_cover is None else int(is_cover.sum()),
         )
-    classes = (*(names or ()), *map(str, range(len(names or ()), largest + 1)))
-    attack = ImportedAttack()
-    if is_poison is not None and is_cover is not None:
-        source = np.where(is_poison | is_cover, np.arange(len(labels)), -1)
-        attack = ImportedAttack(is_poison[rows], is_cover[rows], source[rows])
-    return Arrays(Split(train.images[rows], labels[rows]), test, classes, attack)
+
+    def read(self) -> Arrays:
+        """Returns the data set, with its training images in the stored order.
+
+        The attack trained on the stored floats; they are rounded to 8 bits here.
+        """
+        labels, (is_poison, is_cover) = self._labels, self._truth
+        n = len(labels)
+        train = Split(stored_images(self.root, n), labels)
+        attack = ImportedAttack()
+        if is_poison is not None and is_cover is not None:
+            source = np.where(is_poison | is_cover, np.arange(n), -1)
+            attack = ImportedAttack(is_poison, is_cover, source)
+        if self.held_out is not None:
+            self._check_largest(labels)
+            names = tuple(map(str, range(int(labels.max(initial=0)) + 1)))
+            empty = Split(train.images[:0], labels[:0])
+            return held_out(Arrays(train, empty, names, attack), self.held_out, self.root)
+        test, known = clean_test(self._place())
+        check_shapes(train.images, test.images, self.root)
+        largest = self._check_largest(np.concatenate([labels, test.labels]))
+        classes = (*(known or ()), *map(str, range(len(known or ()), largest + 1)))
+        return Arrays(train, test, classes, attack)
+
+    @cached_property
+    def _labels(self) -> NDArray[np.int64]:
+        return stored_labels(self.root / "labels")
+
+    @cached_property
+    def _truth(self) -> Truth:
+        return stored_truth(self.root, len(self._labels))
+
+    def _check_largest(self, labels: NDArray[np.int64]) -> int:
+        largest = int(labels.max(initial=0))
+        if largest >= len(self._labels):
+            raise DataError(
+                f"{self.root}: label {largest} of {many(len(self._labels), 'image')}: every class"
+                " needs images"
+            )
+        return largest
+
+    def _place(self) -> Path:
+        if self.test_root is not None:
+            return self.test_root
+        # poisoned_train_set/<dataset>/<name> and clean_set/<dataset>/test_split
+        data = self.root.resolve().parent
+        usual = data.parent.parent / "clean_set" / data.name / "test_split"
+        if is_test_split(usual):
+            return usual
+        raise DataError(
+            f"{self.root}: there are no clean test images: set dataset.test_root to the folder"
+            " clean_set/<dataset>/test_split or to a clean data set, or set dataset.test_share=0.2"
+            " to hold out a fifth of the clean training images of every class"
+        )
+
+    def _known_classes(self) -> tuple[str, ...]:
+        """Returns the names of the classes if the clean test images have some."""
+        try:
+            place = self._place()
+        except DataError:
+            return ()
+        return () if is_test_split(place) else class_names(place)
 
 
 def _images_name(root: Path) -> str:
@@ -136,7 +181,9 @@ def _images_name(root: Path) -> str:
     return found
 
 
-def _images(root: Path, count: int) -> NDArray[np.uint8]:
+def stored_images(root: Path, count: int) -> NDArray[np.uint8]:
+    """Returns the images of a poisoned training set with `count` labels: uint8 (count, C, H, W).
+    Raises DataError for another number of images, and for damaged files."""
     name = _images_name(root)
     path = root / name
     if path.is_dir():
@@ -178,8 +225,9 @@ def _inside(part: NDArray[Any]) -> NDArray[np.bool_]:
     return np.asarray(inside.reshape(len(part), -1).all(axis=1))
 
 
-def _truth(root: Path, count: int) -> tuple[NDArray[np.bool_] | None, NDArray[np.bool_] | None]:
-    """Returns the masks of poisoned images and cover images; None without poison_indices."""
+def stored_truth(root: Path, count: int) -> Truth:
+    """Returns the masks of poisoned images and cover images, bool (count,); None without
+    poison_indices. Raises DataError for invalid rows."""
     if not (root / "poison_indices").exists():
         return None, None
     is_poison = _mask(root / "poison_indices", count)
@@ -207,57 +255,6 @@ def _mask(path: Path, count: int) -> NDArray[np.bool_]:
     mask = np.zeros(count, bool)
     mask[numbers] = True
     return mask
-
-
-def _test_root(root: Path, given: Path | None) -> Path:
-    if given is not None:
-        return given
-    # poisoned_train_set/<dataset>/<name> and clean_set/<dataset>/test_split
-    data = root.resolve().parent
-    usual = data.parent.parent / "clean_set" / data.name / "test_split"
-    if is_test_split(usual):
-        return usual
-    raise DataError(
-        f"{root}: there are no clean test images: set dataset.test_root to the folder"
-        " clean_set/<dataset>/test_split or to a clean data set, or set dataset.test_share=0.2 to"
-        " hold out a fifth of the clean training images of every class"
-    )
-
-
-def _test(root: Path, given: Path | None) -> tuple[Split, tuple[str, ...] | None]:
-    place = _test_root(root, given)
-    if is_test_split(place):
-        return test_split(place), None
-    arrays = clean_source(place).read()
-    return arrays.test, arrays.classes
-
-
-def _known_classes(root: Path, given: Path | None) -> tuple[str, ...]:
-    """Returns the names of the classes if the clean test images have some."""
-    try:
-        place = _test_root(root, given)
-    except DataError:
-        return ()
-    return () if is_test_split(place) else class_names(place)
-
-
-def _held_out(
-    root: Path,
-    train: Split,
-    is_poison: NDArray[np.bool_] | None,
-    is_cover: NDArray[np.bool_] | None,
-    held_out: HeldOut,
-) -> NDArray[np.bool_]:
-    if is_poison is None or is_cover is None:
-        raise DataError(
-            f"{root}: dataset.test_share needs the file poison_indices: test images must be clean;"
-            " set dataset.test_root instead"
-        )
-    held = np.zeros(len(train.labels), bool)
-    for label in np.unique(train.labels):
-        clean = np.flatnonzero((train.labels == label) & ~is_poison & ~is_cover)
-        held[clean] = held_out.held_out(len(clean), str(label))
-    return held
 
 
 def _from_name(name: str) -> tuple[str | None, float | None, dict[str, Any]]:

@@ -12,7 +12,8 @@ from backdoor_lab.core import validation
 from backdoor_lab.core.atomic_io import digest
 from backdoor_lab.core.errors import ConfigError, DataError, many
 from backdoor_lab.core.lazy import Tensor, torch
-from backdoor_lab.exchange.network_file import CARD, NetworkFile, Normalization, network_file
+from backdoor_lab.exchange.card_file import CARD, Normalization
+from backdoor_lab.exchange.network_file import NetworkFile, network_file
 from backdoor_lab.training.models import DEPTHS, OWN, build_model
 
 WEIGHTS, NORMALIZATION = "attacked", "attacked_normalization"

@@ -16,14 +16,13 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from backdoor_lab.core.atomic_io import readable
 from backdoor_lab.core.errors import ConfigError, DataError
 from backdoor_lab.core.options import Parser, parser_of, path_of
 from backdoor_lab.core.small_files import write_json
 from backdoor_lab.core.terminal import plain, run_command
-from backdoor_lab.exchange.network_card import card_at, is_sealed, kind_of
+from backdoor_lab.exchange.card_file import CardFile, read_card
 from backdoor_lab.verify.finding import Finding, Report
 
 
@@ -55,55 +54,57 @@ def verify(
     """
     if not subject.exists():
         raise DataError(f"{subject}: no such file or folder")
-    card = card_at(claims)
-    kind = kind_of(claims, card)
-    if kind == "network":
-        return _network(subject, claims, card, data, clean)
+    card = read_card(claims)
+    if card.kind() == "network":
+        return _network(subject, card, data, clean)
     root = data or subject
     if not root.is_dir():
         raise ConfigError(
             f"{claims} is the card of a data set: give its folder instead of {subject}"
         )
-    return _data_set(root, claims, card, clean)
+    return _data_set(root, card, clean)
 
 
 def _network(
-    subject: Path, claims: Path, card: dict[str, Any], data: Path | None, clean: Path | None
-) -> Report:
+    subject: Path, claims: CardFile, data: Path | None, clean: Path | None
+) -> Report:  # fmt: skip
     from backdoor_lab.exchange.network_card import parsed
-    from backdoor_lab.verify.data import cell_of, facts_of, network_in, read_set
+    from backdoor_lab.verify.data import network_in, read_set
     from backdoor_lab.verify.network import Material, check_network
 
-    stated = parsed(claims, card)
-    path = network_in(subject, claims) if subject.is_dir() else subject
+    stated = parsed(claims)
+    path = network_in(subject, claims.path) if subject.is_dir() else subject
     root = data or (subject if subject.is_dir() else subject.parent)
     try:
-        material = Material.of(read_set(root, clean), cell_of(root))
+        read = read_set(root, clean)
     except DataError as error:
         hint = "" if data or subject.is_dir() else ": give the data set with --data"
         raise DataError(f"{error}{hint}") from error
-    found = check_network(path, stated, material)
-    findings = [_seal(claims, card), facts_of(root, clean), *found.findings]
-    return Report(str(path), str(claims), str(root), found.judgments, findings, found.precision)
+    found = check_network(path, stated, Material.of(read.arrays, read.cell))
+    findings = [_seal(claims), read.note, *found.findings]
+    where = str(claims.path)
+    return Report(str(path), where, str(root), found.judgments, findings, found.precision)
 
 
-def _data_set(root: Path, claims: Path, card: dict[str, Any], clean: Path | None) -> Report:
-    from backdoor_lab.verify.data import facts_of, read_set
+def _data_set(root: Path, claims: CardFile, clean: Path | None) -> Report:
+    from backdoor_lab.verify.data import read_set
     from backdoor_lab.verify.poisoned_set import check_set
 
+    read = read_set(root, clean)
     try:
-        found = check_set(card, read_set(root, clean), root)
+        found = check_set(claims.content, read.arrays, root)
     except ConfigError as error:
-        raise ConfigError(f"{claims}: {error}") from error
-    findings = [_seal(claims, card), facts_of(root, clean), *found]
-    return Report(str(root), str(claims), str(root), findings=findings)
+        raise ConfigError(f"{claims.path}: {error}") from error
+    findings = [_seal(claims), read.note, *found]
+    return Report(str(root), str(claims.path), str(root), findings=findings)
 
 
-def _seal(claims: Path, card: dict[str, Any]) -> Finding:
-    found = is_sealed(claims, card)
-    if found is None:
+def _seal(claims: CardFile) -> Finding:
+    if claims.sealed is None:
         return Finding("seal", "not checked", "absent")
-    return Finding("seal", "true") if found else Finding("seal", "false", "the card was edited")
+    if claims.sealed:
+        return Finding("seal", "true")
+    return Finding("seal", "false", "the card was edited")
 
 
 def _parser() -> Parser:

@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 from backdoor_lab.core.atomic_io import digest
 from backdoor_lab.core.errors import ConfigError, DataError
 from backdoor_lab.data.base import Arrays
-from backdoor_lab.exchange.backdoorbench import (
-    backdoorbench_facts,
-    backdoorbench_identity,
-    is_backdoorbench,
-    read_backdoorbench,
-)
-from backdoor_lab.exchange.network_card import card_at
-from backdoor_lab.exchange.network_file import CARD, card_of
-from backdoor_lab.exchange.toolbox import (
-    is_toolbox,
-    read_toolbox,
-    toolbox_facts,
-    toolbox_identity,
-)
+from backdoor_lab.exchange.card_file import CARD, read_card
+from backdoor_lab.exchange.network_file import card_of
+from backdoor_lab.exchange.source import PoisonedFiles, poisoned_files
 from backdoor_lab.verify.finding import Finding
 
 WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt")
@@ -29,40 +19,43 @@ WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt")
 _KEY = re.compile(r"`?dataset\.(clean|test)_root`?")
 
 
-def read_set(root: Path, clean: Path | None) -> Arrays:
-    """Returns the poisoned data set in the folder `root`. `clean` is the clean data set, for
-    layouts that lack it. Raises DataError if it cannot be read."""
+@dataclass(frozen=True)
+class MeasuredSet:
+    """A poisoned data set. `note` tells what its files say about the attack, and their hash;
+    `cell` is the cell that the set's own card names, None if there is none."""
+
+    arrays: Arrays
+    note: Finding
+    cell: str | None
+
+
+def read_set(root: Path, clean: Path | None) -> MeasuredSet:
+    """Returns the poisoned data set in the folder `root`, in any layout, without comparing it with
+    its own card. `clean` is the clean data set, for layouts that lack it. Raises DataError if it
+    cannot be read."""
     try:
-        if is_backdoorbench(root):
-            return read_backdoorbench(root, clean_root=clean)
-        if is_toolbox(root):
-            return read_toolbox(root, test_root=clean)
+        files = poisoned_files(root, test_root=clean, clean_root=clean, trusting=True)
+        return MeasuredSet(files.read(), _note(files), _cell(root))
     except DataError as error:
         raise DataError(_KEY.sub("--clean", str(error))) from error
-    raise DataError(f"{root}: not a poisoned data set in a known layout")
 
 
-def facts_of(root: Path, clean: Path | None) -> Finding:
-    """Returns a note on what the files of the set in the folder `root` say about the attack, and
-    the hash of these files; arguments as for `read_set`. Raises DataError for damaged files."""
-    if is_backdoorbench(root):
-        facts, files = backdoorbench_facts(root, clean), backdoorbench_identity(root, clean)
-    else:
-        facts, files = toolbox_facts(root, clean), toolbox_identity(root, test_root=clean)
+def _note(files: PoisonedFiles) -> Finding:
+    facts = files.facts()
     known: dict[str, object] = {
         "trigger": facts.trigger,
         "target": facts.target,
         "source": facts.source,
     }
-    known |= {"poisoned": facts.n_poisoned, "covers": facts.n_covers, "files": digest(files, 16)}
+    known |= {"poisoned": facts.n_poisoned, "covers": facts.n_covers}
+    known |= {"files": digest(files.identity(), 16)}
     said = ", ".join(f"{name} {value}" for name, value in known.items() if value is not None)
     return Finding("data", "note", said)
 
 
-def cell_of(root: Path) -> str | None:
-    """Returns the cell that the set's own card names; None if there is none."""
+def _cell(root: Path) -> str | None:
     path = root / CARD
-    cell = card_at(path).get("cell") if path.is_file() else None
+    cell = read_card(path).content.get("cell") if path.is_file() else None
     return cell if isinstance(cell, str) else None
 
 

@@ -17,13 +17,9 @@ from backdoor_lab.core.resources import cores
 from backdoor_lab.core.types import TrainingSet
 from backdoor_lab.data.base import Arrays, Split
 from backdoor_lab.data.cache import content_digest
+from backdoor_lab.exchange.card_file import Normalization
 from backdoor_lab.exchange.network_card import NetworkCard
-from backdoor_lab.exchange.network_file import (
-    NetworkFile,
-    Normalization,
-    network_file,
-    read_weights,
-)
+from backdoor_lab.exchange.network_file import NetworkFile, network_file, read_weights
 from backdoor_lab.pipeline.attacked import complete, recognized
 from backdoor_lab.training.classifier import Classifier
 from backdoor_lab.training.device import ComputeDevice

@@ -14,10 +14,8 @@ import torch
 from backdoor_lab.core.errors import DataError
 from backdoor_lab.data.base import Arrays
 from backdoor_lab.exchange.backdoorbench import (
-    backdoorbench_facts,
-    backdoorbench_identity,
+    BackdoorBench,
     is_backdoorbench,
-    read_backdoorbench,
 )
 from tests.helpers.foreign_layouts import (
     CLASSES,
@@ -32,7 +30,7 @@ from tests.helpers.foreign_layouts import (
 
 
 def read(root: Path) -> Arrays:
-    return read_backdoorbench(root, clean_root=root.parents[1] / "data/clean.npz")
+    return BackdoorBench(root, clean_root=root.parents[1] / "data/clean.npz").read()
 
 
 def rows(mask: Any) -> list[int]:
@@ -83,7 +81,7 @@ def test_training_images_keep_the_order_of_the_record(tmp_path: Path) -> None:
     assert usual.attack is not None
     for name in ("is_poison", "is_cover", "source_index"):
         assert np.array_equal(getattr(found.attack, name), getattr(usual.attack, name)[order])
-    assert backdoorbench_facts(root, tmp_path / "data/clean.npz").n_poisoned == sum(
+    assert BackdoorBench(root, clean_root=tmp_path / "data/clean.npz").facts().n_poisoned == sum(
         row in (1, 3, 8) for row in order
     )
 
@@ -92,7 +90,7 @@ def test_the_facts_need_no_image(tmp_path: Path) -> None:
     root = record_folder(tmp_path)
     for path in root.rglob("*.png"):
         path.unlink()
-    facts = backdoorbench_facts(root, tmp_path / "data/clean.npz")
+    facts = BackdoorBench(root, clean_root=tmp_path / "data/clean.npz").facts()
     assert (facts.trigger, facts.seed, facts.target, facts.source) == ("badnet", 5, "cat", None)
     assert (facts.ratio, facts.n_poisoned, facts.n_covers) == (0.25, 3, 0)
     assert facts.triggered
@@ -101,28 +99,28 @@ def test_the_facts_need_no_image(tmp_path: Path) -> None:
 
 def test_the_identity_follows_the_content_of_all_files_but_not_the_place(tmp_path: Path) -> None:
     root = record_folder(tmp_path / "a")
-    before = backdoorbench_identity(root, tmp_path / "a/data/clean.npz")
+    before = BackdoorBench(root, clean_root=tmp_path / "a/data/clean.npz").identity()
     base = (tmp_path / "a").rename(tmp_path / "b")
     root, clean = base / "record/badnet_tiny", base / "data/clean.npz"
-    seen = [backdoorbench_identity(root, clean)]
+    seen = [BackdoorBench(root, clean_root=clean).identity()]
     assert seen == [before]
     assert str(tmp_path) not in json.dumps(before)
     for path in (root / "bd_train_dataset/0/3.png", root / "bd_test_dataset/1/4.png"):
         write_png(path, np.zeros((3, 8, 8), np.uint8))
-        seen.append(backdoorbench_identity(root, clean))
+        seen.append(BackdoorBench(root, clean_root=clean).identity())
     torch.save({}, root / "info.pickle")
-    seen.append(backdoorbench_identity(root, clean))
+    seen.append(BackdoorBench(root, clean_root=clean).identity())
     changed(root, lambda result: result.update(num_classes=4))
-    seen.append(backdoorbench_identity(root, clean))
+    seen.append(BackdoorBench(root, clean_root=clean).identity())
     np.savez(clean, **{**np.load(clean), "test_labels": np.zeros(6)})
-    seen.append(backdoorbench_identity(root, clean))
+    seen.append(BackdoorBench(root, clean_root=clean).identity())
     assert all(one != other for at, one in enumerate(seen) for other in seen[:at])
 
 
 def test_info_pickle_is_optional(tmp_path: Path) -> None:
     root = record_folder(tmp_path)
     (root / "info.pickle").unlink()
-    facts = backdoorbench_facts(root, tmp_path / "data/clean.npz")
+    facts = BackdoorBench(root, clean_root=tmp_path / "data/clean.npz").facts()
     assert (facts.trigger, facts.seed, facts.n_poisoned) == (None, None, 3)
 
 
@@ -146,7 +144,7 @@ def test_changed_images_are_poisoned_images_or_covers(
     attack = read(root).attack
     assert attack is not None
     assert (rows(attack.is_poison), rows(attack.is_cover)) == (poison, covers)
-    facts = backdoorbench_facts(root, tmp_path / "data/clean.npz")
+    facts = BackdoorBench(root, clean_root=tmp_path / "data/clean.npz").facts()
     assert (facts.target, facts.source) == (target, source)
     assert (facts.n_poisoned, facts.n_covers) == (len(poison), len(covers))
 
@@ -158,12 +156,12 @@ def test_clean_images_are_looked_for_where_backdoorbench_reads_them(tmp_path: Pa
             write_png(tmp_path / f"data/tiny/{split}/{CLASSES[label]}/{row:02}.png", image)
     # An image folder is read by class; the record describes another order.
     with pytest.raises(DataError, match="in another order: row 1 has label 0, but the record"):
-        read_backdoorbench(root)
+        BackdoorBench(root).read()
 
 
 def test_without_clean_images_the_error_names_the_option(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"set dataset\.clean_root to .*'tiny'"):
-        read_backdoorbench(record_folder(tmp_path))
+        BackdoorBench(record_folder(tmp_path)).read()
 
 
 def test_backslashes_in_paths_are_those_of_windows(tmp_path: Path) -> None:
@@ -284,7 +282,7 @@ def test_files_that_run_code_leave_no_trace(name: str, tmp_path: Path) -> None:
     torch.save({**content, "model": {"w": Bomb(tmp_path / "boom")}}, root / name)
     said = f"{name}: refers to .*mkdir, which is refused"
     with pytest.raises(DataError, match=said):
-        backdoorbench_facts(root, tmp_path / "data/clean.npz")
+        BackdoorBench(root, clean_root=tmp_path / "data/clean.npz").facts()
     if name == "attack_result.pt":
         with pytest.raises(DataError, match=said):
             read(root)

@@ -11,9 +11,9 @@ from backdoor_lab.core.errors import DataError
 from backdoor_lab.data.arrays import ArrayFile
 from backdoor_lab.data.image_folder import ImageFolder
 from backdoor_lab.data.torchvision_sets import Cifar10, Cifar100
-from backdoor_lab.exchange.backdoorbench import read_backdoorbench
+from backdoor_lab.exchange.backdoorbench import BackdoorBench
 from backdoor_lab.exchange.clean import class_names, clean_source
-from backdoor_lab.exchange.toolbox import read_toolbox
+from backdoor_lab.exchange.toolbox import Toolbox
 from tests.helpers.foreign_layouts import (
     CLASSES,
     TEST,
@@ -71,12 +71,12 @@ def test_an_image_folder_completes_a_record_whose_rows_are_sorted_by_class(tmp_p
     order = np.argsort(clean_images(TRAIN, 0)[1], kind="stable")
     test_order = np.argsort(clean_images(TEST, 1)[1], kind="stable")
     root = record_folder(tmp_path, {4: 0, 8: 0}, order=order, test_order=test_order)
-    found = read_backdoorbench(root, clean_root=image_folder(tmp_path / "same"))
+    found = BackdoorBench(root, clean_root=image_folder(tmp_path / "same")).read()
     clean = clean_images(TRAIN, 0)[0][order]
     kept = [row for row in range(TRAIN) if row not in (4, 8)]
     assert np.array_equal(found.train.images[kept], clean[kept])
     assert found.train.labels.tolist() == [0, 0, 0, 0, 0, 1, 1, 1, 0, 2, 2, 2]
-    large = read_backdoorbench(root, clean_root=image_folder(tmp_path / "large", zoom=2))
+    large = BackdoorBench(root, clean_root=image_folder(tmp_path / "large", zoom=2)).read()
     assert large.train.images.shape == found.train.images.shape
     assert large.test.images.shape == (TEST, 3, 8, 8)
 
@@ -84,6 +84,6 @@ def test_an_image_folder_completes_a_record_whose_rows_are_sorted_by_class(tmp_p
 def test_test_images_of_an_image_folder_belong_to_a_training_set_of_backdoor_toolbox(
     tmp_path: Path,
 ) -> None:
-    found = read_toolbox(toolbox_set(tmp_path), test_root=image_folder(tmp_path / "images"))
+    found = Toolbox(toolbox_set(tmp_path), test_root=image_folder(tmp_path / "images")).read()
     assert found.classes == CLASSES
     assert len(found.test.labels) == TEST

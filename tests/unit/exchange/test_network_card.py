@@ -16,7 +16,8 @@ from backdoor_lab.core.tensor_io import tensors_digest
 from backdoor_lab.data.base import Split
 from backdoor_lab.data.cache import content_digest
 from backdoor_lab.data.synthetic import CLASSES, draw
-from backdoor_lab.exchange.network_card import card_at, is_sealed, parsed
+from backdoor_lab.exchange.card_file import CardFile, read_card
+from backdoor_lab.exchange.network_card import parsed
 from backdoor_lab.exchange.network_file import card_of, network_file, read_weights
 from backdoor_lab.export_weights import export_weights
 from tests.helpers.cells import run_here
@@ -40,8 +41,8 @@ def test_the_card_states_what_the_record_states(
     export_weights(folder / "sweep" / "cell", out, which=which)
     path = tmp_path / "w.card.json"
     assert path == card_of(out)
-    card = card_at(path)
-    assert is_sealed(path, card)
+    card = read_card(path).content
+    assert read_card(path).sealed
     assert card["kind"] == "network"
     assert card["weights"] == record["hashes"][f"weights{which}"]
     assert card["weights"] == tensors_digest(read_weights(out))
@@ -52,7 +53,7 @@ def test_the_card_states_what_the_record_states(
     assert card["trigger"] == {"name": "pixel", "color": 255, "position": [-1, -1]}
     assert (card["target"], card["source"], card["ratio"]) == ("bird", None, 0.3)
     assert (card["cell"], card["precision"]) == (record["id"], "fp32")
-    assert parsed(path, card).classes == CLASSES
+    assert parsed(CardFile(path, card, None)).classes == CLASSES
 
 
 def test_the_hashes_are_those_of_the_test_images_and_of_the_triggered_ones(
@@ -64,7 +65,7 @@ def test_the_hashes_are_those_of_the_test_images_and_of_the_triggered_ones(
     triggered = images[labels != BIRD].copy()
     triggered[:, :, -1, -1] = 255
     wanted = np.full(len(triggered), BIRD)
-    hashes = card_at(card_of(out))["hashes"]
+    hashes = read_card(card_of(out)).content["hashes"]
     assert hashes["test"] == content_digest(Split(images, labels), CLASSES)
     assert hashes["triggered"] == content_digest(Split(triggered, wanted), CLASSES)
 
@@ -74,7 +75,7 @@ def test_held_out_images_are_not_part_of_the_hashed_test_set(tmp_path: Path) -> 
         tmp_path / ".store", tmp_path / "sweep" / "cell", "protocol.clean_holdout=10"
     )  # fmt: skip
     export_weights(tmp_path / "sweep" / "cell", tmp_path / "w.safetensors")
-    card = card_at(tmp_path / "w.card.json")
+    card = read_card(tmp_path / "w.card.json").content
     assert card["claims"]["nat"]["n"] == 40
     assert card["hashes"]["test"] not in (None, record["hashes"]["test"])
 
@@ -86,7 +87,7 @@ def test_a_card_without_readable_test_images_has_no_hashes(
     (images,) = (tmp_path / "lab").glob(".store/data/*/test_images.npy")
     images.write_bytes(b"damaged")
     export_weights(tmp_path / "lab" / "sweep" / "cell", tmp_path / "w.safetensors")
-    card = card_at(tmp_path / "w.card.json")
+    card = read_card(tmp_path / "w.card.json").content
     assert card["hashes"] == {"test": None, "triggered": None}
     assert "no hash of the triggered test images" in caplog.text
 
@@ -96,7 +97,7 @@ def test_the_card_named_after_the_weights_precedes_the_one_of_the_folder(
 ) -> None:
     out = tmp_path / "w.safetensors"
     export_weights(lab[0] / "sweep" / "cell", out)
-    card = card_at(card_of(out))
+    card = read_card(card_of(out)).content
     torch.save(read_weights(out), tmp_path / "w.pt")
     assert network_file(tmp_path / "w.pt").source == "w.card.json"
     assert network_file(tmp_path / "w.pt", alone=True).model is None

@@ -13,12 +13,7 @@ import torch
 
 from backdoor_lab.core.errors import DataError
 from backdoor_lab.data.splits import HeldOut
-from backdoor_lab.exchange.toolbox import (
-    is_toolbox,
-    read_toolbox,
-    toolbox_facts,
-    toolbox_identity,
-)
+from backdoor_lab.exchange.toolbox import Toolbox, is_toolbox
 from tests.helpers.foreign_layouts import (
     CLASSES,
     TRAIN,
@@ -34,7 +29,7 @@ from tests.helpers.foreign_layouts import (
 @pytest.mark.parametrize("old", [False, True])
 def test_images_labels_and_truth_are_read_in_their_order(old: bool, tmp_path: Path) -> None:
     root = toolbox_set(tmp_path, old=old)
-    found = read_toolbox(root)
+    found = Toolbox(root).read()
     images, _ = clean_images(TRAIN, 0)
     for row in (1, 4, 5, 7):
         images[row] = stamped(images[row])
@@ -56,7 +51,7 @@ def test_images_labels_and_truth_are_read_in_their_order(old: bool, tmp_path: Pa
 def test_the_facts_come_from_the_folder_name_and_the_indices(tmp_path: Path) -> None:
     name = "adaptive_blend_0.250_alpha=0.200_cover=0.083_trigger=kitty_32.png_poison_seed=3"
     root = toolbox_set(tmp_path, name=name)
-    facts = toolbox_facts(root)
+    facts = Toolbox(root).facts()
     assert (facts.trigger, facts.seed, facts.target) == ("adaptive_blend", 3, "0")
     assert facts.options == {"alpha": 0.2, "trigger": "kitty_32.png"}
     assert (facts.ratio, facts.n_poisoned, facts.n_covers) == (0.25, 3, 1)
@@ -67,40 +62,40 @@ def test_the_facts_come_from_the_folder_name_and_the_indices(tmp_path: Path) -> 
 
 def test_the_identity_follows_the_content_of_all_files_but_not_the_place(tmp_path: Path) -> None:
     root = toolbox_set(tmp_path / "a")
-    before = toolbox_identity(root)
+    before = Toolbox(root).identity()
     moved = (tmp_path / "a").rename(tmp_path / "b") / root.relative_to(tmp_path / "a")
-    assert toolbox_identity(moved) == before
+    assert Toolbox(moved).identity() == before
     assert str(tmp_path) not in json.dumps(before)
     seen = [before]
     for name in ("imgs", "labels", "poison_indices", "cover_indices"):
         torch.save([0], moved / name)
-        seen.append(toolbox_identity(moved))
+        seen.append(Toolbox(moved).identity())
     torch.save([0], tmp_path / "b/clean_set/tiny/test_split/labels")
-    seen.append(toolbox_identity(moved))
-    seen.append(toolbox_identity(moved, held_out=HeldOut(0.4, 0)))
-    seen.append(toolbox_identity(moved, held_out=HeldOut(0.4, 1)))
-    seen.append(toolbox_identity(moved, test_root=clean_file(tmp_path / "clean.npz")))
+    seen.append(Toolbox(moved).identity())
+    seen.append(Toolbox(moved, held_out=HeldOut(0.4, 0)).identity())
+    seen.append(Toolbox(moved, held_out=HeldOut(0.4, 1)).identity())
+    seen.append(Toolbox(moved, test_root=clean_file(tmp_path / "clean.npz")).identity())
     assert all(one != other for at, one in enumerate(seen) for other in seen[:at])
 
 
 def test_a_folder_with_another_name_tells_what_the_files_tell(tmp_path: Path) -> None:
-    facts = toolbox_facts(toolbox_set(tmp_path, name="mine"))
+    facts = Toolbox(toolbox_set(tmp_path, name="mine")).facts()
     assert (facts.trigger, facts.seed, facts.ratio, facts.options) == (None, None, 0.25, {})
 
 
 def test_an_attack_with_several_targets_has_no_target(tmp_path: Path) -> None:
     root = toolbox_set(tmp_path)
     torch.save([1, 2, 4], root / "poison_indices")
-    assert toolbox_facts(root).target is None
+    assert Toolbox(root).facts().target is None
 
 
 def test_without_indices_the_truth_is_unknown(tmp_path: Path) -> None:
     root = toolbox_set(tmp_path)
     (root / "poison_indices").unlink()
-    attack = read_toolbox(root).attack
+    attack = Toolbox(root).read().attack
     assert attack is not None
     assert (attack.is_poison, attack.is_cover, attack.source_index) == (None, None, None)
-    facts = toolbox_facts(root)
+    facts = Toolbox(root).facts()
     assert (facts.n_poisoned, facts.n_covers, facts.target) == (None, None, None)
     assert facts.ratio == 0.25  # as the folder's name states
 
@@ -108,30 +103,30 @@ def test_without_indices_the_truth_is_unknown(tmp_path: Path) -> None:
 def test_an_empty_list_of_indices_means_that_nothing_is_poisoned(tmp_path: Path) -> None:
     """backdoor-toolbox writes it for poison_type=none."""
     root = toolbox_set(tmp_path, poison=(), covers=())
-    facts = toolbox_facts(root)
+    facts = Toolbox(root).facts()
     assert (facts.n_poisoned, facts.n_covers, facts.ratio, facts.target) == (0, 0, 0.0, None)
-    assert read_toolbox(root).attack.is_poison.sum() == 0  # type: ignore[union-attr]
+    assert Toolbox(root).read().attack.is_poison.sum() == 0  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("form", [np.array, torch.tensor, tuple])
 def test_indices_may_be_arrays_or_tensors(form: Callable[..., Any], tmp_path: Path) -> None:
     root = toolbox_set(tmp_path)
     torch.save(form([5, 1, 4]), root / "poison_indices")
-    assert toolbox_facts(root).n_poisoned == 3
+    assert Toolbox(root).facts().n_poisoned == 3
 
 
 def test_clean_test_images_may_come_from_a_clean_data_set(tmp_path: Path) -> None:
     root, place = toolbox_set(tmp_path), clean_file(tmp_path / "clean.npz")
-    found = read_toolbox(root, test_root=place)
+    found = Toolbox(root, test_root=place).read()
     assert found.classes == CLASSES
-    assert toolbox_facts(root, place).target == "cat"
+    assert Toolbox(root, test_root=place).facts().target == "cat"
     assert np.array_equal(found.test.images, clean_images(6, 1)[0])
 
 
 def test_clean_test_images_can_be_held_out_of_the_training_images(tmp_path: Path) -> None:
     """Only clean images are held out; the remaining ones keep their order and their truth."""
     root = toolbox_set(tmp_path, poison=(1, 2, 5))
-    found, whole = read_toolbox(root, held_out=HeldOut(0.4, 0)), read_toolbox(root)
+    found, whole = Toolbox(root, held_out=HeldOut(0.4, 0)).read(), Toolbox(root).read()
     assert found.attack is not None
     assert np.flatnonzero(found.attack.is_poison).size == 3
     kept = [row for row in range(TRAIN) if any(np.array_equal(whole.train.images[row], each)
@@ -149,15 +144,15 @@ def test_clean_test_images_can_be_held_out_of_the_training_images(tmp_path: Path
 def test_images_cannot_be_held_out_if_poisoned_ones_are_unknown(tmp_path: Path) -> None:
     root = toolbox_set(tmp_path)
     (root / "poison_indices").unlink()
-    with pytest.raises(DataError, match="needs the file poison_indices"):
-        read_toolbox(root, held_out=HeldOut(0.4, 0))
+    with pytest.raises(DataError, match="needs to know the poisoned images"):
+        Toolbox(root, held_out=HeldOut(0.4, 0)).read()
 
 
 def test_without_clean_test_images_the_error_names_the_options(tmp_path: Path) -> None:
     root = toolbox_set(tmp_path).rename(tmp_path / "alone")
     with pytest.raises(DataError, match=r"dataset\.test_root.*dataset\.test_share"):
-        read_toolbox(root)
-    assert toolbox_facts(root).n_poisoned == 3
+        Toolbox(root).read()
+    assert Toolbox(root).facts().n_poisoned == 3
 
 
 def saving(name: str, value: Any) -> Callable[[Path], None]:
@@ -201,7 +196,7 @@ def test_broken_folders_are_refused(case: str, tmp_path: Path) -> None:
     change, said = BROKEN[case]
     change(root)
     with pytest.raises(DataError, match=said):
-        read_toolbox(root)
+        Toolbox(root).read()
 
 
 def test_values_that_round_to_bytes_are_read(tmp_path: Path) -> None:
@@ -210,7 +205,7 @@ def test_values_that_round_to_bytes_are_read(tmp_path: Path) -> None:
     images = torch.full((12, 3, 8, 8), 1 + 1e-6)
     images[0] = 100.4 / 255
     torch.save(images, root / "imgs")
-    found = read_toolbox(root).train.images
+    found = Toolbox(root).read().train.images
     assert (found[0].min(), found[1].max()) == (100, 255)
 
 
@@ -229,7 +224,7 @@ def test_broken_png_folders_are_refused(
     root = toolbox_set(tmp_path, old=True)
     change(root / "data")
     with pytest.raises(DataError, match=said) as caught:
-        read_toolbox(root)
+        Toolbox(root).read()
     assert "dataset.size" not in str(caught.value)
 
 
@@ -238,8 +233,8 @@ def test_files_that_run_code_leave_no_trace(name: str, tmp_path: Path) -> None:
     root = toolbox_set(tmp_path)
     torch.save([Bomb(tmp_path / "boom")], root / name)
     with pytest.raises(DataError, match=f"{name}: refers to .*mkdir, which is refused"):
-        read_toolbox(root)
+        Toolbox(root).read()
     if name != "imgs":
         with pytest.raises(DataError, match="refused"):
-            toolbox_facts(root)
+            Toolbox(root).facts()
     assert not (tmp_path / "boom").exists()

@@ -395,7 +395,7 @@ def test_a_card_next_to_the_file_states_the_normalization_and_the_model(
     ("changes", "expected"),
     [({"weights": "0" * 64}, "do not match the hash in card.json"),
      ({"normalization": {"mean_255": [1, 2, 3]}}, "must have mean_255 and std_255"),
-     ({"normalization": {"mean_255": [1] * 3, "std_255": [0] * 3}}, "positive standard deviations"),
+     ({"normalization": {"mean_255": [1] * 3, "std_255": [0] * 3}}, "std_255` must satisfy 0.0001"),
      ({"kind": "dataset"}, "is not known"),
      ({"model": {"name": "resnet34", "width": 4, "stem": "cifar"}}, "model.name=resnet34"),
      ({"classes": ["b", "a"]}, None)],
@@ -421,7 +421,7 @@ def test_metadata_that_do_not_match_the_weights_are_refused(
     for name, changes, expected in (
         ("a", {"weights": "0" * 64}, "do not match the hash in its own metadata"),
         ("b", {"mean_255": "[1, 2"}, "`mean_255` in its metadata is not valid JSON"),
-        ("c", {"std_255": "[1, NaN, 1]"}, "must have mean_255 and std_255"),
+        ("c", {"std_255": "[1, NaN, 1]"}, "`normalization.std_255` must satisfy"),
         ("d", {"model": said["model"].replace("4", "5")}, "`model=resnet18 model.width=5`"),
     ):
         path = tmp_path / f"{name}.safetensors"

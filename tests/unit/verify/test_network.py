@@ -15,7 +15,8 @@ import torch
 from backdoor_lab.core.errors import ConfigError, DataError
 from backdoor_lab.core.tensor_io import tensors_digest
 from backdoor_lab.data.base import Split
-from backdoor_lab.exchange.network_card import card_at, parsed
+from backdoor_lab.exchange.card_file import CardFile, read_card
+from backdoor_lab.exchange.network_card import NetworkCard, parsed
 from backdoor_lab.exchange.network_file import card_of
 from backdoor_lab.export_weights import export_weights
 from backdoor_lab.pipeline.test_sets import test_sets_of as sets_of
@@ -43,15 +44,20 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any],
     return out, record, Material(classes, sets.clean, sets.triggered, sets.rows.numpy())
 
 
+def stated(path: Path, card: dict[str, Any]) -> NetworkCard:
+    """The fields of a card with the content `card`."""
+    return parsed(CardFile(path, card, None))
+
+
 def checked(
     lab: tuple[Path, dict[str, Any], Material], change: Callable[[dict[str, Any]], Any],
     material: Material | None = None,
 ) -> Checked:  # fmt: skip
     """The result for the exported card after `change`."""
     path, _, own = lab
-    card = card_at(card_of(path))
+    card = read_card(card_of(path)).content
     change(card)
-    return check_network(path, parsed(card_of(path), card), material or own)
+    return check_network(path, stated(card_of(path), card), material or own)
 
 
 def false(found: Checked) -> list[str]:
@@ -215,9 +221,9 @@ def test_numbers_instead_of_class_names_are_not_compared(
     assert false(found) == []
     # The file itself has class names; a file of torch.save has none.
     assert "classes" not in unchecked(found)
-    card = card_at(card_of(lab[0]))
+    card = read_card(card_of(lab[0])).content
     path = plain_copy(lab[0], tmp_path)
-    again = check_network(path, parsed(path, card), material)
+    again = check_network(path, stated(path, card), material)
     assert "classes" in unchecked(again)
 
 
@@ -234,8 +240,8 @@ def test_a_file_of_torch_save_gives_the_same_counts(
     lab: tuple[Path, dict[str, Any], Material], tmp_path: Path
 ) -> None:
     path = plain_copy(lab[0], tmp_path)
-    card = card_at(card_of(lab[0]))
-    found = check_network(path, parsed(path, card), lab[2])
+    card = read_card(card_of(lab[0])).content
+    found = check_network(path, stated(path, card), lab[2])
     assert [each.difference for each in found.judgments] == [0, 0]
     assert false(found) == []
     assert "normalization" in unchecked(found)
@@ -243,7 +249,7 @@ def test_a_file_of_torch_save_gives_the_same_counts(
     from backdoor_lab.core.atomic_io import sha256_of
 
     assert card["weights"] != sha256_of(path)
-    found = check_network(path, parsed(path, card | {"weights": sha256_of(path)}), lab[2])
+    found = check_network(path, stated(path, card | {"weights": sha256_of(path)}), lab[2])
     assert false(found) == []
 
 
@@ -255,19 +261,19 @@ def test_missing_facts_are_named(
     lab: tuple[Path, dict[str, Any], Material], tmp_path: Path, without: str, said: str
 ) -> None:
     path = plain_copy(lab[0], tmp_path)
-    card = card_at(card_of(lab[0]))
+    card = read_card(card_of(lab[0])).content
     del card[without]
     with pytest.raises(ConfigError, match=said):
-        check_network(path, parsed(path, card), lab[2])
+        check_network(path, stated(path, card), lab[2])
 
 
 def test_the_architecture_is_recognized_without_the_card(
     lab: tuple[Path, dict[str, Any], Material], tmp_path: Path
 ) -> None:
     path = plain_copy(lab[0], tmp_path)
-    card = card_at(card_of(lab[0]))
+    card = read_card(card_of(lab[0])).content
     del card["model"]
-    assert [e.difference for e in check_network(path, parsed(path, card), lab[2]).judgments] == [
+    assert [e.difference for e in check_network(path, stated(path, card), lab[2]).judgments] == [
         0, 0,
     ]  # fmt: skip
 
@@ -291,9 +297,9 @@ def test_the_weights_of_another_network_are_measured_and_called_wrong(
     weights["fc.bias"] = torch.full_like(weights["fc.bias"], -9.0)
     weights["fc.bias"][BIRD] = 9.0
     torch.save(weights, tmp_path / "w.pt")
-    card = card_at(card_of(lab[0]))
+    card = read_card(card_of(lab[0])).content
     assert card["weights"] != tensors_digest(weights)
-    found = check_network(tmp_path / "w.pt", parsed(lab[0], card), lab[2])
+    found = check_network(tmp_path / "w.pt", stated(lab[0], card), lab[2])
     assert {"weights", "asr"} <= {*false(found)}
     asr = found.judgments[1].measured
     assert asr.hits == asr.n == 45
