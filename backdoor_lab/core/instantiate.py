@@ -23,8 +23,12 @@ from backdoor_lab.core.validation import RENAMED_METHODS, new_class
 T = TypeVar("T")
 FOLDERS = {"trigger": "attacks", "defense": "defenses", "dataset": "data"}
 """Maps each section of the configuration that names classes to the folder of their modules."""
+ALSO = "exchange.source"
+"""The module of data sets that are poisoned already, which is in another folder."""
 _MODULE, _CLASS = "[a-z][a-z0-9_]*", "[A-Z][A-Za-z0-9]*"
-OWN = re.compile(rf"backdoor_lab\.({'|'.join(FOLDERS.values())})\.{_MODULE}\.{_CLASS}\Z")
+OWN = re.compile(
+    rf"backdoor_lab\.(({'|'.join(FOLDERS.values())})\.{_MODULE}|{re.escape(ALSO)})\.{_CLASS}\Z"
+)
 _DOTTED = re.compile(r"[A-Za-z_]\w{0,63}(\.[A-Za-z_]\w{0,63}){0,7}\Z", re.ASCII)
 NOT_ARGUMENTS = ("_target_", "name")
 OPTIONS = "options"

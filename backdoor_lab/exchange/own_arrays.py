@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from backdoor_lab.core.errors import DataError, many
 from backdoor_lab.data.base import Arrays, Split
 from backdoor_lab.data.imported import ImportedAttack
+from backdoor_lab.exchange.layouts import ELSEWHERE, IS_COVER, IS_POISON, SOURCE_INDEX
 
 
 def absent(where: object, what: str, there: Iterable[str]) -> DataError:
@@ -21,6 +22,20 @@ def absent(where: object, what: str, there: Iterable[str]) -> DataError:
 def no_images(like: NDArray[Any]) -> Split:
     """Returns a split without images, of the shape of the images `like`."""
     return Split(np.empty((0, *like.shape[1:]), np.uint8), np.empty(0, np.int64))
+
+
+def check_marks(columns: Mapping[str, NDArray[Any]], where: object) -> None:
+    """Raises DataError unless the columns of test images say that no image is poisoned or, if they
+    have `ELSEWHERE`, those of triggered test images that all are; no image may be a cover."""
+    shown = ELSEWHERE in columns
+    wrong = {
+        IS_POISON: columns[IS_POISON] != shown,
+        IS_COVER: columns[IS_COVER],
+        SOURCE_INDEX: np.zeros(1, bool) if shown else columns[SOURCE_INDEX] != -1,
+    }
+    for name, rows in wrong.items():
+        kind = "triggered" if shown else "clean"
+        _first(rows, f"{where}: `{name}` is not that of {kind} test images")
 
 
 def checked_arrays(arrays: Arrays, where: object) -> Arrays:

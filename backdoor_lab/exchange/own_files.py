@@ -1,4 +1,8 @@
-"""The files of a poisoned data set of this package, which its card lists with their hashes."""
+"""The files of a poisoned data set of this package, which its card lists with their hashes.
+
+Images are PNG files with 8 bits per channel, gray or RGB. Other kinds of images are refused even
+where Pillow would convert them: a converted image is not the one that was poisoned.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +10,26 @@ import functools
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from backdoor_lab.core.atomic_io import sha256_of
 from backdoor_lab.core.errors import DataError
+from backdoor_lab.data.decode import decode_all
 from backdoor_lab.data.limits import check_file_size
 from backdoor_lab.data.members import Content
 
 _OUTSIDE = re.compile(r"/|[A-Za-z]:|.*(?:^|/)\.{1,2}(?:/|$)", re.DOTALL)
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_HEADER = 33
+_CHANNELS = {0: 1, 2: 3}
+"""The color types of PNG without palette and transparency: gray and RGB."""
+_KINDS = {3: "a palette", 4: "gray with transparency", 6: "RGB with transparency"}
+_REFUSED = {b"acTL": "an animation", b"tRNS": "transparency"}
 _ADVICE = "copy the set without links (`cp -rL`)"
 
 
@@ -107,3 +122,82 @@ def contents(root: Path, names: Iterable[str]) -> Iterator[tuple[str, Content]]:
 def _check_inside(path: Path, base: Path, root: Path) -> None:
     if not path.resolve(strict=True).is_relative_to(base):
         raise DataError(f"{path}: a link leads out of the folder {root}; {_ADVICE}")
+
+
+def png_images(
+    contents: Iterable[tuple[str, Content]], paths: Sequence[str], where: object
+) -> NDArray[np.uint8]:
+    """Returns the images at `paths`, in this order: uint8 (n, C, H, W) with C = 1 or 3.
+
+    `contents` yields path and bytes of each image. Raises DataError for a file that is not a PNG
+    file with 8 bits per channel, gray or RGB, without palette, transparency and animation, for
+    damaged files, and if images have another size or number of channels than the first.
+    """
+    if not paths:
+        return np.empty((0, 1, 1, 1), np.uint8)
+    checked = _Checked(contents, str(where))
+    first = next(iter(checked), None)
+    if first is None:
+        raise DataError(f"{where}: there are no images")
+    if isinstance(first[1], DataError):
+        raise first[1]
+    return decode_all(chain([first], checked), paths, str(where), checked.channels, None).images
+
+
+class _Checked:
+    """Yields path and bytes of images; an error instead of the bytes for one that is refused.
+    `channels` are those of the first image."""
+
+    def __init__(self, contents: Iterable[tuple[str, Content]], where: str) -> None:
+        self._contents, self._where = iter(contents), where
+        self.channels, self._size = 0, (0, 0)
+
+    def __iter__(self) -> Iterator[tuple[str, Content]]:
+        return self
+
+    def __next__(self) -> tuple[str, Content]:
+        path, content = next(self._contents)
+        if isinstance(content, DataError):
+            return path, content
+        try:
+            channels, size = _header(content, f"{self._where}: {path}")
+        except DataError as error:
+            return path, error
+        if not self.channels:
+            self.channels, self._size = channels, size
+        if (channels, size) != (self.channels, self._size):
+            found, expected = (
+                f"{c} x {s[1]} x {s[0]}" for c, s in ((channels, size), (self.channels, self._size))
+            )
+            return path, DataError(
+                f"{self._where}: {path} has {found} (channels x height x width), but the first"
+                f" image has {expected}"
+            )
+        return path, content
+
+
+def _header(data: bytes, where: str) -> tuple[int, tuple[int, int]]:
+    """Returns the number of channels, and (width, height), of a PNG file."""
+    if not data.startswith(_SIGNATURE) or len(data) < _HEADER or data[12:16] != b"IHDR":
+        kind = "a JPEG file, which changes pixels" if data[:3] == b"\xff\xd8\xff" else "no PNG file"
+        raise DataError(f"{where}: images must be PNG files, got {kind}")
+    width, height = (int.from_bytes(data[at : at + 4], "big") for at in (16, 20))
+    bits, color = data[24], data[25]
+    if color not in _CHANNELS or bits != 8:
+        got = _KINDS.get(color, f"{bits} bits") if color not in _CHANNELS else f"{bits} bits"
+        raise DataError(
+            f"{where}: images must have 8 bits per channel, gray or RGB without transparency, got"
+            f" {got}"
+        )
+    for name in _chunks(data):
+        if name in _REFUSED:
+            raise DataError(f"{where}: images must not have {_REFUSED[name]}")
+    return _CHANNELS[color], (width, height)
+
+
+def _chunks(data: bytes) -> Iterator[bytes]:
+    """Yields the names of the chunks before the pixels."""
+    at = len(_SIGNATURE)
+    while at + 8 <= len(data) and (name := data[at + 4 : at + 8]) != b"IDAT":
+        yield name
+        at += 12 + int.from_bytes(data[at : at + 4], "big")

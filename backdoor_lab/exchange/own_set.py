@@ -23,11 +23,17 @@ from backdoor_lab.exchange.clean import check_shapes, clean_test, clean_test_ide
 from backdoor_lab.exchange.own_arrays import checked_arrays
 from backdoor_lab.exchange.own_card import SetCard, contradictions, set_card
 from backdoor_lab.exchange.own_files import check_hashes
+from backdoor_lab.exchange.own_folder import is_folder, read_folder
 from backdoor_lab.exchange.own_npz import is_npz, read_npz
+from backdoor_lab.exchange.own_parquet import is_parquet, read_parquet
+from backdoor_lab.exchange.own_toolbox import is_own_toolbox, read_own_toolbox
 
 Reader = Callable[[Path, tuple[str, ...]], tuple[Arrays, Sequence[str]]]
 READERS: dict[str, tuple[Callable[[Path], bool], Reader]] = {
+    "folder": (is_folder, read_folder),
     "npz": (is_npz, read_npz),
+    "parquet": (is_parquet, read_parquet),
+    "toolbox": (is_own_toolbox, read_own_toolbox),
 }
 """For each layout: whether a folder has it, and its reader, which gets the folder and the names of
 the classes, and returns the set and the files that it has read."""

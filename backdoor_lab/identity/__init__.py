@@ -25,6 +25,8 @@ from backdoor_lab.identity.sources import PACKAGE, ROOT, Unit, closure, code_has
 log = logging.getLogger(__name__)
 TABLE = ROOT / "identity.json"
 FOLDERS = {"triggers": "attacks", "defenses": "defenses", "datasets": "data"}
+ELSEWHERE = {("datasets", "source"): "exchange/source.py"}
+"""The files of components that are not in the folder of their section."""
 MODELS = {"models": ("training/models.py",)}
 _BUILT = (
     "core/instantiate.py", "pipeline/cell.py", "pipeline/parts.py",
@@ -157,7 +159,12 @@ def roots_of(section: str, name: str) -> tuple[Unit, ...]:
     `code_hash`)."""
     if section == "stages":
         return tuple(map(unit, STAGES[name] + _BUILT))
-    return tuple(map(unit, MODELS.get(name, ()) or (f"{FOLDERS[section]}/{name}.py",)))
+    return tuple(map(unit, MODELS.get(name, ()) or (file_of(section, name),)))
+
+
+def file_of(section: str, name: str) -> str:
+    """Returns the file of a trigger, a defense or a data set, relative to the package."""
+    return ELSEWHERE.get((section, name), f"{FOLDERS[section]}/{name}.py")
 
 
 def forget() -> None:

@@ -10,7 +10,16 @@ from typing import Any
 
 from backdoor_lab.core.atomic_io import digest, write_atomic
 from backdoor_lab.core.errors import ConfigError, unknown
-from backdoor_lab.identity import FOLDERS, MODELS, STAGES, TABLE, Table, committed, roots_of
+from backdoor_lab.identity import (
+    FOLDERS,
+    MODELS,
+    STAGES,
+    TABLE,
+    Table,
+    committed,
+    file_of,
+    roots_of,
+)
 from backdoor_lab.identity.sources import PACKAGE, code_hash, conf_dir, files_of
 
 GROUPS = {"triggers": "trigger", "defenses": "defense", "datasets": "dataset"}
@@ -119,9 +128,10 @@ def _write(key: Key, now: Table, table: Table, new_version: bool) -> str:
 def _chosen(section: str) -> set[str]:
     """Returns the names of the components in the configuration files; a component is named after
     the module of its class."""
-    pattern = re.compile(rf"_target_: {PACKAGE}\.{FOLDERS[section]}\.(\w+)\.")
+    pattern = re.compile(rf"_target_: {PACKAGE}\.(\w+)\.(\w+)\.")
     files = conf_dir().glob(f"{GROUPS[section]}/*.yaml")
-    return {name for path in files for name in pattern.findall(path.read_text())}
+    found = {pair for path in files for pair in pattern.findall(path.read_text())}
+    return {name for folder, name in found if file_of(section, name) == f"{folder}/{name}.py"}
 
 
 def _entry(section: str, name: str) -> dict[str, Any]:

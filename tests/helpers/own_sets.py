@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from PIL import Image
 
 from backdoor_lab.core.atomic_io import sha256_of
 from backdoor_lab.data.base import Arrays, Split
@@ -122,7 +125,97 @@ def file_hashes(root: Path) -> dict[str, str]:
     }
 
 
-WRITERS: dict[str, Callable[[Path, Arrays], None]] = {"npz": write_npz}
+def splits_of(arrays: Arrays) -> dict[str, dict[str, Any]]:
+    """For each split that is there: the images, and the columns of its rows."""
+    attack, test = arrays.attack, arrays.test
+    assert attack is not None
+    n, t = len(arrays.train.labels), len(test.labels)
+    found: dict[str, dict[str, Any]] = {"train": {
+        "images": arrays.train.images, "label": arrays.train.labels,
+        "is_poison": attack.is_poison, "is_cover": attack.is_cover,
+        "source_index": attack.source_index,
+    }}  # fmt: skip
+    assert n
+    if t:
+        none = np.zeros(t, bool)
+        found["test"] = {"images": test.images, "label": test.labels, "is_poison": none,
+                         "is_cover": none, "source_index": np.full(t, -1)}  # fmt: skip
+    if attack.triggered is not None:
+        k = len(attack.triggered)
+        found["triggered"] = {
+            "images": attack.triggered, "label": attack.wanted, "is_poison": np.ones(k, bool),
+            "is_cover": np.zeros(k, bool), "source_index": attack.test_index,
+            "elsewhere": attack.elsewhere,
+        }  # fmt: skip
+    return found
+
+
+def png(image: np.ndarray) -> bytes:
+    """An image (C, H, W) as a PNG file."""
+    stream = io.BytesIO()
+    Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)).save(stream, "png")
+    return stream.getvalue()
+
+
+def write_folder(root: Path, arrays: Arrays) -> None:
+    """Writes <split>/metadata.csv and <split>/<class>/<row>.png."""
+    for split, columns in splits_of(arrays).items():
+        names = [name for name in columns if name not in ("images", "label", "elsewhere")]
+        header = ["file_name", "label", *names, "split"]
+        header += ["elsewhere"] if "elsewhere" in columns else []
+        lines = [header]
+        for row, image in enumerate(columns["images"]):
+            label = arrays.classes[columns["label"][row]]
+            path = root / split / label / f"{row}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(png(image))
+            values = {name: str(columns[name][row]).lower() for name in header if name in columns}
+            values |= {"file_name": f"{label}/{row}.png", "label": label, "split": split}
+            lines.append([values[name] for name in header])
+        text = "".join(f"{','.join(line)}\n" for line in lines)
+        (root / split / "metadata.csv").write_text(text)
+
+
+def write_toolbox(root: Path, arrays: Arrays) -> None:
+    """Writes the files of backdoor-toolbox, test_split/ and triggered/."""
+    splits = splits_of(arrays)
+    train = splits.pop("train")
+    torch.save(torch.tensor(train["images"]) / 255, root / "imgs")
+    torch.save(torch.tensor(train["label"]), root / "labels")
+    torch.save(torch.tensor(train["source_index"]), root / "source_index")
+    for name in ("poison", "cover"):
+        rows = np.flatnonzero(train[f"is_{name}"]).tolist()
+        torch.save(rows, root / f"{name}_indices")
+    for split, columns in splits.items():
+        folder = root / {"test": "test_split", "triggered": "triggered"}[split]
+        (folder / "data").mkdir(parents=True)
+        for row, image in enumerate(columns["images"]):
+            (folder / "data" / f"{row}.png").write_bytes(png(image))
+        torch.save(torch.tensor(columns["label"]), folder / "labels")
+        if split == "triggered":
+            torch.save(torch.tensor(columns["source_index"]), folder / "test_index")
+            torch.save(torch.tensor(columns["elsewhere"]), folder / "elsewhere")
+
+
+def write_parquet(root: Path, arrays: Arrays) -> None:
+    """Writes data/<split>-00000-of-00001.parquet."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    (root / "data").mkdir()
+    names = list(arrays.classes)
+    features = {"info": {"features": {"label": {"names": names, "_type": "ClassLabel"}}}}
+    for split, columns in splits_of(arrays).items():
+        images = [{"bytes": png(image), "path": f"{row}.png"}
+                  for row, image in enumerate(columns["images"])]  # fmt: skip
+        table = pa.table({"image": images, **{k: v for k, v in columns.items() if k != "images"}})
+        table = table.replace_schema_metadata({"huggingface": json.dumps(features)})
+        pq.write_table(table, root / "data" / f"{split}-00000-of-00001.parquet")
+
+
+WRITERS: dict[str, Callable[[Path, Arrays], None]] = {
+    "folder": write_folder, "npz": write_npz, "parquet": write_parquet, "toolbox": write_toolbox,
+}  # fmt: skip
 
 
 def own_set(root: Path, layout: str = "npz", arrays: Arrays | None = None) -> Path:
