@@ -60,8 +60,10 @@ def lines_of(
 def _distortion(reader: ArtifactReader, record: Record) -> TriggerDistortion | None:
     training, test = reader.training(record), reader.test_set(record)
     prepared = reader.prepared(record)
-    if training is None or test is None or prepared is None or not training.poisoned:
+    if training is None or test is None or prepared is None or not training.has_originals:
         return None
+    if reader.imported_attack(record) is not None:
+        return None  # Its trigger cannot be applied to the test images.
     poison = sampled(np.arange(training.poisoned), LIMIT)
     images, labels = test
     where = sampled(_attacked(record, labels, training.classes), LIMIT)

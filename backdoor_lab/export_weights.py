@@ -101,7 +101,8 @@ def _measured(root: Path, record: dict[str, Any], classes: list[str]) -> Measure
     if test is None or content_digest(Split(*test), tuple(classes)) != record["hashes"].get("test"):
         return Measured(None, None)
     try:
-        sets = test_sets_of(record, Split(*test), classes, prepared or {})
+        attack = reader.imported_attack(record)
+        sets = test_sets_of(record, Split(*test), classes, prepared or {}, attack)
         digests = [content_digest(each, tuple(classes)) for each in (sets.clean, sets.triggered)]
     except (LabError, KeyError, TypeError, ValueError):
         return Measured(None, None)
@@ -171,6 +172,9 @@ def _normalisation(root: Path, record: dict[str, Any], which: int) -> dict[str, 
 
     images, classes = _training_images(root, record["hashes"].get("data"))
     mean, std = (values.double() for values in channel_stats(torch.from_numpy(images)))
+    attack = ArtifactReader(root).imported_attack(record)
+    if attack is not None and attack.normalization is not None:
+        mean, std = (torch.tensor(values).double() for values in attack.normalization)
     given = record["config"].get("attacked")
     if isinstance(given, dict) and _stage(record, which) != "retrain":
         mean, std = (torch.tensor(given[key]).double() for key in ("mean_255", "std_255"))

@@ -55,7 +55,7 @@ def lines_of(
 
 def _visibility(reader: ArtifactReader, record: Record) -> Visibility | None:
     found = cell_artifacts(reader, record)
-    if found is None or not len(found.training.original):
+    if found is None or not found.training.has_originals:
         return None
     training = found.training
     poison = np.flatnonzero(training.is_poison)

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from backdoor_lab.results.artifact_reader import ArtifactReader, StoredFilterResult, Training
+from backdoor_lab.results.artifact_reader import ArtifactReader
+from backdoor_lab.results.stored_results import StoredFilterResult, Training
 
 Array = NDArray[Any]
 

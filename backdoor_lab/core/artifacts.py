@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backdoor_lab.core.small_files import check_regular
+from backdoor_lab.core.types import ImportedAttack
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -103,3 +104,30 @@ def map_split(folder: Path, split: Split, mode: Literal["r", "c"] = "r") -> tupl
         check_regular(path)
     images, labels = (np.load(path, mmap_mode=mode, allow_pickle=False) for path in paths)
     return images, labels
+
+
+def write_attack(folder: Path, attack: ImportedAttack) -> dict[str, Any]:
+    """Write the arrays of the attack on a data set. Returns what else is known, as JSON data."""
+    from backdoor_lab.core.tensor_io import write_array
+
+    for name, array in attack.arrays.items():
+        write_array(folder / f"{name}.npy", array)
+    return {
+        "arrays": [*attack.arrays],
+        "normalization": attack.normalization,
+        "digest": attack.digest,
+    }
+
+
+def stored_attack(folder: Path, meta: dict[str, Any]) -> ImportedAttack | None:
+    """Returns the attack on the data set in `folder`, whose manifest has `meta`; None if the data
+    set was not poisoned before it was read. The arrays are memory-mapped."""
+    if (said := meta.get("attack")) is None:
+        return None
+    arrays = {}
+    for name in said["arrays"]:
+        check_regular(folder / f"{name}.npy")
+        arrays[name] = np.load(folder / f"{name}.npy", mmap_mode="c", allow_pickle=False)
+    given = said["normalization"]
+    normalization = None if given is None else (tuple(given[0]), tuple(given[1]))
+    return ImportedAttack(**arrays, normalization=normalization, digest=said["digest"])

@@ -1,10 +1,16 @@
-"""The main data types: images, poisoned training set, features, filter result."""
+"""The main data types: images, poisoned training set, features, filter result, and what is known
+of the attack on a data set that was poisoned before it was read."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from backdoor_lab.core.atomic_io import digest
 from backdoor_lab.core.lazy import Tensor, torch
 
 
@@ -31,16 +37,26 @@ class LabeledImages:
 @dataclass(frozen=True)
 class Dataset:
     """A training and a test split with the same classes and image shape. `notes` are written to the
-    record; they list unused files, for example."""
+    record; they list unused files, for example. `attack` describes the poison of a data set that
+    was poisoned before it was read; None for other data sets."""
 
     name: str
     train: LabeledImages
     test: LabeledImages
     notes: dict[str, object] = field(default_factory=dict)
+    attack: ImportedAttack | None = None
 
     @property
     def classes(self) -> tuple[str, ...]:
         return self.train.classes
+
+    @property
+    def training_digest(self) -> str:
+        """The hash of what the training set and its normalization depend on: the digest of `train`
+        and, if there is one, that of `attack`."""
+        if self.attack is None:
+            return self.train.digest
+        return digest([self.train.digest, self.attack.digest])
 
 
 @dataclass(frozen=True)
@@ -50,7 +66,9 @@ class TrainingSet:
     `index` int64 (n,) selects the training images: values below ``len(base)`` select clean images
     in `base` uint8 (N, C, H, W), larger values select poisoned images in `rows` uint8 (P, C, H, W).
     `labels` int64 (n,) are the training labels. With `late_trigger`, `rows` holds images without
-    the trigger, which is applied to each batch after augmentation.
+    the trigger, which is applied to each batch after augmentation. `normalization` is the mean and
+    the standard deviation of each channel on the 0..255 scale, by which networks normalize these
+    images; None: those of `base`.
     """
 
     base: Tensor
@@ -60,6 +78,7 @@ class TrainingSet:
     classes: tuple[str, ...]
     digest: str
     late_trigger: Callable[[Tensor], Tensor] | None = None
+    normalization: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
     def __len__(self) -> int:
         return len(self.index)
@@ -100,15 +119,7 @@ class TrainingSet:
 
     def keep(self, mask: Tensor, digest: str) -> TrainingSet:
         """Returns a copy of this set with only the images for which `mask` bool (n,) is true."""
-        return TrainingSet(
-            self.base,
-            self.rows,
-            self.index[mask],
-            self.labels[mask],
-            self.classes,
-            digest,
-            self.late_trigger,
-        )
+        return replace(self, index=self.index[mask], labels=self.labels[mask], digest=digest)
 
 
 @dataclass(frozen=True)
@@ -119,7 +130,7 @@ class PoisonResult:
     `is_poison` bool (n,) marks the poisoned training images; `source_index` int64 (P,) are the
     indices of the clean images from which they were made. `is_cover` bool (n,) and `cover_index`
     int64 (Q,) are the corresponding mask and indices for cover images: triggered images with their
-    true label, which do not count as poison.
+    true label, which do not count as poison. If the ground truth is not `known`, nothing is marked.
     """
 
     training: TrainingSet
@@ -127,6 +138,7 @@ class PoisonResult:
     source_index: Tensor
     is_cover: Tensor
     cover_index: Tensor
+    known: bool = True
 
 
 @dataclass(frozen=True)
@@ -147,3 +159,94 @@ class FilterResult:
     scores: Tensor
     keep: Tensor
     notes: dict[str, object] = field(default_factory=dict)
+
+
+TRUTH = {"is_poison": np.bool_, "is_cover": np.bool_, "source_index": np.int64}
+"""The arrays of the ground truth, one element for each training image."""
+TRIGGERED = {
+    "triggered": np.uint8, "wanted": np.int64, "test_index": np.int64, "elsewhere": np.bool_,
+}  # fmt: skip
+"""The arrays of the triggered test images, one element for each."""
+ARRAYS: dict[str, type] = {**TRUTH, **TRIGGERED}
+
+
+@dataclass(frozen=True)
+class ImportedFacts:
+    """The facts about an attack that can be read without images; None or empty if unknown.
+
+    `trigger` is the trigger's name and `options` are its options. `target` and `source` are class
+    names. `protocol` is the protocol's name with version, such as ``group13@1``, and `choices` are
+    the keys of the protocol that describe the attack (``ratio_of``, ``placement``, ``poison_from``,
+    ``asr_on``, ``label_mode``, ``cover_rate``). `n_poisoned` and `n_covers` are None without ground
+    truth. `triggered` tells whether there are triggered test images.
+    """
+
+    trigger: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    target: str | None = None
+    source: str | None = None
+    ratio: float | None = None
+    seed: int | None = None
+    protocol: str | None = None
+    choices: dict[str, Any] = field(default_factory=dict)
+    n_poisoned: int | None = None
+    n_covers: int | None = None
+    triggered: bool = False
+
+
+@dataclass(frozen=True)
+class ImportedAttack:
+    """The ground truth and the triggered test images of a poisoned data set with n training images
+    and t test images.
+
+    `is_poison` and `is_cover`, bool (n,), mark poisoned images and cover images; `source_index`,
+    int64 (n,), is the index of the clean image that an image was made from in the clean training
+    set of the attack, -1 for clean images. All three are None if the ground truth is unknown.
+
+    `triggered`, uint8 (k, C, H, W), are test images with the trigger; None if there are none.
+    `wanted`, int64 (k,), are the labels that the attacker wants for them, and `test_index`,
+    int64 (k,), the indices of the test images that they were made from, -1 if unknown. `elsewhere`,
+    bool (k,), marks images of classes that are not attacked, on which a source-specific attack
+    should fail; they do not count for the attack success rate.
+
+    `normalization`: the mean and the standard deviation of each channel, on the 0..255 scale, by
+    which the attacked networks were normalized; None if unknown. `digest` is a hash of all of this;
+    it is set when the data set is opened.
+    """
+
+    is_poison: NDArray[np.bool_] | None = None
+    is_cover: NDArray[np.bool_] | None = None
+    source_index: NDArray[np.int64] | None = None
+    triggered: NDArray[np.uint8] | None = None
+    wanted: NDArray[np.int64] | None = None
+    test_index: NDArray[np.int64] | None = None
+    elsewhere: NDArray[np.bool_] | None = None
+    normalization: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    digest: str = ""
+
+    @property
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """The arrays that are known, by name."""
+        found = {name: getattr(self, name) for name in ARRAYS}
+        return {name: array for name, array in found.items() if array is not None}
+
+    @property
+    def n_poisoned(self) -> int | None:
+        """The number of poisoned images; None if the ground truth is unknown."""
+        return None if self.is_poison is None else int(self.is_poison.sum())
+
+    def without(self, rest: NDArray[np.bool_]) -> ImportedAttack:
+        """Returns a copy without the triggered images that were made from test images for which
+        `rest`, bool (t,), is false. `test_index` becomes the index among the others."""
+        if self.triggered is None or self.test_index is None:
+            return self
+        known = self.test_index >= 0
+        kept = ~known | rest[self.test_index]
+        number = np.where(known, np.cumsum(rest)[self.test_index] - 1, -1)
+        left = {name: array[kept] for name, array in self.arrays.items() if name in TRIGGERED}
+        return self.having({**left, "test_index": number[kept]})
+
+    def having(self, arrays: Mapping[str, NDArray[Any]]) -> ImportedAttack:
+        """Returns a copy with other arrays, given by name."""
+        changes: dict[str, Any] = dict(arrays)
+        return replace(self, **changes)

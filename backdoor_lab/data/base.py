@@ -17,7 +17,7 @@ from backdoor_lab import identity
 from backdoor_lab.core import validation
 from backdoor_lab.core.atomic_io import digest
 from backdoor_lab.core.errors import ConfigError
-from backdoor_lab.data.imported import ImportedAttack, ImportedFacts
+from backdoor_lab.core.types import ImportedAttack, ImportedFacts
 from backdoor_lab.data.splits import HeldOut
 
 EMBEDDED = "To run on data that needs no download: python -m backdoor_lab experiment=demo"

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backdoor_lab import identity
-from backdoor_lab.core.artifacts import map_split, write_split
+from backdoor_lab.core.artifacts import map_split, stored_attack, write_attack, write_split
 from backdoor_lab.core.atomic_io import canonical
 from backdoor_lab.core.errors import many
 from backdoor_lab.core.lazy import torch
 from backdoor_lab.core.store import Store
-from backdoor_lab.core.types import Dataset, LabeledImages
+from backdoor_lab.core.types import Dataset, ImportedAttack, LabeledImages
 from backdoor_lab.data.base import Arrays, Source, Split
 from backdoor_lab.data.kinds import counted
 from backdoor_lab.data.validate import checked
@@ -69,7 +69,7 @@ def open_dataset(source: Source, store: Store) -> Dataset:
         _mapped(entry.path, split, classes, entry.meta["digests"][split])
         for split in ("train", "test")
     )
-    return Dataset(source.name, train, test, notes)
+    return Dataset(source.name, train, test, notes, stored_attack(entry.path, entry.meta))
 
 
 def classes_and_fingerprint(source: Source, store: Store) -> tuple[tuple[str, ...], str]:
@@ -96,6 +96,8 @@ def _read(source: Source, fingerprint: str) -> _Unstored:
         arrays = checked(source.limited(), f"data set {source.name}")
         splits = {"train": arrays.train, "test": arrays.test}
         digests = {name: content_digest(each, arrays.classes) for name, each in splits.items()}
+        if arrays.attack is not None:
+            arrays = replace(arrays, attack=replace(arrays.attack, digest=_digest(arrays.attack)))
         _unstored[fingerprint] = _Unstored(arrays, digests, dict(source.notes))
     return _unstored[fingerprint]
 
@@ -111,7 +113,7 @@ def _in_memory(source: Source, read: _Unstored) -> Dataset:
         )
         for name, split in (("train", arrays.train), ("test", arrays.test))
     )
-    return Dataset(source.name, train, test, read.notes)
+    return Dataset(source.name, train, test, read.notes, arrays.attack)
 
 
 def _tell(name: str, notes: dict[str, Any]) -> None:
@@ -154,7 +156,18 @@ def _write(folder: Path, read: _Unstored) -> dict[str, Any]:
     write_split(folder, "train", train.images, train.labels)
     write_split(folder, "test", test.images, test.labels)
     meta: dict[str, Any] = {"classes": list(read.arrays.classes), "digests": read.digests}
+    if read.arrays.attack is not None:
+        meta["attack"] = write_attack(folder, read.arrays.attack)
     return meta | ({"notes": read.notes} if read.notes else {})
+
+
+def _digest(attack: ImportedAttack) -> str:
+    """Returns a hash of everything that is known about an attack."""
+    total = hashlib.sha256(canonical(attack.normalization).encode())
+    for name, array in attack.arrays.items():
+        total.update(canonical([name, str(array.dtype), list(array.shape)]).encode())
+        total.update(np.ascontiguousarray(array).data)
+    return total.hexdigest()
 
 
 def _mapped(

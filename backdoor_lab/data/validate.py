@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backdoor_lab.core.errors import DataError, many
+from backdoor_lab.core.types import TRIGGERED, TRUTH, ImportedAttack
 from backdoor_lab.data.base import Arrays, Split
 
 
@@ -28,7 +29,8 @@ def checked(arrays: Arrays, where: str) -> Arrays:
         )
     for split, name in ((train, "train"), (test, "test")):
         _check_presence(split.labels, arrays.classes, f"{where}, {name}")
-    return Arrays(train, test, arrays.classes)
+    attack = arrays.attack and _checked_attack(arrays.attack, train, test, arrays.classes, where)
+    return Arrays(train, test, arrays.classes, attack)
 
 
 def byte_images(images: NDArray[Any], where: str) -> NDArray[np.uint8]:
@@ -117,3 +119,43 @@ def _check_presence(labels: NDArray[Any], classes: tuple[str, ...], where: str) 
             f"{where}: every class needs images; {len(empty)} of {len(classes)} have none: "
             + ", ".join(empty[:10])
         )
+
+
+def _checked_attack(
+    attack: ImportedAttack, train: Split, test: Split, classes: tuple[str, ...], where: str
+) -> ImportedAttack:
+    """Returns `attack` with contiguous arrays, if they fit the splits. Raises DataError
+    otherwise."""
+    given = attack.arrays
+    for names, n, what in (
+        (TRUTH, len(train.labels), "training image"),
+        (TRIGGERED, len(given.get("triggered", ())), "triggered test image"),
+    ):
+        there = [name for name in names if name in given]
+        if there and len(there) < len(names):
+            lacking = ", ".join(f"`{name}`" for name in names if name not in given)
+            raise DataError(f"{where}: the attack has `{there[0]}` but not {lacking}")
+        for name in there:
+            found = given[name]
+            if found.dtype != names[name] or len(found) != n:
+                raise DataError(
+                    f"{where}: `{name}` must be {np.dtype(names[name])} with one element for each"
+                    f" {what} ({n}), got {found.dtype} {found.shape}"
+                )
+    if "triggered" in given and given["triggered"].shape[1:] != test.images.shape[1:]:
+        raise DataError(
+            f"{where}: test images and triggered test images must have the same shape (C, H, W),"
+            f" got {test.images.shape[1:]} and {given['triggered'].shape[1:]}"
+        )
+    for name, low, below in (
+        ("wanted", 0, len(classes)),
+        ("test_index", -1, len(test.labels)),
+        ("source_index", -1, 2**31),
+    ):
+        if (values := given.get(name)) is not None:
+            bad = (values < low) | (values >= below)
+            refuse(bad, values, f"{where}, {name}", f"values must be from {low} to {below - 1}")
+    if "is_poison" in given:
+        both = given["is_poison"] & given["is_cover"]
+        refuse(both, both, where, "no image may be both poisoned and a cover image")
+    return attack.having({name: np.ascontiguousarray(array) for name, array in given.items()})

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from backdoor_lab.core.errors import DataError, many
 from backdoor_lab.core.torch_files import load_torch_file
+from backdoor_lab.core.types import ImportedAttack, ImportedFacts
 from backdoor_lab.data.base import Arrays, Split
-from backdoor_lab.data.imported import ImportedAttack, ImportedFacts
 from backdoor_lab.data.members import Folder
 from backdoor_lab.exchange.backdoorbench_record import (
     RESULT,

@@ -17,9 +17,10 @@ from backdoor_lab.analysis.evidence import (
 from backdoor_lab.core.errors import many
 from backdoor_lab.core.validation import LONGEST, non_negative
 from backdoor_lab.page.page_pictures import is_triggered_late
-from backdoor_lab.results.artifact_reader import ArtifactReader, Training
+from backdoor_lab.results.artifact_reader import ArtifactReader
 from backdoor_lab.results.records import CellRecord
 from backdoor_lab.results.stages import STAGES, attacked_stage
+from backdoor_lab.results.stored_results import Training
 from backdoor_lab.tables.markup import short
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ def attacked(whole: SweepData) -> Iterator[tuple[str, Record, Training]]:
     for name in dict.fromkeys(str(cell.choices["trigger"]) for cell, _ in whole.done()):
         stored = ((r, whole.reader.training(r)) for r in by_trigger.get(name, []))
         for record, training in stored:
-            if training is not None and training.poisoned:
+            if training is not None and training.has_originals:
                 yield name, record, training
                 break
 

@@ -35,6 +35,7 @@ from backdoor_lab.pipeline.cell import Cell
 from backdoor_lab.pipeline.progress import Progress, ProgressCallback
 from backdoor_lab.pipeline.record import FITTED, record_body, record_head, run_facts
 from backdoor_lab.pipeline.stages.attacked import attacked_stage
+from backdoor_lab.pipeline.stages.imported import imported_stage
 from backdoor_lab.pipeline.stages.training import (
     measure_stage,
     poison_stage,
@@ -90,6 +91,10 @@ class CellPipeline:
         self.progress.stage("load", detail=f"on {self.machine.describe()}")
         cell, plan, prepared = self.cell, self.cell.plan, None
         data = open_dataset(cell.parts.data, self.store)
+        if data.attack is not None:
+            self.progress.stage("poison")
+            poisoned, self.stages["poison"] = imported_stage(data, data.attack, self.store)
+            return Attacked(data, poisoned, None)
         work = AttackContext(
             data.train, plan.target, plan.source, cell.seed,
             functools.cache(lambda: self._surrogate(data)), self.machine.device,

@@ -78,24 +78,16 @@ def record_body(
     after = stages["measure2"].meta if "measure2" in stages else dict.fromkeys(before)
     again = next((stages[name].meta for name in ("retrain", "repair") if name in stages), {})
     judged = "filter" in stages
-    removed = ~filter_result.keep
-    sizes = torch.bincount(data.train.labels, minlength=len(data.classes)).tolist()
     return {
         "status": "done",
         "dataset": described(cell) | {k: v for k, v in data.notes.items() if any_file(v)},
         "counts": {
             "n_train": len(poisoned.training),
-            "n_clean": len(data.train),
-            "n_poisoned": len(poisoned.source_index),
-            "n_eligible": eligible_count(cell.plan, sizes),
-            "n_removed": int(removed.sum()),
-            "pois_left": int((poisoned.is_poison & filter_result.keep).sum()),
-            "n_covers": len(poisoned.cover_index),
-            "covers_left": int((poisoned.is_cover & filter_result.keep).sum()),
+            "n_removed": int((~filter_result.keep).sum()),
             "n_test": before["n_test"],
             "n_asr": before["n_asr"],
             "train_test_overlap": overlap,
-            **flagged_counts(cell, poisoned, filter_result),
+            **poison_counts(cell, data, poisoned, filter_result),
         },
         "nat1": before["nat"], "asr1": before["asr"],
         "nat2": after["nat"], "asr2": after["asr"],
@@ -106,7 +98,8 @@ def record_body(
         **{name: stages[name].meta["accuracy"] if name in stages else None for name in FITTED},
         "per_class": recorded_per_class(data.classes, before, after),
         # A repair scores no images.
-        "detection": detection(*_without_covers(filter_result, poisoned)) if judged else None,
+        "detection": detection(*_without_covers(filter_result, poisoned))
+        if judged and poisoned.known else None,
         **under(cell, stages),
         "notes": filter_result.notes if judged else again["notes"],
         "poison_indices": poisoned.source_index.tolist(),
@@ -120,6 +113,27 @@ def record_body(
             "weights2": again.get("weights"),
         },
     }  # fmt: skip
+
+
+def poison_counts(
+    cell: Cell, data: Dataset, poisoned: PoisonResult, filter_result: FilterResult
+) -> dict[str, Any]:
+    """The counts of a record that depend on the ground truth; None if it is unknown."""
+    keep, made = filter_result.keep, poisoned.is_poison | poisoned.is_cover
+    sizes = torch.bincount(data.train.labels, minlength=len(data.classes)).tolist()
+    imported = data.attack is not None
+    found: dict[str, Any] = {
+        "n_clean": int((~made).sum()) if imported else len(data.train),
+        "n_poisoned": len(poisoned.source_index),
+        # How many images could have been poisoned is not known of a set that was read poisoned.
+        "n_eligible": None if imported else eligible_count(cell.plan, sizes),
+        "pois_left": int((poisoned.is_poison & keep).sum()),
+        "n_covers": len(poisoned.cover_index),
+        "covers_left": int((poisoned.is_cover & keep).sum()),
+    }
+    if not poisoned.known:
+        return dict.fromkeys(found)
+    return found | flagged_counts(cell, poisoned, filter_result)
 
 
 def under(cell: Cell, stages: dict[str, Artifact]) -> dict[str, Any]:

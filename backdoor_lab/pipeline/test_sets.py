@@ -11,7 +11,9 @@ import torch
 
 from backdoor_lab.attacks.base import Trigger
 from backdoor_lab.attacks.plan import PoisonSpec, asr_test_set
+from backdoor_lab.core.errors import DataError
 from backdoor_lab.core.instantiate import build
+from backdoor_lab.core.types import ImportedAttack
 from backdoor_lab.data.base import Split
 from backdoor_lab.pipeline.cell import PLANNED
 from backdoor_lab.pipeline.stages.holdout import held_out_rows
@@ -22,7 +24,7 @@ from backdoor_lab.training.evaluate import CHUNK
 class MeasuredOn:
     """`clean` are the test images that clean accuracy was measured on; `triggered` are those of the
     attack success rate, with the labels that the attacker wants. `rows`, int64 (k,), are the
-    indices of the latter in `clean`."""
+    indices of the latter in `clean`, -1 if unknown."""
 
     clean: Split
     triggered: Split
@@ -30,19 +32,25 @@ class MeasuredOn:
 
 
 def test_sets_of(
-    record: dict[str, Any], test: Split, classes: Sequence[str], prepared: dict[str, Any]
-) -> MeasuredOn:
+    record: dict[str, Any], test: Split, classes: Sequence[str], prepared: dict[str, Any],
+    attack: ImportedAttack | None,
+) -> MeasuredOn:  # fmt: skip
     """Returns the test sets of a cell's record. `test` has all test images of its data set, and
-    `prepared` the arrays that its trigger optimized or trained.
+    `prepared` the arrays that its trigger optimized or trained. `attack` is that of a data set that
+    was poisoned before it was read, None for other data sets.
 
-    Raises ConfigError if the trigger of the configuration cannot be built.
+    Raises ConfigError if the trigger of the configuration cannot be built, DataError if the data
+    set has no triggered test images.
     """
     protocol, chosen = record["protocol"], record["choices"]
     images, labels = (torch.from_numpy(np.array(each)) for each in (test.images, test.labels))
+    rest = torch.ones(len(labels), dtype=torch.bool)
     if wanted := protocol["clean_holdout"]:
-        rest = torch.ones(len(labels), dtype=torch.bool)
         rest[held_out_rows(labels, len(classes), wanted, chosen["seed"])] = False
         images, labels = images[rest], labels[rest]
+    clean = Split(images.numpy(), labels.numpy())
+    if attack is not None:
+        return _imported(clean, attack.without(rest.numpy()))
     source = chosen.get("source")
     plan = PoisonSpec(
         classes.index(chosen["target"]), None if source is None else classes.index(source),
@@ -54,8 +62,14 @@ def test_sets_of(
     rows = asr_test_set(labels, plan)
     shown = [trigger(images[part]) for part in rows.split(CHUNK)]
     made = torch.cat([images[:0], *shown]).numpy()
-    return MeasuredOn(
-        Split(images.numpy(), labels.numpy()),
-        Split(made, plan.wanted(labels, len(classes))[rows].numpy()),
-        rows,
+    return MeasuredOn(clean, Split(made, plan.wanted(labels, len(classes))[rows].numpy()), rows)
+
+
+def _imported(clean: Split, attack: ImportedAttack) -> MeasuredOn:
+    if attack.triggered is None or attack.elsewhere is None:
+        raise DataError("the data set has no triggered test images")
+    there = attack.arrays
+    images, wanted, rows = (
+        there[name][~attack.elsewhere] for name in ("triggered", "wanted", "test_index")
     )
+    return MeasuredOn(clean, Split(images, wanted), torch.from_numpy(rows))

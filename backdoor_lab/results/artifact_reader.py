@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,15 +25,18 @@ from backdoor_lab.core.artifacts import (
     WEIGHTS,
     TensorFile,
     map_split,
+    stored_attack,
 )
 from backdoor_lab.core.errors import DataError, LabError, many
 from backdoor_lab.core.small_files import UnreadableFileError
 from backdoor_lab.core.store import read_manifest
+from backdoor_lab.core.types import ImportedAttack
 from backdoor_lab.core.validation import safe_name
 from backdoor_lab.results.frozen import frozen_lines
 from backdoor_lab.results.records import decode as decode_without_indices
 from backdoor_lab.results.records import mapping
 from backdoor_lab.results.seal import read_sealed
+from backdoor_lab.results.stored_results import StoredFilterResult, Training, check_training
 from backdoor_lab.results.sweeps import cell_folders
 from backdoor_lab.results.weights import first_convolution
 
@@ -45,66 +47,6 @@ _CACHED = 4
 
 Array = NDArray[Any]
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Training:
-    """A poisoned training set of n examples, with the ground truth.
-
-    - `base` uint8 (N, C, H, W): the clean images.
-    - `rows` uint8 (P + Q, C, H, W): P poisoned images, then Q cover images. `poisoned` is P.
-    - `index` int (n,): the training images, as indices into the concatenation of `base` and `rows`.
-    - `labels` int (n,): the training labels.
-    - `original` int (P + Q,): the clean image from which each row was made.
-    - `clean_labels` int (N,): the labels before the attack.
-    - `classes`: the class names.
-    """
-
-    base: Array
-    rows: Array
-    index: Array
-    labels: Array
-    original: Array
-    poisoned: int
-    clean_labels: Array
-    classes: tuple[str, ...]
-
-    @cached_property
-    def is_poison(self) -> Array:
-        first = len(self.base)
-        return (self.index >= first) & (self.index < first + self.poisoned)
-
-    @cached_property
-    def is_cover(self) -> Array:
-        return np.asarray(self.index >= len(self.base) + self.poisoned)
-
-    def images(self, where: Array) -> Array:
-        """Returns the images, uint8 (b, C, H, W), with the indices in `where`, int (b,)."""
-        found = np.empty((len(where), *self.base.shape[1:]), np.uint8)
-        index, first = self.index[where], len(self.base)
-        laid_over = index >= first
-        found[~laid_over] = self.base[index[~laid_over]]
-        found[laid_over] = self.rows[index[laid_over] - first]
-        return found
-
-    def before(self, where: Array) -> Array:
-        """Returns the labels, int (b,), that the examples with the indices in `where`, int (b,),
-        had before the attack."""
-        index, first = self.index[where], len(self.base)
-        clean = np.where(index < first, index, 0)
-        if len(self.original):
-            rows = np.where(index < first, 0, index - first)
-            clean = np.where(index < first, clean, self.original[rows])
-        return np.asarray(self.clean_labels[clean])
-
-
-@dataclass(frozen=True)
-class StoredFilterResult:
-    """The result of a filter: `scores` float64 (n,), NaN for images that were not scored; `keep`
-    bool (n,), false for removed images."""
-
-    scores: Array
-    keep: Array
 
 
 def raw_records(folder: Path, *, whole: bool = False) -> dict[str, dict[str, Any]]:
@@ -174,6 +116,11 @@ class ArtifactReader:
             "test images", lambda: map_split(self._datasets(record["hashes"]["data"])[0], "test")
         )
 
+    def imported_attack(self, record: dict[str, Any]) -> ImportedAttack | None:
+        """Returns the attack of a data set that was poisoned before it was read; None for other
+        data sets."""
+        return self._try("triggered images", lambda: self._imported_attack(record))
+
     def prepared(self, record: dict[str, Any]) -> dict[str, Array] | None:
         """Returns the tensors that the trigger optimized or trained; empty if it prepares
         nothing."""
@@ -215,7 +162,7 @@ class ArtifactReader:
             base, found["rows"], found["index"], found["labels"], original,
             len(found["source_index"]), labels, classes,
         )  # fmt: skip
-        _check(made)
+        check_training(made)
         return made
 
     def _dataset(self, digest: str) -> tuple[Path, tuple[str, ...]]:
@@ -230,6 +177,10 @@ class ArtifactReader:
             raise DataError(f"the store contains no data set with the hash {digest}")
         self._check(found[0])
         return found
+
+    def _imported_attack(self, record: dict[str, Any]) -> ImportedAttack | None:
+        folder = self._datasets(record["hashes"]["data"])[0]
+        return stored_attack(folder, read_manifest(folder)["meta"])
 
     def _filter_result(self, record: dict[str, Any], n: int) -> StoredFilterResult:
         found = self._arrays(VERDICT, self._entry(record, "filter"))
@@ -275,26 +226,3 @@ def _never_ran(record: dict[str, Any], stage: str) -> bool:
     run = record.get("run")
     stages = run.get("stages") if isinstance(run, dict) else None
     return isinstance(stages, dict) and bool(stages) and stage not in stages
-
-
-def _check(made: Training) -> None:
-    """Raises ValueError if the arrays of `made` are inconsistent."""
-    n, rows, images = len(made.index), len(made.rows), len(made.base)
-    sound = (
-        made.base.ndim == 4 and made.base.dtype == np.uint8 == made.rows.dtype
-        and made.rows.shape[1:] == made.base.shape[1:]
-        and made.labels.shape == (n,) and made.clean_labels.shape == (images,)
-        and len(made.original) == rows
-    )  # fmt: skip
-    if not sound:
-        raise ValueError(
-            "the stored arrays have inconsistent shapes: they belong to different training sets"
-        )
-    for values, below in (
-        (made.index, images + rows),
-        (made.original, images),
-        (made.labels, len(made.classes)),
-        (made.clean_labels, len(made.classes)),
-    ):
-        if len(values) and not 0 <= values.min() <= values.max() < below:
-            raise ValueError(f"a stored index or label is outside 0..{below - 1}")

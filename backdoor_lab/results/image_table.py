@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from backdoor_lab.core.atomic_io import digest
 from backdoor_lab.core.errors import ConfigError
-from backdoor_lab.results.artifact_reader import ArtifactReader, StoredFilterResult, Training
+from backdoor_lab.results.artifact_reader import ArtifactReader
 from backdoor_lab.results.cell_folder import completed_record
 from backdoor_lab.results.store_location import CONFIGURATION, STORE, find_store
+from backdoor_lab.results.stored_results import StoredFilterResult, Training
 
 if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from backdoor_lab.attacks.plan import asr_test_set, count, cover_count
+from backdoor_lab.attacks.plan import count, cover_count
 from backdoor_lab.attacks.poison import clean
 from backdoor_lab.core.atomic_io import canonical
 from backdoor_lab.core.lazy import torch
@@ -24,7 +24,9 @@ from backdoor_lab.pipeline.cell import Cell
 from backdoor_lab.pipeline.cell_pipeline import CellPipeline
 from backdoor_lab.pipeline.progress import Progress
 from backdoor_lab.pipeline.stages.holdout import class_sizes
+from backdoor_lab.pipeline.stages.imported import marked
 from backdoor_lab.pipeline.stages.training import train_stage
+from backdoor_lab.pipeline.stages.triggered import triggered_test
 from backdoor_lab.results.stages import is_at_or_before
 from backdoor_lab.sweep.calibrate import Rate, Speed
 from backdoor_lab.training.autoencoder import DIMS
@@ -171,11 +173,8 @@ def _count(
     work: Work, cell: Cell, data: Dataset, missing: list[str], size: tuple[int, int],
     shared: set[str], machine: ComputeDevice,
 ) -> Amount:  # fmt: skip
-    sizes = class_sizes(data.train.labels, len(data.classes))
-    poisoned = count(cell.plan, sizes)
-    added = poisoned + cover_count(cell.plan, sizes)
-    n_train = len(data.train) + (added if cell.plan.placement == "append" else 0)
-    n_test = len(data.test) + len(asr_test_set(data.test.labels, cell.plan))
+    poisoned, added, n_train = _sizes(cell, data)
+    n_test = len(data.test) + len(triggered_test(cell, data).attacked)
     # A measurement is missing if it is in the list, or if it comes after the stage that ends the
     # list.
     passes = {MEASURE: n_test, TRANSFORMED: n_test * len(cell.asr_under), TRAIN_ACCURACY: n_train}
@@ -186,7 +185,7 @@ def _count(
     stage = beyond[0]
     network = [data.train.digest, cell.seed, cell.model, cell.recipe.decides()]
     trainings = int(cell.retrain and not isinstance(cell.defense, ModelRepair))
-    if trainings and _leaves_clean(cell, poisoned, added):
+    if trainings and data.attack is None and _leaves_clean(cell, poisoned, added):
         again = ["clean again", cell.same_seed, *network]
         trainings = int(_once(shared, again) and not _clean_is_there(cell, data, machine))
     amount.measured += (passes[MEASURE] + passes[TRANSFORMED]) * int(cell.retrain)
@@ -213,6 +212,18 @@ def _count(
     # Every network except the surrogate is also evaluated on its own training set.
     amount.measured += (trainings - surrogates) * n_train
     return amount
+
+
+def _sizes(cell: Cell, data: Dataset) -> tuple[int, int, int]:
+    """The numbers of poisoned images, of poisoned and cover images, and of training images."""
+    if (attack := data.attack) is not None:
+        poison, covers = marked(attack, len(data.train))
+        return len(poison), len(poison) + len(covers), len(data.train)
+    sizes = class_sizes(data.train.labels, len(data.classes))
+    poisoned = count(cell.plan, sizes)
+    added = poisoned + cover_count(cell.plan, sizes)
+    appended = added if cell.plan.placement == "append" else 0
+    return poisoned, added, len(data.train) + appended
 
 
 def _leaves_clean(cell: Cell, poisoned: int, added: int) -> bool:

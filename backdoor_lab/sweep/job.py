@@ -100,14 +100,17 @@ def _tell(folder: Path, in_sweep: bool) -> None:
     record = decode(data)
     if record["status"] != "done":
         return
-    counts = record["counts"]
+    poisoned, left = (
+        "–" if record["counts"][key] is None else record["counts"][key]
+        for key in ("n_poisoned", "pois_left")
+    )
     nat1, asr1, nat2, asr2 = (
         "–" if record[key] is None else f"{100 * record[key]:.2f}"
         for key in ("nat1", "asr1", "nat2", "asr2")
     )
     log.warning(
-        "Nat1 %s  ASR1 %s  #Pois %d  #Pois Left %d  Nat2 %s  ASR2 %s  %s",
-        nat1, asr1, counts["n_poisoned"], counts["pois_left"], nat2, asr2, folder / "record.json",
+        "Nat1 %s  ASR1 %s  #Pois %s  #Pois Left %s  Nat2 %s  ASR2 %s  %s",
+        nat1, asr1, poisoned, left, nat2, asr2, folder / "record.json",
     )  # fmt: skip
     for line in cautions([parse(data)]):
         log.warning("%s", line)

@@ -8,21 +8,36 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from backdoor_lab.attacks.plan import check_pair, count
+from backdoor_lab.attacks.plan import check_pair
 from backdoor_lab.attacks.poison import changes_nothing, check_can_be_late, classes_after, no_change
 from backdoor_lab.core.atomic_io import canonical
 from backdoor_lab.core.errors import ConfigError, DataError, is_out_of_memory, reason_of
+from backdoor_lab.core.instantiate import build
 from backdoor_lab.core.lazy import torch
 from backdoor_lab.core.paths import check_writable
 from backdoor_lab.core.store import Store
-from backdoor_lab.core.types import Dataset
+from backdoor_lab.core.types import Dataset, ImportedFacts
+from backdoor_lab.data.base import Source
 from backdoor_lab.data.cache import classes_and_fingerprint, open_dataset
 from backdoor_lab.defenses.base import Defense, OracleControl
-from backdoor_lab.defenses.networks import ModelRepair
 from backdoor_lab.identity.own_code import explained
 from backdoor_lab.pipeline.cell import Cell
+from backdoor_lab.pipeline.imported import with_attack
 from backdoor_lab.pipeline.keys import check_keys
-from backdoor_lab.pipeline.stages.holdout import class_sizes, held_out, knowledge
+from backdoor_lab.pipeline.stages.holdout import (
+    class_sizes,
+    knowledge,
+    poisoned_count,
+)
+from backdoor_lab.sweep.requirements import (
+    check_clean_source,
+    check_control,
+    check_emptied,
+    check_held_out,
+    check_labels,
+    check_repair,
+    check_scope,
+)
 from backdoor_lab.sweep.trial import check_layer, try_network
 from backdoor_lab.training.device import check_trainer, machine_of
 from backdoor_lab.training.logs import check_logger
@@ -35,6 +50,7 @@ class Preflight:
 
     def __init__(self) -> None:
         self._names: dict[str, tuple[tuple[str, ...], str]] = {}
+        self._facts: dict[str, ImportedFacts | None] = {}
         self._data: dict[str, tuple[Cell, Dataset]] = {}
         self._seen: set[str] = set()
 
@@ -59,6 +75,7 @@ class Preflight:
             self._check(cell)
 
     def _identify(self, config: dict[str, Any]) -> Cell:
+        config = with_attack(config, self._imported(config.get("dataset")))
         parts = check_keys(config)
         self._check_elsewhere(config)
         if config["model"]["name"] in QUICKLY_KNOWN:
@@ -70,10 +87,19 @@ class Preflight:
             self._names[key] = classes_and_fingerprint(parts.data, store)
         cell = Cell(config, *self._names[key], parts)
         check_pair(*cell.pair, cell.classes)
-        _check_repair(cell)
-        _check_labels(cell)
+        check_repair(cell)
+        check_labels(cell)
         cell.plan  # noqa: B018  (rejects unknown protocol values)
         return cell
+
+    def _imported(self, dataset: Any) -> ImportedFacts | None:
+        """What is known about the attack on a poisoned data set; None for other data sets."""
+        if not isinstance(dataset, dict):
+            return None  # `check_keys` explains the error.
+        key = canonical(dataset)
+        if key not in self._facts:
+            self._facts[key] = build("dataset", dataset, Source).imported()
+        return self._facts[key]
 
     def _check(self, cell: Cell) -> None:
         if cell.parts.data.is_absent():
@@ -132,23 +158,35 @@ class Preflight:
         if key in self._seen:
             return
         sizes = class_sizes(data.train.labels, len(data.classes))
-        poisoned = count(cell.plan, sizes)
+        check_held_out(cell, data)
+        check_clean_source(cell, data)
+        if data.attack is None:
+            after = self._check_trigger(cell, data, sizes)
+        else:
+            after = sizes
+            check_control(cell, data.attack)
+        if isinstance(cell.defense, Defense):
+            check_scope(cell, cell.defense)
+            known = None if data.attack is None else data.attack.n_poisoned
+            poisoned = poisoned_count(cell, data.train.labels, known)
+            cell.defense.check(knowledge(cell, poisoned), after)
+        self._seen.add(key)
+
+    @staticmethod
+    def _check_trigger(cell: Cell, data: Dataset, sizes: list[int]) -> list[int]:
+        """Check that the attack can be made on the clean training set. Returns the number of
+        training images of each class after the attack."""
         # Check this even if there is no poison: the attack success rate is measured on triggered
         # test images.
         cell.trigger.check_image_size(*data.train.shape)
         if cell.plan.apply_trigger == "after_augmentation":
             check_can_be_late(cell.trigger)
-        _check_held_out(cell, data)
-        _check_clean_source(cell, data)
         labels, classes = data.train.labels, len(data.classes)
         after = classes_after(labels, cell.plan, classes=classes, seed=cell.seed)
-        _check_emptied(cell, sizes, after)
+        check_emptied(cell, sizes, after)
         if changes_nothing(data.train, cell.trigger, cell.plan, seed=cell.seed):
             raise no_change(cell.choices["trigger"])
-        if isinstance(cell.defense, Defense):
-            _check_scope(cell, cell.defense)
-            cell.defense.check(knowledge(cell, poisoned), after)
-        self._seen.add(key)
+        return after
 
     def _check_network(self, cell: Cell, data: Dataset) -> None:
         model, layer = cell.model, cell.protocol["layer"]
@@ -186,89 +224,3 @@ def _enough_memory() -> Iterator[None]:
 
 def _data_key(config: dict[str, Any]) -> str:
     return canonical([config["dataset"], config["store"]])
-
-
-def _check_emptied(cell: Cell, before: list[int], after: list[int]) -> None:
-    gone = [cell.classes[y] for y, n in enumerate(after) if before[y] and not n]
-    if gone:
-        raise ConfigError(
-            f"`ratio`={cell.ratio:g} relabels every training image of class {gone[0]}: none"
-            " would be left. Use a smaller ratio, or protocol.placement=append"
-        )
-
-
-def _check_scope(cell: Cell, defense: Defense) -> None:
-    if cell.plan.label_mode == "all_to_all" and "target" in defense.requires():
-        raise ConfigError(
-            "`label_mode=all_to_all` attacks every class, but this defense filters only one class:"
-            " set protocol.filter_scope=all or protocol.filter_scope=suspicious"
-        )
-
-
-def _check_labels(cell: Cell) -> None:
-    if cell.trigger.source_specific and cell.protocol["label_mode"] == "all_to_all":
-        raise ConfigError(
-            f"`trigger={cell.choices['trigger']}` attacks one source class, but"
-            " `label_mode=all_to_all` attacks every class: remove one of the two"
-        )
-
-
-def _check_repair(cell: Cell) -> None:
-    if isinstance(cell.defense, ModelRepair) and not cell.retrain:
-        raise ConfigError(
-            f"`defense={cell.choices['defense']}` cannot be used with `retrain=false`:"
-            " its only result is the network after the defense"
-        )
-
-
-def _check_clean_source(cell: Cell, data: Dataset) -> None:
-    source = cell.parts.clean_source
-    if source is None:
-        return
-    if source.imported() is not None:
-        raise ConfigError("`defense.data` must be a clean data set, but this one is poisoned")
-    found = open_dataset(source, Store(cell.store_root, read_only=True))
-    if found.train.shape != data.train.shape:
-        shapes = ("x".join(map(str, each.shape)) for each in (found.train, data.train))
-        raise ConfigError(
-            "`defense.data` has images of {}, but the network takes images of {}: choose a data set"
-            " with the same size (defense.data.size) and number of channels".format(*shapes)
-        )
-    if sorted(found.classes) != sorted(cell.classes):
-        raise ConfigError(
-            f"`defense.data` has the classes {_named(found.classes)}, but the network knows"
-            f" {_named(cell.classes)}: both must have the same names, in any order. With"
-            " other classes the network needs a new last layer, and then neither Nat2 nor ASR2 is"
-            " defined, because they count answers in the old classes"
-        )
-
-
-def _named(classes: tuple[str, ...]) -> str:
-    more = f" and {len(classes) - 4} more" if len(classes) > 4 else ""
-    return ", ".join(classes[:4]) + more
-
-
-def _check_held_out(cell: Cell, data: Dataset) -> None:
-    wanted, there = cell.protocol["clean_holdout"], len(data.test)
-    if 2 * wanted > there:
-        raise ConfigError(
-            f"`protocol.clean_holdout`={wanted} would leave less than half of the"
-            f" {there} test images for evaluation: use at most {there // 2}"
-        )
-    sizes = class_sizes(data.test.labels, len(data.classes))
-    taken = class_sizes(data.test.labels[held_out(cell, data.test)], len(data.classes))
-    for name, size, lost in zip(data.classes, sizes, taken, strict=True):
-        if size and size - lost < max(1, size // 2):
-            raise ConfigError(
-                f"`protocol.clean_holdout`={wanted} would leave {size - lost} of"
-                f" the {size} test images of class {name} for evaluation: use a smaller value"
-            )
-    needs = {"clean", "clean images"} & set(cell.requires) and cell.parts.clean_source is None
-    if needs and min(taken) < 2:
-        few = min(range(len(taken)), key=lambda label: taken[label])
-        raise ConfigError(
-            f"`defense={cell.choices['defense']}` needs a few clean images of every class,"
-            f" but protocol.clean_holdout={wanted} holds out only {taken[few]} of class"
-            f" {data.classes[few]}: set protocol.clean_holdout to {2 * len(data.classes)} or more"
-            " (held-out images are not used for evaluation)"
-        )

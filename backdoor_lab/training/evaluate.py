@@ -35,6 +35,15 @@ def channel_stats(images: Tensor) -> tuple[Tensor, Tensor]:
     return mean.float(), variance.sqrt().clamp(min=1.0).float()
 
 
+def normalization_of(training: TrainingSet) -> tuple[Tensor, Tensor]:
+    """The mean and standard deviation of each channel by which a network normalizes the images of
+    `training`, as `channel_stats` returns them."""
+    if training.normalization is None:
+        return channel_stats(training.base)
+    mean, std = (torch.tensor(values, dtype=torch.float32) for values in training.normalization)
+    return mean, std
+
+
 @torch.inference_mode()
 def predictions(module: Classifier, images: Tensor, machine: ComputeDevice) -> Tensor:
     """Predict the classes of `images`, uint8 (n, C, H, W). Returns int64 (n,)."""

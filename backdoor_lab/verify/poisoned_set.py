@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from backdoor_lab.core import validation
 from backdoor_lab.core.atomic_io import sha256_of
 from backdoor_lab.core.errors import ConfigError, many
+from backdoor_lab.core.types import ImportedAttack
 from backdoor_lab.data.base import Arrays
-from backdoor_lab.data.imported import ImportedAttack
 from backdoor_lab.verify.finding import Finding
 from backdoor_lab.verify.network import Material
 

@@ -78,6 +78,7 @@ WRITERS = {
     "sweep/sweeper.py:_announce": "sweep",
     "sweep/launching/task.py:_crashes_told": "a warning, see `log`",
     "core/artifacts.py:write": STAGE, "core/artifacts.py:write_split": "data set",
+    "core/artifacts.py:write_attack": STAGE,
     "core/tensor_io.py:write_array": STAGE, "core/tensor_io.py:write_tensors": STAGE,
     "api/poisoning.py:save": "poisoned arrays", "api/poisoning.py:_write": "poisoned arrays",
     "export.py:_export_images": ATOMIC,

@@ -20,7 +20,12 @@ from backdoor_lab.defenses.base import Defense, OracleControl
 from backdoor_lab.defenses.context import DefenseContext
 from backdoor_lab.numerics.layers import AUTOENCODER
 from backdoor_lab.pipeline.cell import Cell, nameless
-from backdoor_lab.pipeline.stages.holdout import held_out, held_out_facts, knowledge
+from backdoor_lab.pipeline.stages.holdout import (
+    held_out,
+    held_out_facts,
+    knowledge,
+    poisoned_count,
+)
 from backdoor_lab.pipeline.stages.training import computed_on
 from backdoor_lab.training.autoencoder import (
     Autoencoder,
@@ -145,7 +150,9 @@ def filter_stage(
 ) -> tuple[FilterResult, Artifact]:
     """Run the defense, or read its stored result. Only an OracleControl is given the ground
     truth."""
-    defense, known = cell.defense, knowledge(cell, len(poisoned.source_index))
+    marked = len(poisoned.source_index) if poisoned.known else None
+    wanted = poisoned_count(cell, poisoned.training.labels, marked)
+    defense, known = cell.defense, knowledge(cell, wanted)
     assert isinstance(defense, Defense | OracleControl)
     held_out, provided = evidence.held_out, evidence.provided
     if held_out is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from backdoor_lab.attacks.plan import count
 from backdoor_lab.core import streams
 from backdoor_lab.core.lazy import Tensor, torch
 from backdoor_lab.core.rng import derive, torch_generator
@@ -53,7 +54,14 @@ def without_held_out(cell: Cell, data: Dataset) -> Dataset:
     rest = torch.ones(len(data.test), dtype=torch.bool)
     rest[held_out(cell, data.test)] = False
     test = replace(data.test, images=data.test.images[rest], labels=data.test.labels[rest])
-    return replace(data, test=test)
+    attack = data.attack and data.attack.without(rest.numpy())
+    return replace(data, test=test, attack=attack)
+
+
+def poisoned_count(cell: Cell, labels: Tensor, known: int | None) -> int:
+    """The number of poisoned training images: `known` or, if that is None, the number that the
+    cell's ratio gives for a training set with `labels`, int64 (n,)."""
+    return count(cell.plan, class_sizes(labels, len(cell.classes))) if known is None else known
 
 
 def class_sizes(labels: Tensor, classes: int) -> list[int]:

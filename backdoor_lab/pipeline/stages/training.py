@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import platform
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,7 @@ from torch import Tensor
 
 import backdoor_lab
 from backdoor_lab import identity, returned
-from backdoor_lab.attacks.base import AttackContext
-from backdoor_lab.attacks.plan import asr_test_set, elsewhere_test_set
+from backdoor_lab.attacks.base import AttackContext, Trigger
 from backdoor_lab.attacks.poison import content_digest, no_change, of_rows, poison
 from backdoor_lab.core import streams
 from backdoor_lab.core.artifacts import POISON, PREPARED, WEIGHTS
@@ -32,12 +32,13 @@ from backdoor_lab.core.types import Dataset, PoisonResult, TrainingSet
 from backdoor_lab.pipeline.cell import Cell
 from backdoor_lab.pipeline.per_class import measured_per_class
 from backdoor_lab.pipeline.stages.holdout import class_sizes, held_out_facts, without_held_out
+from backdoor_lab.pipeline.stages.triggered import triggered_test
 from backdoor_lab.training.classifier import Classifier
 from backdoor_lab.training.device import ComputeDevice
 from backdoor_lab.training.evaluate import (
     accuracy,
     attack_success,
-    channel_stats,
+    normalization_of,
     predictions,
     training_accuracy,
 )
@@ -103,13 +104,23 @@ def poison_stage(
     inputs |= _surrogate(cell, machine)
     inputs |= {} if prepared is None else {"prepared": prepared.id}
     entry = store.get("poison", inputs, make)
+    late = cell.plan.apply_trigger == "after_augmentation"
+    return poisoned_set(data, entry, cell.trigger if late else None), entry
+
+
+def poisoned_set(
+    data: Dataset, entry: Artifact, late_trigger: Trigger | None = None, *, known: bool = True
+) -> PoisonResult:
+    """Returns the poisoned training set that the stage `entry` stored; `known` tells whether the
+    ground truth is known."""
     found = POISON.read(entry.path)
-    late = cell.plan.apply_trigger == "after_augmentation" and len(found["rows"]) > 0
     training = TrainingSet(
         data.train.images, found["rows"], found["index"], found["labels"], data.classes,
-        entry.meta["digest"], cell.trigger if late else None,
+        entry.meta["digest"], late_trigger if len(found["rows"]) else None,
+        None if data.attack is None else data.attack.normalization,
     )  # fmt: skip
-    return of_rows(training, found["source_index"], found["cover_index"]), entry
+    made = of_rows(training, found["source_index"], found["cover_index"])
+    return replace(made, known=known)
 
 
 def filtered(training: TrainingSet, keep: Tensor, cell: Cell, data: Dataset) -> TrainingSet:
@@ -127,7 +138,7 @@ def filtered(training: TrainingSet, keep: Tensor, cell: Cell, data: Dataset) -> 
             f" {gone[0]}: a network retrained without these images cannot predict the class."
             " Lower the ratio or the budget"
         )
-    digest = content_digest(rest, data.train.digest, _stamp(cell))
+    digest = content_digest(rest, data.training_digest, _stamp(cell))
     return training.keep(keep, digest)
 
 
@@ -140,7 +151,7 @@ def train_stage(
     `stage` is ``train``, ``retrain`` or ``surrogate``; each has its own seed for initial weights
     and the order of images. With ``retrain_seed=same``, ``retrain`` uses the seed of ``train``.
     """
-    mean, std = channel_stats(training.base)
+    mean, std = normalization_of(training)
     drawn_as = "train" if stage == "retrain" and cell.same_seed else stage
     seed = derive(cell.seed, TRAININGS[drawn_as])
     job = TrainingJob(cell.model, cell.recipe, training, seed, mean, std)
@@ -183,25 +194,26 @@ def measure_stage(
     `top_share` is the share of clean images for which it is predicted. For `per_class` see
     `measured_per_class`.
     """
-    data, plan = without_held_out(cell, data), cell.plan
-    labels = data.test.labels
-    where, elsewhere = asr_test_set(labels, plan), elsewhere_test_set(labels, plan)
-    wanted = plan.wanted(labels, len(data.classes))
+    data = without_held_out(cell, data)
+    labels, asked = data.test.labels, triggered_test(cell, data)
 
     def make(folder: Path) -> dict[str, Any]:
         predicted = predictions(module, data.test.images, machine)
 
         def success(among: Tensor) -> float | None:
-            return attack_success(module, data.test, among, cell.trigger, wanted, machine)
+            return attack_success(module, asked.images, among, asked.trigger, asked.wanted, machine)
 
+        where = asked.attacked
+        originals = asked.original[where]
+        compared = len(where) > 0 and bool((originals >= 0).all())
         sizes = class_sizes(predicted, len(data.classes))
         return {
             "nat": accuracy(predicted, labels),
             "asr": success(where),
-            "clean_rate": accuracy(predicted[where], wanted[where]) if len(where) else None,
+            "clean_rate": accuracy(predicted[originals], asked.wanted[where]) if compared else None,
             "top_class": data.classes[sizes.index(max(sizes))],
             "top_share": max(sizes) / len(predicted),
-            "asr_elsewhere": success(elsewhere),
+            "asr_elsewhere": success(asked.elsewhere),
             "n_test": len(data.test),
             "n_asr": len(where),
             "per_class": measured_per_class(predicted, labels, len(data.classes)),
@@ -220,7 +232,7 @@ def measured_on(
     return {
         "weights": weights,
         # The normalization is computed from these images and determines what the network sees.
-        "normalisation": data.train.digest,
+        "normalisation": data.training_digest,
         "test": data.test.digest,
         "trigger": [*cell.trigger_identity, *([] if prepared is None else [prepared.id])],
         "bf16": machine.bf16,
@@ -244,7 +256,7 @@ def train_accuracy_stage(
     inputs = {
         "version": identity.stage("train_accuracy"),
         "weights": weights,
-        "normalisation": data.train.digest,
+        "normalisation": data.training_digest,
         "training": training.digest,
         "bf16": machine.bf16,
     }

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from backdoor_lab import identity
-from backdoor_lab.attacks.plan import asr_test_set
 from backdoor_lab.core import streams
 from backdoor_lab.core.rng import torch_generator
 from backdoor_lab.core.store import Artifact, Store
@@ -20,6 +19,7 @@ from backdoor_lab.core.types import Dataset
 from backdoor_lab.pipeline.cell import Cell
 from backdoor_lab.pipeline.stages.holdout import without_held_out
 from backdoor_lab.pipeline.stages.training import measured_on
+from backdoor_lab.pipeline.stages.triggered import triggered_test
 from backdoor_lab.training.classifier import Classifier
 from backdoor_lab.training.device import ComputeDevice
 from backdoor_lab.training.evaluate import attack_success
@@ -40,27 +40,28 @@ def transformed_stage(
     Noise and the directions of shifts are drawn with the cell's seed. They are the same for all
     networks and strengths.
     """
-    rest, plan = without_held_out(cell, data), cell.plan
-    labels = rest.test.labels
-    wanted = plan.wanted(labels, len(data.classes))
-    chosen, everything = asr_test_set(labels, plan), torch.arange(len(labels))
+    rest = without_held_out(cell, data)
+    test, asked = rest.test, triggered_test(cell, rest)
 
-    def share(name: str, where: Tensor, right: Tensor, triggered: bool) -> float | None:
-        generator = torch_generator(cell.seed, streams.TRANSFORMED_TEST)
-        changed = transformation(name, generator)
-        seen = _after(cell.trigger, changed) if triggered else changed
-        return attack_success(module, rest.test, where, seen, right, machine)
+    def changed(name: str) -> Callable[[Tensor], Tensor]:
+        return transformation(name, torch_generator(cell.seed, streams.TRANSFORMED_TEST))
 
     def make(folder: Path) -> dict[str, Any]:
+        everything = torch.arange(len(test))
         return {
             "under": {
                 name: {
-                    "nat": share(name, everything, labels, triggered=False),
-                    "asr": share(name, chosen, wanted, triggered=True),
+                    "nat": attack_success(
+                        module, test, everything, changed(name), test.labels, machine
+                    ),
+                    "asr": attack_success(
+                        module, asked.images, asked.attacked,
+                        _after(asked.trigger, changed(name)), asked.wanted, machine,
+                    ),
                 }
                 for name in cell.asr_under
             }
-        }
+        }  # fmt: skip
 
     inputs = {
         "version": identity.stage("transformed"),

@@ -16,11 +16,12 @@ FOLDER = Path(__file__).parents[3] / "conf" / "dataset"
 PRESETS = {"synthetic_small": "synthetic"}
 """Files that override values of another file."""
 FILES = sorted(path for path in FOLDER.glob("*.yaml") if path.stem not in PRESETS)
-NEEDS_ROOT = {"image_folder": "x/y.zip", "arrays": "x/y.npz"}
+NEEDS_ROOT = {"image_folder": "x/y.zip", "arrays": "x/y.npz", "poisoned": "x/y"}
 
 
 def composed(path: Path) -> tuple[type[Source], dict[str, Any]]:
     given: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    given = given.get("dataset", given)  # poisoned.yaml also sets other groups.
     module, _, name = given.pop("_target_").rpartition(".")
     return getattr(import_module(module), name), given
 

@@ -40,7 +40,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any],
     test, prepared = reader.test_set(record), reader.prepared(record)
     assert test is not None
     assert prepared is not None
-    sets = sets_of(record, Split(*test), classes, prepared)
+    sets = sets_of(record, Split(*test), classes, prepared, None)
     return out, record, Material(classes, sets.clean, sets.triggered, sets.rows.numpy())
 
 
@@ -315,8 +315,8 @@ def test_the_precision_of_the_card_is_that_of_the_measurement(
 
 
 def test_elsewhere_images_do_not_count(lab: tuple[Path, dict[str, Any], Material]) -> None:
+    from backdoor_lab.core.types import ImportedAttack
     from backdoor_lab.data.base import Arrays
-    from backdoor_lab.data.imported import ImportedAttack
 
     own = lab[2]
     assert own.triggered is not None

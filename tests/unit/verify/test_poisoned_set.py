@@ -11,9 +11,9 @@ import pytest
 
 from backdoor_lab.core.atomic_io import sha256_of
 from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.types import ImportedAttack
 from backdoor_lab.data.base import Arrays, Split
 from backdoor_lab.data.cache import content_digest
-from backdoor_lab.data.imported import ImportedAttack
 from backdoor_lab.verify.__main__ import main
 from backdoor_lab.verify.finding import Finding
 from backdoor_lab.verify.poisoned_set import check_set

@@ -1,0 +1,71 @@
+"""Completes the configuration of a cell whose data set is already poisoned: the attack is that of
+the set, so its facts are not options."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.types import ImportedFacts
+
+TRIGGER = "backdoor_lab.attacks.imported.ImportedTrigger"
+GIVEN = ("target", "source", "ratio", "label_mode", "cover_rate")
+"""The options that describe an attack. For a poisoned set, they are null or equal to its facts."""
+CHOICES = ("ratio_of", "placement", "poison_from", "asr_on")
+"""The keys of a protocol that describe an attack, and that a set's card states."""
+
+
+def with_attack(config: dict[str, Any], facts: ImportedFacts | None) -> dict[str, Any]:
+    """Returns `config` with the trigger, the classes, the ratio and the protocol's choices of the
+    attack on its data set; `config` itself if the data set is not poisoned (`facts` is None).
+
+    The ratio of a set whose ground truth is unknown is the user's assumption. Raises ConfigError if
+    an option contradicts the set, or if a value is needed that the set does not state.
+    """
+    imported = _part(config, "trigger").get("_target_") == TRIGGER
+    if facts is None:
+        if imported:
+            raise ConfigError("`trigger=imported` is the trigger of `dataset=poisoned` only")
+        return config
+    if not imported:
+        raise ConfigError(
+            f"`dataset={_part(config, 'dataset').get('name') or 'poisoned'}` is already poisoned,"
+            " so that no trigger can be applied: remove `trigger`"
+        )
+    found = _stated(facts)
+    for key in GIVEN:
+        _check_equal(key, config.get(key), found.get(key))
+    given = {key: found.get(key, config.get(key)) for key in GIVEN}
+    for key, what in (("target", "class is attacked"), ("ratio", "share is poisoned")):
+        if given[key] is None:
+            raise ConfigError(
+                f"`{key}` is needed, because the files of `dataset.root` do not state which {what}:"
+                f" give your assumption ({key}=...), which filters and tables use"
+            )
+    choices = {key: value for key, value in facts.choices.items() if key in CHOICES}
+    choices.setdefault("ratio_of", "all")
+    trigger = {"_target_": TRIGGER, "name": facts.trigger or "unknown", "options": facts.options}
+    protocol = {**_part(config, "protocol"), **choices}
+    return {**config, **given, "trigger": trigger, "protocol": protocol}
+
+
+def _part(config: dict[str, Any], key: str) -> dict[str, Any]:
+    found = config.get(key)
+    return found if isinstance(found, dict) else {}
+
+
+def _stated(facts: ImportedFacts) -> dict[str, Any]:
+    """The values of `GIVEN` that the set states; without ground truth, it does not state the
+    ratio."""
+    ratio = None if facts.n_poisoned is None else facts.ratio
+    known: dict[str, Any] = {"target": facts.target, "source": facts.source, "ratio": ratio}
+    known |= {key: facts.choices.get(key) for key in ("label_mode", "cover_rate")}
+    return {key: value for key, value in known.items() if value is not None}
+
+
+def _check_equal(key: str, given: Any, found: Any) -> None:
+    if given is None or found is None or given == found:
+        return
+    raise ConfigError(
+        f"`{key}`={given}, but the poisoned data set states {key}={found}: remove the option"
+    )
