@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backdoor_lab.core.errors import DataError, many
+from backdoor_lab.core.types import ImportedAttack
 from backdoor_lab.data.base import Arrays, Split
-from backdoor_lab.data.imported import ImportedAttack
 from backdoor_lab.exchange.layouts import ELSEWHERE, IS_COVER, IS_POISON, SOURCE_INDEX
 
 

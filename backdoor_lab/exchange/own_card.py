@@ -13,9 +13,9 @@ import numpy as np
 from backdoor_lab.core import validation
 from backdoor_lab.core.atomic_io import digest
 from backdoor_lab.core.errors import ConfigError, DataError
+from backdoor_lab.core.types import ImportedAttack, ImportedFacts
 from backdoor_lab.data.base import Arrays, Split
 from backdoor_lab.data.cache import content_digest
-from backdoor_lab.data.imported import ImportedAttack, ImportedFacts
 from backdoor_lab.exchange.card_file import (
     CARD,
     CardFile,

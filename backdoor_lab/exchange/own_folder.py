@@ -13,8 +13,8 @@ import numpy as np
 
 from backdoor_lab.core.errors import DataError
 from backdoor_lab.core.small_files import DamagedFileError, read_small
+from backdoor_lab.core.types import ImportedAttack
 from backdoor_lab.data.base import Arrays, Split
-from backdoor_lab.data.imported import ImportedAttack
 from backdoor_lab.exchange.layouts import (
     ELSEWHERE,
     FILE_NAME,

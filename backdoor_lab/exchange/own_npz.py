@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from backdoor_lab.core.errors import DataError
+from backdoor_lab.core.types import ImportedAttack
 from backdoor_lab.data.base import Arrays, Split
-from backdoor_lab.data.imported import ImportedAttack
 from backdoor_lab.data.npz import load, names_in
 from backdoor_lab.exchange.layouts import CLASSES, NPZ, TEST_ARRAYS, TRAIN_ARRAYS, TRIGGERED_ARRAYS
 from backdoor_lab.exchange.own_arrays import absent, no_images

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from backdoor_lab.core.errors import ConfigError, DataError
 from backdoor_lab.core.small_files import check_regular
+from backdoor_lab.core.types import ImportedAttack
 from backdoor_lab.data.base import Arrays, Split
-from backdoor_lab.data.imported import ImportedAttack
 from backdoor_lab.data.limits import check_memory
 from backdoor_lab.data.members import Content
 from backdoor_lab.exchange.layouts import (

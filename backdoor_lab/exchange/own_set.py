@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from backdoor_lab.core.errors import ConfigError, DataError
+from backdoor_lab.core.types import ImportedAttack, ImportedFacts
 from backdoor_lab.data.base import Arrays
-from backdoor_lab.data.imported import ImportedAttack, ImportedFacts
 from backdoor_lab.data.splits import HeldOut
 from backdoor_lab.exchange.card_file import (
     CardFile,

@@ -9,8 +9,8 @@ import numpy as np
 
 from backdoor_lab.core.errors import DataError, many
 from backdoor_lab.core.small_files import check_regular
+from backdoor_lab.core.types import ImportedAttack
 from backdoor_lab.data.base import Arrays, Split
-from backdoor_lab.data.imported import ImportedAttack
 from backdoor_lab.exchange.clean import stored_array
 from backdoor_lab.exchange.layouts import (
     COVER_INDICES,

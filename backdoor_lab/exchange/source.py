@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from backdoor_lab.core.errors import ConfigError, DataError
+from backdoor_lab.core.types import ImportedFacts
 from backdoor_lab.data.base import Arrays, Source, name_from, path_given, pattern_hint
-from backdoor_lab.data.imported import ImportedFacts
 from backdoor_lab.data.splits import HeldOut
 from backdoor_lab.exchange.backdoorbench import BackdoorBench, is_backdoorbench
 from backdoor_lab.exchange.own_card import own_card

@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 from backdoor_lab.core.atomic_io import sha256_of
+from backdoor_lab.core.types import ImportedAttack
 from backdoor_lab.data.base import Arrays, Split
 from backdoor_lab.data.cache import content_digest
-from backdoor_lab.data.imported import ImportedAttack
 from backdoor_lab.results.seal import write_sealed
 from tests.helpers.foreign_layouts import CLASSES, clean_images, stamped
 
