@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backdoor_lab.core.small_files import check_regular
-from backdoor_lab.core.types import ImportedAttack
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from backdoor_lab.core.types import ImportedAttack
 
 Array = NDArray[Any]
 Split = Literal["train", "test"]
@@ -124,6 +125,8 @@ def stored_attack(folder: Path, meta: dict[str, Any]) -> ImportedAttack | None:
     set was not poisoned before it was read. The arrays are memory-mapped."""
     if (said := meta.get("attack")) is None:
         return None
+    from backdoor_lab.core.types import ImportedAttack
+
     arrays = {}
     for name in said["arrays"]:
         check_regular(folder / f"{name}.npy")

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from backdoor_lab.core.atomic_io import digest
 from backdoor_lab.core.lazy import Tensor, torch
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -161,13 +162,13 @@ class FilterResult:
     notes: dict[str, object] = field(default_factory=dict)
 
 
-TRUTH = {"is_poison": np.bool_, "is_cover": np.bool_, "source_index": np.int64}
+TRUTH = {"is_poison": "bool", "is_cover": "bool", "source_index": "int64"}
 """The arrays of the ground truth, one element for each training image."""
 TRIGGERED = {
-    "triggered": np.uint8, "wanted": np.int64, "test_index": np.int64, "elsewhere": np.bool_,
+    "triggered": "uint8", "wanted": "int64", "test_index": "int64", "elsewhere": "bool",
 }  # fmt: skip
 """The arrays of the triggered test images, one element for each."""
-ARRAYS: dict[str, type] = {**TRUTH, **TRIGGERED}
+ARRAYS = {**TRUTH, **TRIGGERED}
 
 
 @dataclass(frozen=True)
@@ -242,7 +243,8 @@ class ImportedAttack:
             return self
         known = self.test_index >= 0
         kept = ~known | rest[self.test_index]
-        number = np.where(known, np.cumsum(rest)[self.test_index] - 1, -1)
+        number = rest.cumsum()[self.test_index] - 1
+        number[~known] = -1
         left = {name: array[kept] for name, array in self.arrays.items() if name in TRIGGERED}
         return self.having({**left, "test_index": number[kept]})
 

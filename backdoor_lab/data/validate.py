@@ -139,7 +139,7 @@ def _checked_attack(
             found = given[name]
             if found.dtype != names[name] or len(found) != n:
                 raise DataError(
-                    f"{where}: `{name}` must be {np.dtype(names[name])} with one element for each"
+                    f"{where}: `{name}` must be {names[name]} with one element for each"
                     f" {what} ({n}), got {found.dtype} {found.shape}"
                 )
     if "triggered" in given and given["triggered"].shape[1:] != test.images.shape[1:]:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,6 @@ from backdoor_lab.core.artifacts import (
 from backdoor_lab.core.errors import DataError, LabError, many
 from backdoor_lab.core.small_files import UnreadableFileError
 from backdoor_lab.core.store import read_manifest
-from backdoor_lab.core.types import ImportedAttack
 from backdoor_lab.core.validation import safe_name
 from backdoor_lab.results.frozen import frozen_lines
 from backdoor_lab.results.records import decode as decode_without_indices
@@ -39,6 +38,9 @@ from backdoor_lab.results.seal import read_sealed
 from backdoor_lab.results.stored_results import StoredFilterResult, Training, check_training
 from backdoor_lab.results.sweeps import cell_folders
 from backdoor_lab.results.weights import first_convolution
+
+if TYPE_CHECKING:
+    from backdoor_lab.core.types import ImportedAttack
 
 MANIFEST = "manifest.json"
 NO_STORE = "no store was found for this sweep, so the outputs of its stages cannot be shown"
