@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from backdoor_lab.core import validation
 from backdoor_lab.core.atomic_io import digest
@@ -212,6 +213,22 @@ def scored_images(attack: ImportedAttack) -> Split | None:
     return Split(attack.triggered[~attack.elsewhere], attack.wanted[~attack.elsewhere])
 
 
+def scored_originals(attack: ImportedAttack) -> NDArray[np.int64] | None:
+    """Returns the indices of the test images that the images of `scored_images` were made from, -1
+    for unknown ones; None if all are unknown."""
+    if attack.test_index is None or attack.elsewhere is None:
+        return attack.test_index
+    return attack.test_index[~attack.elsewhere]
+
+
+def classes_of_originals(arrays: Arrays) -> list[str]:
+    """Returns the names of the classes that the images of `scored_images` had before the attack;
+    empty if their originals are not known."""
+    rows = scored_originals(arrays.attack or ImportedAttack())
+    known = rows is not None and len(arrays.test.labels) and (rows >= 0).all()
+    return _names(arrays.test.labels[rows], arrays) if known else []
+
+
 def contradictions(card: SetCard, arrays: Arrays) -> Iterator[tuple[str, Any, Any]]:
     """Yields each field of the card that the images contradict, with the stated value and the
     measured one."""
@@ -227,9 +244,8 @@ def contradictions(card: SetCard, arrays: Arrays) -> Iterator[tuple[str, Any, An
         names = _names(np.concatenate(labels or [np.empty(0, np.int64)]), arrays)
         if names and names != [facts.target]:
             yield "target", facts.target, ", ".join(names)
-    originals, elsewhere = attack.test_index, attack.elsewhere
-    if facts.choices.get("asr_on") == "source" and originals is not None and elsewhere is not None:
-        names = _names(arrays.test.labels[originals[~elsewhere]], arrays)
+    if facts.choices.get("asr_on") == "source":
+        names = classes_of_originals(arrays)
         if names and names != [facts.source]:
             yield "source", facts.source, ", ".join(names)
 

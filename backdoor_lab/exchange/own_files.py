@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from backdoor_lab.core.atomic_io import sha256_of
 from backdoor_lab.core.errors import DataError
 from backdoor_lab.data.decode import decode_all
-from backdoor_lab.data.limits import check_file_size
+from backdoor_lab.data.limits import check_file_size, check_pixels
 from backdoor_lab.data.members import Content
 
 _OUTSIDE = re.compile(r"/|[A-Za-z]:|.*(?:^|/)\.{1,2}(?:/|$)", re.DOTALL)
@@ -30,6 +30,7 @@ _CHANNELS = {0: 1, 2: 3}
 """The color types of PNG without palette and transparency: gray and RGB."""
 _KINDS = {3: "a palette", 4: "gray with transparency", 6: "RGB with transparency"}
 _REFUSED = {b"acTL": "an animation", b"tRNS": "transparency"}
+MISSING = "no such file"
 _ADVICE = "copy the set without links (`cp -rL`)"
 
 
@@ -46,57 +47,69 @@ def safe_path(name: str, where: object) -> str:
     return name
 
 
-def files_in(root: Path, names: Iterable[str]) -> list[tuple[str, int, int]]:
-    """Returns path, size in bytes and modification time in ns of the files `names` below `root`.
+def files_in(root: Path, names: Iterable[str]) -> None:
+    """Raises DataError for the first of the files `names` below `root` that is missing or not a
+    regular file, or that a link leads to from inside the folder to another place."""
+    for name, size, _ in _stamps(root, names):
+        if size < 0:
+            raise DataError(f"{root / name}: {MISSING}")
 
-    Raises DataError for the first file that is missing or not a regular file, or that a link leads
-    to from inside the folder to another place.
-    """
+
+def _stamps(root: Path, names: Iterable[str]) -> Iterator[tuple[str, int, int]]:
+    """Yields path, size in bytes and modification time in ns of each file; the size is -1 if
+    there is none."""
     base = root.resolve()
-    above: dict[Path, None] = {}
-    found = []
+    inside = set[Path]()
     for name in names:
         path = root / safe_path(name, root)
         try:
-            if path.parent not in above:
+            if path.parent not in inside:
                 _check_inside(path.parent, base, root)
-                above[path.parent] = None
+                inside.add(path.parent)
             info = path.lstat()
             if stat.S_ISLNK(info.st_mode):
                 _check_inside(path, base, root)
                 info = path.stat()
-        except OSError as error:
-            raise DataError(f"{path}: {error.strerror or error}") from error
+        except (FileNotFoundError, NotADirectoryError):
+            yield name, -1, 0
+            continue
+        except (OSError, RuntimeError) as error:  # RuntimeError: a circular link, before 3.13
+            raise DataError(f"{path}: cannot be read: {error}") from error
         if not stat.S_ISREG(info.st_mode):
             raise DataError(f"{path}: not a regular file")
-        found.append((name, info.st_size, info.st_mtime_ns))
-    return found
+        yield name, info.st_size, info.st_mtime_ns
 
 
-def check_hashes(root: Path, expected: Mapping[str, str], where: object) -> None:
+def differing_files(root: Path, expected: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Returns the files below `root` that do not have the SHA-256 that `expected` states for their
+    path: path, and hash or `MISSING`. In one process, files are read again only if the size or
+    the modification time of one of them has changed. Raises the errors of `files_in`, but not for
+    missing files."""
+    stamps = tuple(_stamps(root, expected))
+    return _differing(root.resolve(), stamps, tuple(expected.values()))
+
+
+def check_hashes(root: Path, expected: Mapping[str, str], card: object) -> None:
     """Raises DataError for the first file below `root` that does not have the SHA-256 that
-    `expected` states for its path; `where` says who states it. In one process, files are read again
-    only if the size or the modification time of one of them has changed."""
-    stamp = tuple(files_in(root, expected))
-    wrong = _differing(root.resolve(), stamp, tuple(sorted(expected.items())))
+    `expected` states for its path. `card` is the path of the card that states it."""
+    wrong = differing_files(root, expected)
     if wrong:
         name, found = wrong[0]
         more = f"; {len(wrong)} files differ" if len(wrong) > 1 else ""
         raise DataError(
-            f"{root / name}: {where} states another `hashes.files`: expected"
-            f" {expected[name]}, found {found}{more}. The file was changed or damaged, or the card"
-            " was edited"
+            f"{root / name}: the file was changed or damaged, or `hashes.files` in {card} was"
+            f" edited: expected {expected[name]}, found {found}{more}"
         )
 
 
 @functools.lru_cache(maxsize=8)
 def _differing(
-    root: Path, stamp: tuple[tuple[str, int, int], ...], expected: tuple[tuple[str, str], ...]
+    root: Path, stamps: tuple[tuple[str, int, int], ...], expected: tuple[str, ...]
 ) -> list[tuple[str, str]]:
     wrong = []
-    for name, value in expected:
+    for (name, size, _), value in zip(stamps, expected, strict=True):
         try:
-            found = sha256_of(root / name)
+            found = MISSING if size < 0 else sha256_of(root / name)
         except OSError as error:
             raise DataError(f"{root / name}: cannot be read: {error.strerror}") from error
         if found != value:
@@ -192,6 +205,7 @@ def _header(data: bytes, where: str) -> tuple[int, tuple[int, int]]:
     for name in _chunks(data):
         if name in _REFUSED:
             raise DataError(f"{where}: images must not have {_REFUSED[name]}")
+    check_pixels(width, height, where)
     return _CHANNELS[color], (width, height)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from backdoor_lab.core.errors import ConfigError, DataError
 from backdoor_lab.core.types import ImportedAttack, ImportedFacts
 from backdoor_lab.data.base import Arrays
-from backdoor_lab.data.splits import HeldOut
+from backdoor_lab.data.splits import ADVICE, HeldOut
 from backdoor_lab.exchange.card_file import (
     CardFile,
     Normalization,
@@ -37,6 +37,11 @@ READERS: dict[str, tuple[Callable[[Path], bool], Reader]] = {
 }
 """For each layout: whether a folder has it, and its reader, which gets the folder and the names of
 the classes, and returns the set and the files that it has read."""
+
+
+def layouts_in(root: Path) -> list[str]:
+    """Returns the names of the layouts whose files the folder `root` has."""
+    return [name for name, (recognize, _) in READERS.items() if recognize(root)]
 
 
 class OwnSet:
@@ -92,14 +97,14 @@ class OwnSet:
     def _sound(self) -> SetCard:
         """The card, if it states the hashes of the files and nobody has edited it."""
         card = self._card
+        check_hashes(self.root, card.files, self.file.path)
         if not READERS[card.layout][0](self.root):
-            found = " or ".join(self._layouts())
+            found = " or ".join(layouts_in(self.root))
             raise DataError(
                 f"{self.file.path}: `layout` is {card.layout}, but the files are"
                 f" {f'those of {found}' if found else 'those of no known layout'}"
             )
         self._check_options(card.has_test)
-        check_hashes(self.root, card.files, self.file.path)
         if not card.sealed:
             # The images tell which field it was, unless they have nothing to do with it.
             self._compared(card)
@@ -127,7 +132,7 @@ class OwnSet:
 
     def _trusted(self) -> Arrays:
         """The set, whatever its card states."""
-        found = self._layouts()
+        found = layouts_in(self.root)
         if not found:
             raise DataError(f"{self.root}: the files are those of no known layout")
         card = self.file.content
@@ -142,16 +147,18 @@ class OwnSet:
             normalization = None
         return _with_normalization(checked_arrays(arrays, self.root), normalization)
 
-    def _layouts(self) -> list[str]:
-        return [name for name, (recognize, _) in READERS.items() if recognize(self.root)]
-
     def _check_options(self, has_test: bool) -> None:
-        if has_test and self.test_root is not None:
+        given = {"test_root": self.test_root, "test_share": self.held_out}
+        unused = [key for key, value in given.items() if value is not None]
+        if has_test and unused:
             raise DataError(
-                f"{self.root}: this set has clean test images: remove dataset.test_root"
+                f"{self.root}: this set has its own test images: remove dataset.{unused[0]}"
             )
-        if self.test_root is None and (has_test or self.held_out is None):
-            (self.held_out or HeldOut(None, 0)).check(has_test, self.root)
+        if not has_test and not unused:
+            raise DataError(
+                f"{self.root}: this set has no test images: set dataset.test_root to a clean data"
+                f" set that has them; or {ADVICE}"
+            )
 
     def _with_test(self, arrays: Arrays) -> Arrays:
         """The set with its own test images, those of `test_root`, or those held out."""

@@ -30,11 +30,7 @@ NEUTRAL = frozenset((
     "core/options.py", "core/output.py", "core/paths.py", "core/progress.py", "core/resources.py",
     "core/small_files.py", "core/shutdown.py", "core/store.py",
     "core/targets.py", "core/terminal.py", "data/squares.py",
-    "exchange/backdoorbench.py", "exchange/backdoorbench_record.py", "exchange/clean.py",
-    "exchange/layouts.py", "exchange/network_card.py", "exchange/own_arrays.py",
-    "exchange/own_card.py", "exchange/own_files.py", "exchange/own_folder.py",
-    "exchange/own_npz.py", "exchange/own_parquet.py", "exchange/own_set.py",
-    "exchange/own_toolbox.py", "exchange/source.py", "exchange/toolbox.py",
+    "exchange/network_card.py",
     "pipeline/keys.py", "pipeline/participants.py", "pipeline/progress.py",
     "pipeline/test_sets.py", "training/logs.py",
 ))  # fmt: skip

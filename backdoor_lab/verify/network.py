@@ -14,19 +14,21 @@ from numpy.typing import NDArray
 from backdoor_lab.core.atomic_io import sha256_of
 from backdoor_lab.core.errors import ConfigError, DataError, many
 from backdoor_lab.core.resources import cores
-from backdoor_lab.core.types import TrainingSet
+from backdoor_lab.core.types import ImportedAttack, TrainingSet
 from backdoor_lab.data.base import Arrays, Split
 from backdoor_lab.data.cache import content_digest
 from backdoor_lab.exchange.card_file import Normalization
 from backdoor_lab.exchange.network_card import NetworkCard
 from backdoor_lab.exchange.network_file import NetworkFile, network_file, read_weights
-from backdoor_lab.pipeline.attacked import complete, recognized
+from backdoor_lab.exchange.own_card import scored_images, scored_originals
+from backdoor_lab.pipeline.attacked import recognized
+from backdoor_lab.pipeline.stages.attacked import loaded_classifier
 from backdoor_lab.training.classifier import Classifier
 from backdoor_lab.training.device import ComputeDevice
 from backdoor_lab.training.evaluate import predictions
 from backdoor_lab.training.models import check_model
 from backdoor_lab.training.recipe import Recipe
-from backdoor_lab.training.train import TrainingJob, blank_classifier
+from backdoor_lab.training.train import TrainingJob
 from backdoor_lab.verify.finding import Finding, Verdict
 from backdoor_lab.verify.rule import Claim, Count, Judgment, judge
 
@@ -52,15 +54,11 @@ class Material:
     @classmethod
     def of(cls, arrays: Arrays, cell: str | None = None) -> Material:
         """The test images of a data set with an imported attack."""
-        attack = arrays.attack
-        if attack is None or attack.triggered is None or attack.wanted is None:
-            return cls(arrays.classes, arrays.test, cell=cell)
-        chosen = np.ones(len(attack.triggered), bool)
-        if attack.elsewhere is not None:
-            chosen &= ~attack.elsewhere
-        rows = None if attack.test_index is None else attack.test_index[chosen]
-        triggered = Split(attack.triggered[chosen], attack.wanted[chosen])
-        return cls(arrays.classes, arrays.test, triggered, rows, cell, attack.normalization)
+        attack = arrays.attack or ImportedAttack()
+        rows, normalization = scored_originals(attack), attack.normalization
+        return cls(
+            arrays.classes, arrays.test, scored_images(attack), rows, cell, normalization
+        )  # fmt: skip
 
     def digest(self, split: Split) -> str:
         """The hash of a split: its pixels, labels and class names."""
@@ -169,17 +167,14 @@ def _loaded(
     rows = torch.zeros(0, dtype=torch.int64)
     training = TrainingSet(blank, blank, rows, rows, tuple(classes), "")
     job = TrainingJob(model, Recipe.of(_UNUSED), training, 0, mean, std)
-    module = blank_classifier(job, device(bf16=False))
     try:
-        weights = complete(read_weights(path), module.net.state_dict())
-        module.net.load_state_dict(weights)
+        return loaded_classifier(job, read_weights(path), device(bf16=False))
     except RuntimeError as error:
         said = str(error).splitlines()
         raise DataError(
             f"{path} does not hold the weights of {model} with {many(len(classes), 'output')}:"
             f" {' '.join(said[1:3]).strip()[:200]}"
         ) from error
-    return module.eval()
 
 
 def _count(module: Classifier, split: Split, machine: ComputeDevice) -> Count:

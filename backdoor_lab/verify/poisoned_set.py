@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from backdoor_lab.core import validation
-from backdoor_lab.core.atomic_io import sha256_of
-from backdoor_lab.core.errors import ConfigError, many
+from backdoor_lab.core.errors import many
 from backdoor_lab.core.types import ImportedAttack
 from backdoor_lab.data.base import Arrays
+from backdoor_lab.exchange.card_file import part
+from backdoor_lab.exchange.own_card import classes_of_originals, measured
+from backdoor_lab.exchange.own_files import MISSING, differing_files
+from backdoor_lab.exchange.own_set import layouts_in
 from backdoor_lab.verify.finding import Finding
 from backdoor_lab.verify.network import Material
 
-COUNTS = ("train", "test", "poisoned", "covers", "triggered", "triggered_elsewhere")
-HASHES = ("train", "test", "triggered")
-CHECKED = {"format", "kind", "dataset", "counts", "hashes", "target", "seal"}
+CHECKED = {"format", "kind", "layout", "dataset", "counts", "hashes", "target", "source", "seal"}
 
 
 def check_set(card: dict[str, Any], arrays: Arrays, root: Path) -> list[Finding]:
@@ -28,23 +28,16 @@ def check_set(card: dict[str, Any], arrays: Arrays, root: Path) -> list[Finding]
     attack = arrays.attack or ImportedAttack()
     material = Material.of(arrays)
     found = [
-        *_described(_part(card, "dataset"), arrays),
-        *_counts(_part(card, "counts"), arrays, attack, material),
-        *_hashes(_part(card, "hashes"), arrays, material),
-        *_files(_part(_part(card, "hashes"), "files"), root),
+        *_layout(card.get("layout"), root),
+        *_measured(card, arrays),
+        *_files(part(part(card, "hashes"), "files"), root),
         *_labels(card, arrays, attack, material),
+        *_source(card, arrays),
         *_changes(arrays, material),
         *_originals(card, arrays, attack),
     ]
     others = sorted(key for key in card.keys() - CHECKED if card[key] is not None)
     return found + [Finding(key, "not checked") for key in others]
-
-
-def _part(card: dict[str, Any], key: str) -> dict[str, Any]:
-    found = card.get(key)
-    if found is not None and not isinstance(found, dict):
-        raise ConfigError(f"`{key}` of the card must be an object, got {found!r}")
-    return found or {}
 
 
 def _compared(field: str, said: Any, found: Any) -> Finding:
@@ -55,51 +48,50 @@ def _compared(field: str, said: Any, found: Any) -> Finding:
     return Finding(field, "false", f"the card says {said!r}, the set has {found!r}")
 
 
-def _described(said: dict[str, Any], arrays: Arrays) -> Iterator[Finding]:
-    yield _compared("dataset.classes", said.get("classes"), list(arrays.classes))
-    yield _compared("dataset.image", said.get("image"), list(arrays.train.images.shape[1:]))
+def _layout(said: Any, root: Path) -> Iterator[Finding]:
+    if said is not None:
+        found = layouts_in(root)
+        why = "" if said in found else f"the files are those of {' or '.join(found) or 'no layout'}"
+        yield Finding("layout", "false" if why else "true", why)
 
 
-def _counts(
-    said: dict[str, Any], arrays: Arrays, attack: ImportedAttack, material: Material
-) -> Iterator[Finding]:
-    elsewhere = attack.elsewhere
-    counts: dict[str, int | None] = {
-        "train": len(arrays.train.labels),
-        "test": len(arrays.test.labels),
-        "poisoned": None if attack.is_poison is None else int(attack.is_poison.sum()),
-        "covers": None if attack.is_cover is None else int(attack.is_cover.sum()),
-        "triggered": 0 if material.triggered is None else len(material.triggered.labels),
-        "triggered_elsewhere": 0 if elsewhere is None else int(elsewhere.sum()),
-    }
-    for name in COUNTS:
-        field, found = f"counts.{name}", counts[name]
-        if found is None:
+def _measured(card: dict[str, Any], arrays: Arrays) -> Iterator[Finding]:
+    """The classes, the shape of the images, the counts, and the hashes of the splits."""
+    has_test = bool(part(card, "counts").get("test")) or part(card, "hashes").get("test")
+    for field, found in measured(arrays).items():
+        group, _, name = field.partition(".")
+        said = part(card, group).get(name)
+        if field == "counts.test" and said is not None and not has_test:
+            yield Finding(field, "not checked", "the test images are those of another data set")
+        elif found is None and group == "counts":
             yield Finding(field, "not checked", "the set does not mark its poison")
         else:
-            yield _compared(field, said.get(name), found)
-
-
-def _hashes(said: dict[str, Any], arrays: Arrays, material: Material) -> Iterator[Finding]:
-    splits = dict(zip(HASHES, (arrays.train, arrays.test, material.triggered), strict=True))
-    for name, split in splits.items():
-        digest = None if split is None else material.digest(split)
-        yield _compared(f"hashes.{name}", said.get(name), digest)
+            yield _compared(field, said, found)
 
 
 def _files(said: dict[str, Any], root: Path) -> Iterator[Finding]:
-    wrong = []
-    for name, expected in sorted(said.items()):
-        path = validation.inside(root, root / name)
-        if not path.is_file():
-            wrong.append(f"{name} is missing")
-        elif sha256_of(path) != expected:
-            wrong.append(f"{name} has another hash")
-    if said:
-        why = (
-            f"{wrong[0]}{f' and {len(wrong) - 1} more' if len(wrong) > 1 else ''}" if wrong else ""
-        )
-        yield Finding("hashes.files", "false" if wrong else "true", why)
+    if not said:
+        return
+    wrong = [
+        f"{name} is missing" if found == MISSING else f"{name} has another hash"
+        for name, found in differing_files(root, said)
+    ]
+    more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+    yield Finding(
+        "hashes.files", "false" if wrong else "true", f"{wrong[0]}{more}" if wrong else ""
+    )
+
+
+def _source(card: dict[str, Any], arrays: Arrays) -> Iterator[Finding]:
+    """The originals of the triggered test images are of the source class."""
+    said, names = card.get("source"), classes_of_originals(arrays)
+    if said is None:
+        return
+    if part(card, "protocol").get("asr_on") != "source" or not names:
+        yield Finding("source", "not checked", "the triggered test images do not tell it")
+    else:
+        why = "" if names == [said] else f"the triggered test images are of {', '.join(names)}"
+        yield Finding("source", "false" if why else "true", why)
 
 
 def _labels(
@@ -107,7 +99,7 @@ def _labels(
 ) -> Iterator[Finding]:
     """The labels of the poison and of the triggered test images are the target."""
     target = card.get("target")
-    if _part(card, "protocol").get("label_mode") == "all_to_all":
+    if part(card, "protocol").get("label_mode") == "all_to_all":
         yield Finding("target", "not checked", "every class has its own target")
         return
     if target is None:
@@ -153,7 +145,7 @@ def _originals(card: dict[str, Any], arrays: Arrays, attack: ImportedAttack) -> 
         return
     field = "poisoned images"
     clean = ~poison if cover is None else ~(poison | cover)
-    appended = _part(card, "protocol").get("placement") == "append"
+    appended = part(card, "protocol").get("placement") == "append"
     wanted = source[poison]
     if not appended or wanted.min() < 0 or wanted.max() >= clean.sum():
         yield Finding(field, "not checked", "their originals are not in the set")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from backdoor_lab import identity
 from backdoor_lab.core.artifacts import WEIGHTS
@@ -42,7 +43,15 @@ def attacked_stage(
     entry = store.get("attacked", inputs, make)
     mean, std = (torch.tensor(values, dtype=torch.float32) for values in given.normalization)
     job = TrainingJob(cell.model, cell.recipe, training, cell.seed, mean, std)
+    return loaded_classifier(job, WEIGHTS.read(entry.path), machine), entry
+
+
+def loaded_classifier(
+    job: TrainingJob, weights: dict[str, Tensor], machine: ComputeDevice
+) -> Classifier:
+    """Returns the network of `job`, in evaluation mode, with the normalization of `job` and the
+    given weights. Missing counters of batches become zero. Raises RuntimeError if the weights are
+    those of another network."""
     module = blank_classifier(job, machine)
-    weights = WEIGHTS.read(entry.path)
     module.net.load_state_dict(complete(weights, module.net.state_dict()))
-    return module.eval(), entry
+    return module.eval()

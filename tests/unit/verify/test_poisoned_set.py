@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from backdoor_lab.core.atomic_io import sha256_of
-from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.errors import ConfigError, DataError
 from backdoor_lab.core.types import ImportedAttack
 from backdoor_lab.data.base import Arrays, Split
 from backdoor_lab.data.cache import content_digest
@@ -150,7 +150,7 @@ def test_the_hashes_of_files_are_checked(tmp_path: Path) -> None:
     path.unlink()
     assert false(check_set(card, arrays, tmp_path)) == {"hashes.files": "train.npz is missing"}
     card["hashes"]["files"] = {"../secret": "0"}
-    with pytest.raises(ConfigError, match="outside the folder"):
+    with pytest.raises(DataError, match="not the path of a file"):
         check_set(card, arrays, tmp_path)
 
 
