@@ -27,10 +27,10 @@ from backdoor_lab.core.terminal import plain, run_command
 from backdoor_lab.exchange.network_card import Measured, network_card
 from backdoor_lab.exchange.network_file import card_of
 from backdoor_lab.results.artifact_reader import ArtifactReader
-from backdoor_lab.results.cell_folder import RECORD, completed_record
+from backdoor_lab.results.cell_folder import RECORD, completed_record, store_of
 from backdoor_lab.results.seal import write_sealed
 from backdoor_lab.results.stages import attacked_stage
-from backdoor_lab.results.store_location import CONFIGURATION, STORE, STORE_HELP, find_store
+from backdoor_lab.results.store_location import STORE_HELP
 from backdoor_lab.results.values import ratio_words
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ def export_weights(
     if out.suffix != ".safetensors" or not out.parent.is_dir():
         raise ConfigError(f"`--out` must be a .safetensors file in an existing folder, got {out}")
     record = _record(cell)
-    root = _store(cell, store)
+    root = store_of(cell, store)
     from safetensors.torch import save
 
     weights = _weights(root, record, _stage(record, which), f"weights{which}")
@@ -120,17 +120,6 @@ def _record(cell: Path) -> dict[str, Any]:
     if not isinstance(record["config"].get("model"), dict):
         raise DataError(f"{cell / RECORD} is damaged: it is not a valid record")
     return record
-
-
-def _store(cell: Path, given: Path | None) -> Path:
-    """Returns the path of the store: `given` or, if `given` is None, the store that the cell's
-    sweep used."""
-    sweep = cell.resolve().parent
-    root = find_store(sweep, given)
-    if root is None:
-        looked = given or f"{sweep.parent / STORE}, nor at the path in {sweep / CONFIGURATION}"
-        raise StoreError(f"there is no store at {looked}: give its path with --store")
-    return root
 
 
 def _weights(root: Path, record: dict[str, Any], stage: str, name: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-import backdoor_lab
 from backdoor_lab.api.arrays import as_images, as_labels, as_tensor
 from backdoor_lab.api.attacker import Augment, attack_context, class_count, plan_of
 from backdoor_lab.api.boundary import boundary, seeded
@@ -23,15 +22,17 @@ from backdoor_lab.api.networks import Normalize
 from backdoor_lab.api.triggers import Trigger
 from backdoor_lab.attacks import poison as attacks
 from backdoor_lab.core import types
-from backdoor_lab.core.atomic_io import readable, room, sha256_of, sync_folder, write_atomic
+from backdoor_lab.core.atomic_io import sha256_of
 from backdoor_lab.core.errors import DataError
 from backdoor_lab.core.small_files import DamagedFileError, check_regular
-from backdoor_lab.results.seal import read_sealed, sealed
+from backdoor_lab.data.base import Arrays, Split
+from backdoor_lab.core.types import ImportedAttack
+from backdoor_lab.exchange.card import Described
+from backdoor_lab.exchange.layouts import CARD, FORMAT, NPZ, TRAIN_ARRAYS
+from backdoor_lab.exchange.write import write_set
+from backdoor_lab.results.seal import read_sealed
 
-ARRAYS = {"images": "u", "labels": "iu", "is_poison": "b", "is_cover": "b", "source_index": "i"}
-"""The arrays of a PoisonResult, each with the kinds of its dtype."""
-FORMAT = 1
-_ARRAYS_FILE, _FACTS_FILE = "poisoned.npz", "poisoned.json"
+_ARRAYS = ("images", "labels", "is_poison", "is_cover", "source_index")
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,47 +76,55 @@ class PoisonResult:
         )
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Writes the result to an empty or new folder: ``poisoned.npz`` with the arrays and
-        ``poisoned.json`` with everything else.
+        """Writes the result to an empty or new folder: ``data.npz`` with the arrays, ``card.json``
+        with everything else, and ``README.md``.
 
-        The JSON file is written last, so that a folder with this file is complete.
+        ``dataset=poisoned dataset.root=FOLDER`` reads this folder on the command line. The folder
+        appears when all files are complete.
 
         Raises:
             FileExistsError: The folder is not empty, or not a folder.
             StoreFullError: The disk is full.
         """
-        path = Path(folder)
-        with room(path):
-            path.mkdir(parents=True, exist_ok=True)
-        if any(path.iterdir()):
-            raise FileExistsError(f"`folder` must be empty or new, but {path} is not empty")
-        arrays = {name: _as_array(getattr(self, name)) for name in ARRAYS}
-        tensors = [name for name in ARRAYS if isinstance(getattr(self, name), Tensor)]
-        _write(path / _ARRAYS_FILE, arrays)
-        facts = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ARRAYS}
-        written = {"format": FORMAT, "backdoor_lab": backdoor_lab.__version__, "tensors": tensors}
-        written["sha256"] = sha256_of(path / _ARRAYS_FILE)
-        write_atomic(path / _FACTS_FILE, sealed(readable(facts | written)).encode())
-        sync_folder(path)
+        labels = np.asarray(_as_array(self.labels))
+        values = {name: _as_array(getattr(self, name)) for name in _ARRAYS[2:]}
+        count = max(labels.max(), self.target, -1 if self.source is None else self.source) + 1
+        train = Split(_as_array(self.images), labels.astype(np.int64))
+        nothing = Split(train.images[:0], train.labels[:0])
+        arrays = Arrays(train, nothing, tuple(map(str, range(count))), ImportedAttack(**values))
+        tensors = [name for name in _ARRAYS if isinstance(getattr(self, name), Tensor)]
+        name, _, version = self.protocol.partition("@")
+        described = Described(
+            None, self.trigger, str(self.target), None if self.source is None else str(self.source),
+            self.ratio, self.seed, {"name": name, "version": int(version)}, _normalization(arrays),
+            more={"python": {"tensors": tensors, "labels": str(labels.dtype)}},
+        )  # fmt: skip
+        write_set(Path(folder), arrays, "npz", described)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> PoisonResult:
         """Reads what `save` wrote. Arrays that were tensors are tensors again, on the CPU.
 
         Raises:
-            ValueError: A file is missing, damaged, or was written by a newer version.
+            ValueError: A file is missing, damaged, or was not written by `save` of this version.
             FileNotFoundError: There is no such folder.
         """
         path = Path(folder)
         if not path.exists():
             raise FileNotFoundError(f"`folder`: {path} does not exist")
         with boundary():
-            facts = _facts(path / _FACTS_FILE)
-            arrays = _arrays(path / _ARRAYS_FILE, facts["sha256"])
-        for name in facts["tensors"]:
+            card = _card(path / CARD)
+            arrays = _arrays(path / NPZ, card["hashes"]["files"].get(NPZ))
+        kept, protocol = card["python"], card["protocol"]
+        arrays["labels"] = arrays["labels"].astype(kept["labels"])
+        for name in kept["tensors"]:
             arrays[name] = torch.from_numpy(arrays[name])
-        names = [field.name for field in fields(cls)]
-        return cls(**arrays, **{name: facts[name] for name in names if name not in arrays})
+        return cls(
+            **arrays, protocol=f"{protocol['name']}@{protocol['version']}",
+            trigger=card["trigger"], target=int(card["target"]),
+            source=None if card["source"] is None else int(card["source"]),
+            ratio=card["ratio"], seed=card["seed"],
+        )  # fmt: skip
 
 
 def poison(
@@ -223,31 +232,41 @@ def _as_array(values: Any) -> Any:
     return values.detach().cpu().numpy() if isinstance(values, Tensor) else values
 
 
-def _write(path: Path, arrays: dict[str, Any]) -> None:
-    with room(path), path.open("xb") as stream:
-        try:
-            np.savez(stream, **arrays)
-            stream.flush()
-            os.fsync(stream.fileno())
-        except BaseException:
-            path.unlink(missing_ok=True)
-            raise
+def _normalization(arrays: Arrays) -> dict[str, list[float]] | None:
+    """The statistics of the clean training images; None if poison has replaced some of them."""
+    from backdoor_lab.training.evaluate import channel_stats
+
+    attack = arrays.attack
+    assert attack is not None
+    made = np.asarray(attack.is_poison) | np.asarray(attack.is_cover)
+    if (np.asarray(attack.source_index)[made] == np.flatnonzero(made)).any():
+        return None
+    stats = channel_stats(torch.from_numpy(arrays.train.images[~made]))
+    return dict(zip(("mean_255", "std_255"), (x.double().tolist() for x in stats), strict=True))
 
 
-def _facts(path: Path) -> dict[str, Any]:
+def _card(path: Path) -> dict[str, Any]:
     if not path.exists():
-        raise ValueError(f"{path} is missing: the folder holds no complete PoisonResult")
+        raise ValueError(
+            f"{path} is missing: the folder holds no complete PoisonResult. A folder of an older"
+            " version, with poisoned.json, must be saved again: poison the images anew"
+        )
     try:
-        facts: dict[str, Any] = json.loads(read_sealed(path))
+        card: dict[str, Any] = json.loads(read_sealed(path))
     except DamagedFileError:
         raise
     except DataError as error:
         raise ValueError(f"{path}: {error}") from error
-    if facts.get("format") != FORMAT:
+    if card.get("format") != FORMAT:
         raise ValueError(
-            f"{path} has the format {facts.get('format')!r}; this version reads {FORMAT}"
+            f"{path} has the format {card.get('format')!r}; this version reads {FORMAT}"
         )
-    return facts
+    if "python" not in card:
+        raise ValueError(
+            f"{path} is not the card of a PoisonResult, but of an exported cell: use"
+            " dataset=poisoned on the command line"
+        )
+    return card
 
 
 def _arrays(path: Path, sha256: str) -> dict[str, Any]:
@@ -255,12 +274,6 @@ def _arrays(path: Path, sha256: str) -> dict[str, Any]:
     if not path.exists():
         raise ValueError(f"{path} is missing")
     if sha256_of(path) != sha256:
-        raise ValueError(f"{path} is damaged: its hash is not the one in {_FACTS_FILE}")
+        raise ValueError(f"{path} is damaged: its hash is not the one in {CARD}")
     with np.load(path, allow_pickle=False) as stored:
-        found = {name: stored[name] for name in ARRAYS if name in stored}
-    m = len(found.get("images", ()))
-    for name, kinds in ARRAYS.items():
-        each = found.get(name)
-        if each is None or each.dtype.kind not in kinds or len(each) != m:
-            raise ValueError(f"{path}: `{name}` is missing or has the wrong dtype or length")
-    return found
+        return {name: stored[key] for name, key in zip(_ARRAYS, TRAIN_ARRAYS, strict=True)}

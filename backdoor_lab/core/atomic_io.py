@@ -10,7 +10,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,33 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Context manager that creates the folder `path`, which must be new or empty, as a whole: it
+    yields a temporary folder next to it, which replaces `path` at the end. If an error occurs,
+    nothing remains.
+
+    Raises FileExistsError if `path` is not empty or not a folder, and the errors of `room`.
+    """
+    whole = path.resolve()
+    if os.path.lexists(whole) and (not whole.is_dir() or any(whole.iterdir())):
+        raise FileExistsError(f"{path} must be empty or new, but it is not empty or not a folder")
+    part = whole.with_name(f".{whole.name[:40]}.{uuid.uuid4().hex[:12]}.part")
+    made = [folder for folder in whole.parents if not folder.exists()]
+    with room(path):
+        try:
+            part.mkdir(parents=True)
+            yield part
+            os.replace(part, whole)
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            for folder in made:
+                with suppress(OSError):
+                    folder.rmdir()
+            raise
+        sync_folder(whole.parent)
 
 
 def nearest(path: Path) -> Path:

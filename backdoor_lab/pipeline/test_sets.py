@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from backdoor_lab.attacks.base import Trigger
-from backdoor_lab.attacks.plan import PoisonSpec, asr_test_set
+from backdoor_lab.attacks.plan import PoisonSpec, asr_test_set, elsewhere_test_set
 from backdoor_lab.core.errors import DataError
 from backdoor_lab.core.instantiate import build
 from backdoor_lab.core.types import ImportedAttack
@@ -24,11 +24,18 @@ from backdoor_lab.training.evaluate import CHUNK
 class MeasuredOn:
     """`clean` are the test images that clean accuracy was measured on; `triggered` are those of the
     attack success rate, with the labels that the attacker wants. `rows`, int64 (k,), are the
-    indices of the latter in `clean`, -1 if unknown."""
+    indices of the latter in `clean`, -1 if unknown.
+
+    `elsewhere` are triggered images of classes that a source-specific attack does not attack, and
+    `rows_elsewhere` are their indices in `clean`. `kept`, int64 (n,), are the indices of `clean` in
+    all test images."""
 
     clean: Split
     triggered: Split
     rows: torch.Tensor
+    elsewhere: Split
+    rows_elsewhere: torch.Tensor
+    kept: torch.Tensor
 
 
 def test_sets_of(
@@ -45,12 +52,12 @@ def test_sets_of(
     protocol, chosen = record["protocol"], record["choices"]
     images, labels = (torch.from_numpy(np.array(each)) for each in (test.images, test.labels))
     rest = torch.ones(len(labels), dtype=torch.bool)
-    if wanted := protocol["clean_holdout"]:
-        rest[held_out_rows(labels, len(classes), wanted, chosen["seed"])] = False
+    if n := protocol["clean_holdout"]:
+        rest[held_out_rows(labels, len(classes), n, chosen["seed"])] = False
         images, labels = images[rest], labels[rest]
-    clean = Split(images.numpy(), labels.numpy())
+    clean, kept = Split(images.numpy(), labels.numpy()), rest.nonzero().flatten()
     if attack is not None:
-        return _imported(clean, attack.without(rest.numpy()))
+        return _imported(clean, attack.without(rest.numpy()), kept)
     source = chosen.get("source")
     plan = PoisonSpec(
         classes.index(chosen["target"]), None if source is None else classes.index(source),
@@ -59,17 +66,24 @@ def test_sets_of(
     trigger = build("trigger", record["config"]["trigger"], Trigger)
     if trigger.needs_preparing:
         trigger.state = {name: torch.from_numpy(np.array(v)) for name, v in prepared.items()}
-    rows = asr_test_set(labels, plan)
-    shown = [trigger(images[part]) for part in rows.split(CHUNK)]
-    made = torch.cat([images[:0], *shown]).numpy()
-    return MeasuredOn(clean, Split(made, plan.wanted(labels, len(classes))[rows].numpy()), rows)
+    rows, others = asr_test_set(labels, plan), elsewhere_test_set(labels, plan)
+    others = others[~torch.isin(others, rows)]
+    wanted = plan.wanted(labels, len(classes))
+
+    def shown(where: torch.Tensor) -> Split:
+        made = [trigger(images[part]) for part in where.split(CHUNK)]
+        return Split(torch.cat([images[:0], *made]).numpy(), wanted[where].numpy())
+
+    return MeasuredOn(clean, shown(rows), rows, shown(others), others, kept)
 
 
-def _imported(clean: Split, attack: ImportedAttack) -> MeasuredOn:
+def _imported(clean: Split, attack: ImportedAttack, kept: torch.Tensor) -> MeasuredOn:
     if attack.triggered is None or attack.elsewhere is None:
         raise DataError("the data set has no triggered test images")
-    there = attack.arrays
-    images, wanted, rows = (
-        there[name][~attack.elsewhere] for name in ("triggered", "wanted", "test_index")
-    )
-    return MeasuredOn(clean, Split(images, wanted), torch.from_numpy(rows))
+    found: list[Any] = []
+    for chosen in (~attack.elsewhere, attack.elsewhere):
+        images, wanted, rows = (
+            attack.arrays[name][chosen] for name in ("triggered", "wanted", "test_index")
+        )
+        found += [Split(images, wanted), torch.from_numpy(rows)]
+    return MeasuredOn(clean, *found, kept)

@@ -114,8 +114,9 @@ class ArtifactReader:
 
     def test_set(self, record: dict[str, Any]) -> tuple[Array, Array] | None:
         """Returns the clean test images, uint8 (n, C, H, W), and their labels, int (n,)."""
+        hashes, read = record.get("hashes") or {}, self._datasets
         return self._try(
-            "test images", lambda: map_split(self._datasets(record["hashes"]["data"])[0], "test")
+            "test images", lambda: map_split(read(hashes["data"], hashes.get("test"))[0], "test")
         )
 
     def imported_attack(self, record: dict[str, Any]) -> ImportedAttack | None:
@@ -128,8 +129,7 @@ class ArtifactReader:
         nothing."""
         if "prepare" not in record["run"]["stages"]:
             return {}
-        read = self._arrays
-        return self._try("triggers", lambda: read(PREPARED, self._entry(record, "prepare")))
+        return self._try("triggers", lambda: self._arrays(PREPARED, self._entry(record, "prepare")))
 
     def _try(self, what: str, read: Callable[[], T]) -> T | None:
         from safetensors import SafetensorError
@@ -157,7 +157,7 @@ class ArtifactReader:
     def _training(self, record: dict[str, Any]) -> Training:
         found = self._arrays(POISON, self._entry(record, "poison"))
         folder, classes = self._datasets(record["hashes"]["data"])
-        base, labels = map_split(folder, "train")
+        base, labels = map_split(folder, "train", mode="c")
         covers = found.get("cover_index", found["source_index"][:0])
         original = np.concatenate([found["source_index"], covers])
         made = Training(
@@ -167,12 +167,12 @@ class ArtifactReader:
         check_training(made)
         return made
 
-    def _dataset(self, digest: str) -> tuple[Path, tuple[str, ...]]:
-        """Returns the folder and class names of the data set with this training digest."""
+    def _dataset(self, digest: str, test: str | None = None) -> tuple[Path, tuple[str, ...]]:
+        """Returns the folder and class names of the data set with these digests of its splits."""
         for manifest in sorted((Path(self.root or "") / "data").glob(f"*/{MANIFEST}")):
             with suppress(OSError, DataError, KeyError, TypeError):
                 meta = read_manifest(manifest.parent)["meta"]
-                if meta["digests"]["train"] == digest:
+                if meta["digests"]["train"] == digest and test in (None, meta["digests"]["test"]):
                     found = manifest.parent, tuple(map(str, meta["classes"]))
                     break
         else:

@@ -6,10 +6,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from backdoor_lab.core.errors import ConfigError, DataError
+from backdoor_lab.core.errors import ConfigError, DataError, StoreError
 from backdoor_lab.core.small_files import decode
 from backdoor_lab.results.frozen import RECORDS, SWEEP
 from backdoor_lab.results.seal import read_sealed
+from backdoor_lab.results.store_location import CONFIGURATION, STORE, find_store
 
 RECORD = "record.json"
 _SECTIONS = ("choices", "hashes", "config")
@@ -39,6 +40,17 @@ def completed_record(cell: Path, wanted: str) -> dict[str, Any]:
     if not done:
         raise DataError(f"{path}: this cell is not done ({record['status']}); it has no {wanted}")
     return record
+
+
+def store_of(cell: Path, given: Path | None) -> Path:
+    """Returns the folder of the store of a cell: `given` or, if that is None, the store that the
+    cell's sweep used. Raises StoreError if it does not exist."""
+    sweep = cell.resolve().parent
+    root = find_store(sweep, given)
+    if root is None:
+        looked = given or f"{sweep.parent / STORE}, nor at the path in {sweep / CONFIGURATION}"
+        raise StoreError(f"there is no store at {looked}: give its path with --store")
+    return root
 
 
 def _why_not(cell: Path, wanted: str) -> str:

@@ -26,11 +26,14 @@ from backdoor_lab.core.store import Store
 from backdoor_lab.core.tensor_io import write_tensors
 from backdoor_lab.data.cache import open_dataset
 from backdoor_lab.data.synthetic_source import Synthetic
+from backdoor_lab.exchange.layouts import LAYOUTS
+from backdoor_lab.exchange.write import write_set
 from backdoor_lab.export_weights import main as export_weights
 from backdoor_lab.page.write import write_tables
 from backdoor_lab.sweep.manifest import halt
 from backdoor_lab.training.logs import logger_of
 from tests.helpers.cells import run_here
+from tests.helpers.exported import DESCRIBED, small_set
 from tests.helpers.project import PACKAGE, SOURCES, name_of, tree
 from tests.helpers.stages import sweep
 
@@ -80,7 +83,12 @@ WRITERS = {
     "core/artifacts.py:write": STAGE, "core/artifacts.py:write_split": "data set",
     "core/artifacts.py:write_attack": STAGE,
     "core/tensor_io.py:write_array": STAGE, "core/tensor_io.py:write_tensors": STAGE,
-    "api/poisoning.py:save": "poisoned arrays", "api/poisoning.py:_write": "poisoned arrays",
+    "core/atomic_io.py:new_folder": "poisoned arrays", "exchange/write.py:write_set": ATOMIC,
+    "exchange/write_npz.py:write_npz": "export npz",
+    "exchange/write_parquet.py:write_parquet": "export parquet",
+    "exchange/write_folder.py:_write_split": "export folder",
+    "exchange/write_toolbox.py:_write_images": "export toolbox",
+    "exchange/write_toolbox.py:_save": "export toolbox",
     "export.py:_export_images": ATOMIC,
     "training/train.py:_checkpointer": STAGE, "training/gpu_lock.py:_first_free": "gpu lock",
     "training/gpu_lock.py:own_device": "gpu lock",
@@ -172,7 +180,18 @@ def save_arrays(root: Path) -> None:
     try:
         made.save(root / "poisoned")
     finally:
-        assert not (root / "poisoned/poisoned.npz").exists()
+        assert not (root / "poisoned").exists()
+
+
+def export(layout: str) -> Callable[[Path], object]:
+    def write(root: Path) -> None:
+        before = sorted(root.iterdir())
+        try:
+            write_set(root / "new/set", small_set(), layout, DESCRIBED)
+        finally:
+            assert sorted(root.iterdir()) == before
+
+    return write
 
 
 FULL: dict[str, Callable[[Path], object]] = {
@@ -192,6 +211,7 @@ FULL: dict[str, Callable[[Path], object]] = {
     "gpu lock": lock,
     "halt": halt,
     "poisoned arrays": save_arrays,
+    **{f"export {layout}": export(layout) for layout in LAYOUTS},
     "folder": lambda root: make_folder(root / "new"),
 }  # fmt: skip
 FOLDERS_ONLY = ("gpu lock", "halt", "folder")

@@ -37,8 +37,8 @@ LAYERS: dict[str, int] = {
         ["compare", "pipeline"],
         ["page"],
         ["sweep"],
-        ["api", "distortion", "export", "export_weights", "figures", "reports", "run", "separation",
-         "status", "verify", "visibility"],
+        ["api", "distortion", "export", "export_dataset", "export_weights", "figures", "reports",
+         "run", "separation", "status", "verify", "visibility"],
         ["__main__", "preview"],
     ])
     for name in names

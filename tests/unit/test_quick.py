@@ -156,7 +156,8 @@ def test_a_finished_cell_is_reported_without_torch(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "asked",
     ["preview trigger=pixle", "preview trigger=blended trigger.strength_test=7",
-     "export_weights nowhere --out n.safetensors", "reports nowhere", "compare nowhere reference"],
+     "export_weights nowhere --out n.safetensors", "export_dataset nowhere --as npz --out n",
+     "reports nowhere", "compare nowhere reference"],
 )  # fmt: skip
 def test_auxiliary_commands_refuse_bad_arguments_before_importing_torch(
     tmp_path: Path, asked: str
@@ -173,7 +174,7 @@ def test_auxiliary_commands_refuse_bad_arguments_before_importing_torch(
     "backdoor_lab", "backdoor_lab.reports", "backdoor_lab.status", "backdoor_lab.compare",
     "backdoor_lab.export", "backdoor_lab.figures", "backdoor_lab.results", "backdoor_lab.preview",
     "backdoor_lab.separation", "backdoor_lab.visibility", "backdoor_lab.export_weights",
-    "backdoor_lab.distortion",
+    "backdoor_lab.export_dataset", "backdoor_lab.distortion",
 ])  # fmt: skip
 def test_help_imports_no_torch(tmp_path: Path, module: str) -> None:
     done = watched(tmp_path, module, "--help")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 from pathlib import Path
@@ -14,6 +15,8 @@ import torch
 import backdoor_lab as bl
 from backdoor_lab.api import attacker
 from backdoor_lab.api.poisoning import PoisonResult
+from backdoor_lab.exchange.write import write_set
+from tests.helpers.exported import DESCRIBED, small_set
 from tests.helpers.picture_sets import LABELS, pictures
 from tests.helpers.triggers import NAMES, brief, fitted, surrogate
 
@@ -222,29 +225,29 @@ def test_a_saved_result_is_loaded_without_loss(tmp_path: Path, kind: str) -> Non
     found = poisoned("warp", images=images, labels=labels, seed=2)
     folder = tmp_path / "new" / "poisoned"
     found.save(folder)
-    assert sorted(os.listdir(folder)) == ["poisoned.json", "poisoned.npz"]
+    assert sorted(os.listdir(folder)) == ["README.md", "card.json", "data.npz"]
     again = PoisonResult.load(str(folder))
     assert_same(again, found)
     assert again.labels.dtype == labels.dtype
     assert type(again.images) is type(images)
-    with np.load(folder / "poisoned.npz", allow_pickle=False) as arrays:
-        np.testing.assert_array_equal(arrays["images"], np.asarray(found.images))
+    with np.load(folder / "data.npz", allow_pickle=False) as arrays:
+        np.testing.assert_array_equal(arrays["train_images"], np.asarray(found.images))
 
 
 def test_a_result_is_saved_only_to_an_empty_folder(tmp_path: Path) -> None:
     found = poisoned()
     (tmp_path / "empty").mkdir()
     found.save(tmp_path / "empty")
-    before = (tmp_path / "empty/poisoned.npz").read_bytes()
+    before = (tmp_path / "empty/data.npz").read_bytes()
     with pytest.raises(FileExistsError, match="must be empty or new, but .* is not empty"):
         poisoned(seed=1).save(tmp_path / "empty")
-    assert (tmp_path / "empty/poisoned.npz").read_bytes() == before
+    assert (tmp_path / "empty/data.npz").read_bytes() == before
     (tmp_path / "file").write_text("")
     with pytest.raises(FileExistsError):
         found.save(tmp_path / "file")
 
 
-def test_an_interrupted_save_leaves_no_folder_that_can_be_loaded(
+def test_an_interrupted_save_leaves_no_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(stream: Any, **arrays: Any) -> None:
@@ -253,10 +256,53 @@ def test_an_interrupted_save_leaves_no_folder_that_can_be_loaded(
 
     monkeypatch.setattr(np, "savez", full)
     with pytest.raises(OSError, match="no space left"):
-        poisoned().save(tmp_path / "a")
-    assert os.listdir(tmp_path / "a") == []
-    with pytest.raises(ValueError, match="poisoned.json is missing"):
-        PoisonResult.load(tmp_path / "a")
+        poisoned().save(tmp_path / "a" / "b")
+    assert os.listdir(tmp_path) == []
+    with pytest.raises(ValueError, match="card.json is missing"):
+        PoisonResult.load(tmp_path)
+
+
+def test_folders_of_older_versions_and_of_exported_cells_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "poisoned.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"older version, with poisoned.json, must be saved again"):
+        PoisonResult.load(tmp_path)
+    write_set(tmp_path / "cell", small_set(), "npz", DESCRIBED)
+    with pytest.raises(ValueError, match=r"of an exported cell: use dataset=poisoned"):
+        PoisonResult.load(tmp_path / "cell")
+
+
+def test_the_card_of_a_saved_result_states_the_attack(tmp_path: Path) -> None:
+    found = poisoned(labels=LABELS.to(torch.uint8), protocol="madry2018", source=2, seed=4)
+    found.save(tmp_path)
+    card = json.loads((tmp_path / "card.json").read_text())
+    assert card["trigger"] == found.trigger
+    assert (card["target"], card["source"]) == ("1", "2")
+    assert card["dataset"]["classes"] == [str(k) for k in range(int(LABELS.max()) + 1)]
+    assert card["protocol"] == {"name": "madry2018", "version": 1}
+    poison = int(found.is_poison.sum())
+    assert card["counts"] == {
+        "train": len(found.labels), "poisoned": poison, "covers": 0, "test": None,
+        "triggered": None, "triggered_elsewhere": None,
+    }  # fmt: skip
+    with np.load(tmp_path / "data.npz", allow_pickle=False) as arrays:
+        assert arrays["train_labels"].dtype == np.int64
+        assert arrays["source_index"].tolist() == found.source_index.tolist()
+
+
+@pytest.mark.parametrize("trigger", ["pixel", "sinusoid"])
+def test_the_card_has_the_normalization_of_the_clean_images_if_all_are_there(
+    trigger: str, tmp_path: Path
+) -> None:
+    """A clean-label attack replaces the images that it poisons."""
+    images = pictures(40)
+    poisoned(trigger, images=images).save(tmp_path)
+    said = json.loads((tmp_path / "card.json").read_text())["normalization"]
+    if trigger == "sinusoid":
+        assert said is None
+    else:
+        values = images.double()
+        assert said["mean_255"] == pytest.approx(values.mean(dim=(0, 2, 3)).tolist())
+        assert said["std_255"] == pytest.approx(values.std(dim=(0, 2, 3), correction=0).tolist())
 
 
 def damage(path: Path, at: int) -> None:
@@ -268,26 +314,26 @@ def damage(path: Path, at: int) -> None:
 @pytest.mark.parametrize("at", [0, 200, 5000, -1])
 def test_a_flipped_bit_in_the_arrays_is_found(tmp_path: Path, at: int) -> None:
     poisoned().save(tmp_path)
-    damage(tmp_path / "poisoned.npz", at)
-    with pytest.raises(ValueError, match="poisoned.npz is damaged"):
+    damage(tmp_path / "data.npz", at)
+    with pytest.raises(ValueError, match="data.npz is damaged"):
         PoisonResult.load(tmp_path)
 
 
 @pytest.mark.parametrize("at", [0, 40, 300, -20])
 def test_a_flipped_bit_in_the_facts_is_found(tmp_path: Path, at: int) -> None:
     poisoned().save(tmp_path)
-    damage(tmp_path / "poisoned.json", at)
-    with pytest.raises(ValueError, match=r"poisoned.json: .*(seal|edited)"):
+    damage(tmp_path / "card.json", at)
+    with pytest.raises(ValueError, match=r"card.json: .*(seal|edited)"):
         PoisonResult.load(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["poisoned.npz", "poisoned.json"])
+@pytest.mark.parametrize("name", ["data.npz", "card.json"])
 def test_a_missing_or_replaced_file_is_found(tmp_path: Path, name: str) -> None:
     poisoned().save(tmp_path / "a")
     poisoned(seed=1).save(tmp_path / "b")
     path = tmp_path / "a" / name
     path.write_bytes((tmp_path / "b" / name).read_bytes())
-    with pytest.raises(ValueError, match="poisoned.npz is damaged"):
+    with pytest.raises(ValueError, match="data.npz is damaged"):
         PoisonResult.load(tmp_path / "a")
     path.unlink()
     with pytest.raises(ValueError, match=f"{name} is missing"):
@@ -300,18 +346,10 @@ def test_a_missing_or_replaced_file_is_found(tmp_path: Path, name: str) -> None:
 def test_a_folder_of_a_newer_version_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("backdoor_lab.api.poisoning.FORMAT", 2)
+    monkeypatch.setattr("backdoor_lab.exchange.card.FORMAT", 2)
     poisoned().save(tmp_path)
     monkeypatch.undo()
     with pytest.raises(ValueError, match="has the format 2; this version reads 1"):
-        PoisonResult.load(tmp_path)
-
-
-def test_arrays_of_a_wrong_form_are_refused(tmp_path: Path) -> None:
-    found = poisoned()
-    object.__setattr__(found, "is_poison", found.is_poison.long())
-    found.save(tmp_path)
-    with pytest.raises(ValueError, match="`is_poison` is missing or has the wrong dtype"):
         PoisonResult.load(tmp_path)
 
 
