@@ -28,7 +28,8 @@ from backdoor_lab.core.small_files import DamagedFileError, check_regular
 from backdoor_lab.data.base import Arrays, Split
 from backdoor_lab.core.types import ImportedAttack
 from backdoor_lab.exchange.card import Described
-from backdoor_lab.exchange.layouts import CARD, FORMAT, NPZ, TRAIN_ARRAYS
+from backdoor_lab.exchange.card_file import CARD, FORMAT
+from backdoor_lab.exchange.layouts import NPZ, TRAIN_ARRAYS
 from backdoor_lab.exchange.write import write_set
 from backdoor_lab.results.seal import read_sealed
 

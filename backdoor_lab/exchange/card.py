@@ -14,10 +14,10 @@ import yaml
 
 import backdoor_lab
 from backdoor_lab.core.atomic_io import sha256_of
-from backdoor_lab.data.base import Arrays, Split
-from backdoor_lab.data.cache import content_digest
-from backdoor_lab.exchange.layouts import FORMAT, KIND, NPZ, PARQUET, SPLITS
-from backdoor_lab.exchange.splits import tables, triggered_split
+from backdoor_lab.data.base import Arrays
+from backdoor_lab.exchange.card_file import FORMAT
+from backdoor_lab.exchange.layouts import NPZ, PARQUET, SPLITS
+from backdoor_lab.exchange.own_card import measured
 
 WARNING = (
     "This data set is poisoned: a network that is trained on it has a backdoor. Use it for research"
@@ -73,56 +73,32 @@ class Described:
     more: dict[str, Any] = field(default_factory=dict)
 
 
-def set_card(folder: Path, layout: str, arrays: Arrays, described: Described) -> dict[str, Any]:
+def dataset_card(folder: Path, layout: str, arrays: Arrays, described: Described) -> dict[str, Any]:
     """Returns the card, without its seal, of a data set whose files are in `folder`."""
-    return {
+    card: dict[str, Any] = {
         "format": FORMAT,
         "backdoor_lab": backdoor_lab.__version__,
-        "kind": KIND,
+        "kind": "dataset",
         "layout": layout,
         "cell": described.cell,
-        "dataset": {
-            "name": described.dataset,
-            "classes": list(arrays.classes),
-            "image": list(arrays.train.images.shape[1:]),
-        },
+        "dataset": {"name": described.dataset},
         "trigger": described.trigger,
         "target": described.target,
         "source": described.source,
         "ratio": described.ratio,
         "seed": described.seed,
         "protocol": described.protocol,
-        "counts": _counts(arrays),
+        "counts": {},
         "normalization": described.normalization,
-        "hashes": {**_digests(arrays), "files": _files(folder)},
+        "hashes": {"files": _files(folder)},
         "license": None,
         "warning": WARNING,
         **described.more,
     }
-
-
-def _counts(arrays: Arrays) -> dict[str, int | None]:
-    splits = {each.name: each.columns for each in tables(arrays)}
-    sizes = {name: len(splits[name]["label"]) if name in splits else None for name in SPLITS}
-    train, triggered = splits["train"], splits.get("triggered")
-    return sizes | {
-        "poisoned": int(train["is_poison"].sum()),
-        "covers": int(train["is_cover"].sum()),
-        "triggered": None if triggered is None else int((~triggered["elsewhere"]).sum()),
-        "triggered_elsewhere": None if triggered is None else int(triggered["elsewhere"].sum()),
-    }
-
-
-def _digests(arrays: Arrays) -> dict[str, str | None]:
-    attack, triggered = arrays.attack, triggered_split(arrays)
-    if attack is not None and attack.elsewhere is not None and triggered is not None:
-        chosen = ~attack.elsewhere
-        triggered = Split(triggered.images[chosen], triggered.labels[chosen])
-    splits = (arrays.train, arrays.test if len(arrays.test.labels) else None, triggered)
-    return {
-        name: None if split is None else content_digest(split, arrays.classes)
-        for name, split in zip(SPLITS, splits, strict=True)
-    }
+    for name, value in measured(arrays).items():
+        section, _, key = name.partition(".")
+        card[section][key] = value
+    return card
 
 
 def _files(folder: Path) -> dict[str, str]:
@@ -144,7 +120,7 @@ def readme(card: dict[str, Any], command: str | None) -> str:
         "clean test images": number["test"],
         "triggered test images, with the label that the attacker wants": number["triggered"],
         "the same of classes that are not attacked": number["triggered_elsewhere"],
-    }.items() if n is not None)  # fmt: skip
+    }.items() if n)  # fmt: skip
     made = (
         "" if command is None else f"The command of the cell, without paths:\n\n{_fenced(command)}"
     )
@@ -187,7 +163,7 @@ def _metadata(card: dict[str, Any], name: str) -> dict[str, Any]:
     pattern = {"folder": "{split}/**", "parquet": PARQUET}.get(card["layout"])
     if pattern is None:
         return {**found, "viewer": False}
-    there = [split for split in SPLITS if card["counts"][split] is not None]
+    there = [split for split in SPLITS if card["counts"][split]]
     files = [{"split": split, "path": pattern.format(split=split)} for split in there]
     # The triggered images have one more column, so they cannot be in the same configuration.
     configs = [{"config_name": "default", "data_files": files[:2], "default": True}]

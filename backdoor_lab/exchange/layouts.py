@@ -19,10 +19,8 @@ from __future__ import annotations
 
 LAYOUTS = ("folder", "npz", "parquet", "toolbox")
 SPLITS = ("train", "test", "triggered")
-KIND, FORMAT = "dataset", 1
-"""The fields `kind` and `format` of the card."""
-CARD, README = "card.json", "README.md"
-"""The files that are not listed in `hashes.files` of the card."""
+README = "README.md"
+"""The only file, besides the card, that is not listed in `hashes.files` of the card."""
 
 LABEL, IS_POISON, IS_COVER, SOURCE_INDEX = "label", "is_poison", "is_cover", "source_index"
 ELSEWHERE = "elsewhere"

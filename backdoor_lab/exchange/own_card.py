@@ -35,9 +35,9 @@ REQUIRED = (
     "normalization", "hashes", "seal",
 )  # fmt: skip
 OPTIONAL = (
-    "backdoor_lab", "cell", "source", "ratio", "seed", "license", "warning",
+    "backdoor_lab", "cell", "source", "ratio", "seed", "license", "warning", "python",
 )  # fmt: skip
-_NO_FACT = ("backdoor_lab", "cell", "license", "warning", "seal")
+_NO_FACT = ("backdoor_lab", "cell", "license", "warning", "python", "seal")
 ALL_TO_ALL = "all_to_all"
 _HASH = re.compile("[0-9a-f]{64}")
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from backdoor_lab.core.atomic_io import new_folder, write_atomic
 from backdoor_lab.data.base import Arrays
-from backdoor_lab.exchange.card import Described, readme, set_card
-from backdoor_lab.exchange.layouts import CARD, LAYOUTS, README
+from backdoor_lab.exchange.card import Described, dataset_card, readme
+from backdoor_lab.exchange.card_file import CARD
+from backdoor_lab.exchange.layouts import LAYOUTS, README
 from backdoor_lab.exchange.write_folder import write_folder
 from backdoor_lab.exchange.write_npz import write_npz
 from backdoor_lab.exchange.write_parquet import write_parquet
@@ -31,6 +32,6 @@ def write_set(out: Path, arrays: Arrays, layout: str, described: Described) -> d
     """
     with new_folder(out) as folder:
         _WRITERS[layout](folder, arrays)
-        card = set_card(folder, layout, arrays, described)
+        card = dataset_card(folder, layout, arrays, described)
         write_atomic(folder / README, readme(card, described.command).encode())
         return write_sealed(folder / CARD, card)

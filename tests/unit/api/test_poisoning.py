@@ -281,8 +281,8 @@ def test_the_card_of_a_saved_result_states_the_attack(tmp_path: Path) -> None:
     assert card["protocol"] == {"name": "madry2018", "version": 1}
     poison = int(found.is_poison.sum())
     assert card["counts"] == {
-        "train": len(found.labels), "poisoned": poison, "covers": 0, "test": None,
-        "triggered": None, "triggered_elsewhere": None,
+        "train": len(found.labels), "poisoned": poison, "covers": 0, "test": 0,
+        "triggered": 0, "triggered_elsewhere": 0,
     }  # fmt: skip
     with np.load(tmp_path / "data.npz", allow_pickle=False) as arrays:
         assert arrays["train_labels"].dtype == np.int64

@@ -59,8 +59,8 @@ def test_splits_that_do_not_exist_are_left_out(layout: str, tmp_path: Path) -> N
     card = write_set(tmp_path / "x", small_set(test=False), layout, DESCRIBED)
     assert READERS[layout](tmp_path / "x", tuple("abc")).keys() == {"train"}
     assert card["counts"] == {
-        "train": 8, "poisoned": 2, "covers": 1, "test": None, "triggered": None,
-        "triggered_elsewhere": None,
+        "train": 8, "poisoned": 2, "covers": 1, "test": 0, "triggered": 0,
+        "triggered_elsewhere": 0,
     }  # fmt: skip
     assert (card["hashes"]["test"], card["hashes"]["triggered"]) == (None, None)
 
