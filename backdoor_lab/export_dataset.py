@@ -129,8 +129,8 @@ def _training_digest(training: Training, record: dict[str, Any]) -> str:
 def _arrays(training: Training, test: Split, sets: Any) -> Arrays:
     import numpy as np
 
-    from backdoor_lab.data.base import Arrays, Split
     from backdoor_lab.core.types import ImportedAttack
+    from backdoor_lab.data.base import Arrays, Split
 
     rows, made = np.arange(len(training.index)), training.is_poison | training.is_cover
     source = np.full(len(rows), -1)

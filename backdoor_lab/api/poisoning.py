@@ -25,8 +25,8 @@ from backdoor_lab.core import types
 from backdoor_lab.core.atomic_io import sha256_of
 from backdoor_lab.core.errors import DataError
 from backdoor_lab.core.small_files import DamagedFileError, check_regular
-from backdoor_lab.data.base import Arrays, Split
 from backdoor_lab.core.types import ImportedAttack
+from backdoor_lab.data.base import Arrays, Split
 from backdoor_lab.exchange.card import Described
 from backdoor_lab.exchange.card_file import CARD, FORMAT
 from backdoor_lab.exchange.layouts import NPZ, TRAIN_ARRAYS

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from backdoor_lab.attacks.base import Trigger
 from backdoor_lab.attacks.plan import PoisonSpec, asr_test_set, elsewhere_test_set
@@ -80,10 +81,12 @@ def test_sets_of(
 def _imported(clean: Split, attack: ImportedAttack, kept: torch.Tensor) -> MeasuredOn:
     if attack.triggered is None or attack.elsewhere is None:
         raise DataError("the data set has no triggered test images")
-    found: list[Any] = []
-    for chosen in (~attack.elsewhere, attack.elsewhere):
+
+    def part(chosen: NDArray[np.bool_]) -> tuple[Split, torch.Tensor]:
         images, wanted, rows = (
             attack.arrays[name][chosen] for name in ("triggered", "wanted", "test_index")
         )
-        found += [Split(images, wanted), torch.from_numpy(rows)]
-    return MeasuredOn(clean, *found, kept)
+        return Split(images, wanted), torch.from_numpy(rows)
+
+    elsewhere = attack.elsewhere
+    return MeasuredOn(clean, *part(~elsewhere), *part(elsewhere), kept)

@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from backdoor_lab.data.base import Arrays, Split
 from backdoor_lab.core.types import ImportedAttack
+from backdoor_lab.data.base import Arrays, Split
 from backdoor_lab.exchange.card import Described
 
 Columns = dict[str, list[Any]]
