@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from backdoor_lab.core.errors import ConfigError, DataError
 from backdoor_lab.data.base import Arrays
+from backdoor_lab.exchange import backdoorbench
 from backdoor_lab.exchange.source import PoisonedSet
-from tests.helpers.foreign_layouts import CLASSES, clean_file
+from backdoor_lab.verify.data import read_set
+from tests.helpers.foreign_layouts import CLASSES, clean_file, record_folder, toolbox_set
 from tests.helpers.own_sets import WRITERS, own_set, poisoned_arrays, without_test
 
 ATTACK = ("is_poison", "is_cover", "source_index", "triggered", "wanted", "test_index",
@@ -138,3 +141,63 @@ def test_an_unknown_layout_is_refused_with_a_list_of_the_known_ones(tmp_path: Pa
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match="not a folder"):
         PoisonedSet(root=str(tmp_path / "file")).read()
+
+
+def test_a_record_of_backdoorbench_is_a_poisoned_set(tmp_path: Path) -> None:
+    root = str(record_folder(tmp_path))
+    clean = str(tmp_path / "data/clean.npz")
+    source = PoisonedSet(root=root, clean_root=clean)
+    assert source.known_classes() == CLASSES
+    assert (source.imported().trigger, source.imported().n_poisoned) == ("badnet", 3)
+    found = source.read()
+    assert found.attack is not None
+    assert found.attack.triggered is not None
+    assert len(found.attack.triggered) == 4
+    with pytest.raises(DataError, match=r"remove dataset\.test_root"):
+        PoisonedSet(root=root, clean_root=clean, test_root=clean).imported()
+    with pytest.raises(DataError, match=r"remove dataset\.test_share"):
+        PoisonedSet(root=root, clean_root=clean, test_share=0.5).read()
+
+
+def test_a_record_is_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It contains the attacked network and can be large."""
+    calls = []
+    usual = backdoorbench.read_result
+
+    def counted(root: Path) -> dict[str, Any]:
+        calls.append(root)
+        return usual(root)
+
+    monkeypatch.setattr(backdoorbench, "read_result", counted)
+    root = record_folder(tmp_path)
+    source = PoisonedSet(root=str(root), clean_root=str(tmp_path / "data/clean.npz"))
+    source.identity()
+    source.imported()
+    source.read()
+    assert calls == [root]
+    read_set(root, tmp_path / "data/clean.npz")
+    assert calls == [root, root]
+
+
+def test_a_set_of_backdoor_toolbox_is_a_poisoned_set(tmp_path: Path) -> None:
+    root = str(toolbox_set(tmp_path, poison=(1, 2, 5)))
+    source = PoisonedSet(root=root)
+    assert source.known_classes() is None
+    assert (source.imported().trigger, source.imported().target) == ("badnet", "0")
+    assert source.read().classes == ("0", "1", "2")
+    assert len(PoisonedSet(root=root, test_share=0.4).read().test.labels) == 4
+    with pytest.raises(DataError, match=r"no record of BackdoorBench: remove dataset\.clean_root"):
+        PoisonedSet(root=root, clean_root=root).imported()
+    assert source.identity() != PoisonedSet(root=root, test_share=0.4).identity()
+
+
+def test_the_class_names_of_other_test_images_must_be_those_of_the_set(tmp_path: Path) -> None:
+    root = own_set(tmp_path / "set", "npz", without_test(poisoned_arrays()))
+    clean = clean_file(tmp_path / "clean.npz")
+    arrays = dict(np.load(clean, allow_pickle=False))
+    np.savez(clean, **{**arrays, "classes": np.array(["dog", "cat", "owl"])})
+    with pytest.raises(DataError, match="the classes are dog, cat, owl, but those of .* are cat"):
+        PoisonedSet(root=str(root), test_root=str(clean)).read()
+    np.savez(clean, **{**arrays, "test_images": np.zeros((6, 3, 9, 9), np.uint8)})
+    with pytest.raises(DataError, match=r"shape \(3, 8, 8\), the clean ones \(3, 9, 9\)"):
+        PoisonedSet(root=str(root), test_root=str(clean)).read()
