@@ -93,6 +93,8 @@ def _parsed(file: CardFile) -> SetCard:
     file.kind()
     layout = validation.choice("layout", card["layout"], LAYOUTS)
     described, hashes = part(card, "dataset"), part(card, "hashes")
+    if described.get("name") is not None:
+        validation.text("dataset.name", described["name"])
     classes = class_list("dataset.classes", described.get("classes"))
     image = image_shape("dataset.image", described.get("image"))
     validation.choice("dataset.image[0]", image[0], (1, 3))

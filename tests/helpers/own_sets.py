@@ -248,3 +248,21 @@ def edited(root: Path, path: str, value: Any, *, seal: bool = False) -> None:
     if not seal:
         text, _, _ = (root / "card.json").read_text().partition('"seal": ')
         (root / "card.json").write_text(f'{text}"seal": {old}')
+
+
+ATTACK = ("is_poison", "is_cover", "source_index", "triggered", "wanted", "test_index",
+          "elsewhere")  # fmt: skip
+
+
+def equal(one: Arrays, other: Arrays) -> bool:
+    """Whether two sets are equal bit by bit, with the types of their arrays."""
+    pairs = [(getattr(one.attack, name), getattr(other.attack, name)) for name in ATTACK]
+    for a, b in ((one.train, other.train), (one.test, other.test)):
+        pairs += [(a.images, b.images), (a.labels, b.labels)]
+    same = all(a is b is None or (a.dtype == b.dtype and np.array_equal(a, b)) for a, b in pairs)
+    assert one.attack is not None
+    assert other.attack is not None
+    return (
+        same and one.classes == other.classes
+        and one.attack.normalization == other.attack.normalization
+    )  # fmt: skip

@@ -10,29 +10,11 @@ import numpy as np
 import pytest
 
 from backdoor_lab.core.errors import ConfigError, DataError
-from backdoor_lab.data.base import Arrays
 from backdoor_lab.exchange import backdoorbench
 from backdoor_lab.exchange.source import PoisonedSet
 from backdoor_lab.verify.data import read_set
 from tests.helpers.foreign_layouts import CLASSES, clean_file, record_folder, toolbox_set
-from tests.helpers.own_sets import WRITERS, own_set, poisoned_arrays, without_test
-
-ATTACK = ("is_poison", "is_cover", "source_index", "triggered", "wanted", "test_index",
-          "elsewhere")  # fmt: skip
-
-
-def equal(one: Arrays, other: Arrays) -> bool:
-    """Whether two sets are equal bit by bit, with the types of their arrays."""
-    pairs = [(getattr(one.attack, name), getattr(other.attack, name)) for name in ATTACK]
-    for a, b in ((one.train, other.train), (one.test, other.test)):
-        pairs += [(a.images, b.images), (a.labels, b.labels)]
-    same = all(a is b is None or (a.dtype == b.dtype and np.array_equal(a, b)) for a, b in pairs)
-    assert one.attack is not None
-    assert other.attack is not None
-    return (
-        same and one.classes == other.classes
-        and one.attack.normalization == other.attack.normalization
-    )  # fmt: skip
+from tests.helpers.own_sets import WRITERS, equal, own_set, poisoned_arrays, without_test
 
 
 @pytest.mark.parametrize("layout", WRITERS)
