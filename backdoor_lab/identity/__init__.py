@@ -36,7 +36,9 @@ _STAGES = "pipeline/stages"
 STAGES = {
     "data": ("data/cache.py",),
     "prepare": (f"{_STAGES}/training.py:prepare_stage",),
-    "poison": (f"{_STAGES}/training.py:poison_stage",),
+    "poison": (
+        f"{_STAGES}/training.py:poison_stage", f"{_STAGES}/imported.py:imported_stage",
+    ),
     # Also covers retraining, and training by the attacker.
     "train": (
         f"{_STAGES}/training.py:train_stage", f"{_STAGES}/training.py:filtered",

@@ -33,7 +33,7 @@ NEUTRAL = frozenset((
     "exchange/card.py", "exchange/network_card.py", "exchange/splits.py", "exchange/write.py",
     "exchange/write_folder.py", "exchange/write_npz.py", "exchange/write_parquet.py",
     "exchange/write_toolbox.py",
-    "pipeline/keys.py", "pipeline/participants.py", "pipeline/progress.py",
+    "pipeline/imported.py", "pipeline/keys.py", "pipeline/participants.py", "pipeline/progress.py",
     "pipeline/test_sets.py", "training/logs.py",
 ))  # fmt: skip
 """Files and folders that do not affect the numbers in a record, such as commands, messages,

@@ -129,7 +129,7 @@ def _chosen(section: str) -> set[str]:
     """Returns the names of the components in the configuration files; a component is named after
     the module of its class."""
     pattern = re.compile(rf"_target_: {PACKAGE}\.(\w+)\.(\w+)\.")
-    files = conf_dir().glob(f"{GROUPS[section]}/*.yaml")
+    files = conf_dir().glob("*/*.yaml")  # conf/dataset/poisoned.yaml names a trigger, too.
     found = {pair for path in files for pair in pattern.findall(path.read_text())}
     return {name for folder, name in found if file_of(section, name) == f"{folder}/{name}.py"}
 

@@ -1,0 +1,242 @@
+"""Cells on data sets that are already poisoned (``dataset=poisoned``)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from backdoor_lab.export_dataset import export_dataset
+
+from backdoor_lab.core.artifacts import VERDICT
+from backdoor_lab.core.errors import ConfigError, DataError
+from backdoor_lab.core.store import Store
+from backdoor_lab.data.cache import open_dataset
+from backdoor_lab.export_weights import export_weights
+from backdoor_lab.results.artifact_reader import ArtifactReader
+from backdoor_lab.results.records import parse
+from backdoor_lab.sweep.estimate import estimate
+from backdoor_lab.tables.overview import overview
+from tests.helpers.cells import CPU, cell_of, configuration, run_here
+from tests.helpers.own_sets import without_truth
+
+FORMS = ("folder", "npz", "parquet", "toolbox")
+ATTACKS = {
+    "pixel": ("trigger=pixel",),
+    "covers": ("trigger=tact", "measure.asr_under=[shift2]"),
+    "clean labels": ("trigger=sinusoid", "trigger.frequency=2", "protocol.clean_holdout=20"),
+    "replaced": ("trigger=patch", "protocol.placement=replace", "protocol.filter_scope=suspicious"),
+    "every class": ("trigger=patch", "label_mode=all_to_all", "protocol.filter_scope=all"),
+}
+SAME = (
+    "nat1", "asr1", "nat2", "asr2", "asr_elsewhere1", "asr_elsewhere2", "clean_rate1",
+    "clean_rate2", "train_accuracy1", "train_accuracy2", "per_class", "detection", "notes",
+    "poison_indices",
+)  # fmt: skip
+COUNTS = ("n_train", "n_poisoned", "n_covers", "n_removed", "pois_left", "covers_left", "n_test",
+          "n_asr")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("lab")
+
+
+def made(lab: Path, attack: str) -> Path:
+    """The folder of a completed cell."""
+    folder = lab / "sweep" / attack
+    if not folder.exists():
+        run_here(lab / ".store", folder, *ATTACKS[attack])
+    return folder
+
+
+def exported(lab: Path, attack: str, form: str) -> Path:
+    folder = lab / f"{attack}-{form}"
+    if not folder.exists():
+        export_dataset(made(lab, attack), folder, layout=form)
+    return folder
+
+
+def again(attack: str) -> list[str]:
+    """The options of a cell that do not belong to the attack."""
+    kept = ("protocol.filter_scope", "protocol.clean_holdout", "measure", "defense", "recipe")
+    return [option for option in ATTACKS[attack] if option.startswith(kept)]
+
+
+def imported(root: Path, *options: str) -> tuple[str, ...]:
+    return ("dataset=poisoned", f"dataset.root={root}", "ratio=null", *options)
+
+
+def run_imported(lab: Path, root: Path, *options: str) -> dict[str, Any]:
+    given = imported(root, *options)
+    folder = lab / "imported" / f"{root.name}-{len(list(lab.glob('imported/*')))}"
+    record = run_here(lab / ".store", folder, *given, data=())
+    assert record["status"] == "done", record["error"]
+    return record
+
+
+def record_of(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "record.json").read_bytes())
+    return found
+
+
+def judged(store: Path, record: dict[str, Any]) -> dict[str, torch.Tensor]:
+    return VERDICT.read(store / "filter" / record["run"]["stages"]["filter"]["id"])
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_an_exported_and_imported_set_gives_the_results_of_its_cell(
+    lab: Path, attack: str, form: str
+) -> None:
+    ours = record_of(made(lab, attack))
+    theirs = run_imported(lab, exported(lab, attack, form), *again(attack))
+    assert {key: theirs[key] for key in SAME} == {key: ours[key] for key in SAME}
+    assert {key: theirs["counts"][key] for key in COUNTS} == {
+        key: ours["counts"][key] for key in COUNTS
+    }
+    assert theirs.get("under") == ours.get("under")
+    for name in ("weights1", "weights2"):
+        assert theirs["hashes"][name] == ours["hashes"][name]
+    verdicts = judged(lab / ".store", ours), judged(lab / ".store", theirs)
+    for name in ("scores", "keep"):
+        values = [each[name].nan_to_num(-1) for each in verdicts]
+        assert torch.equal(*values)
+    assert ours["counts"]["pois_left"] is not None
+    assert theirs["choices"]["trigger"] == ours["choices"]["trigger"]
+    assert theirs["choices"]["target"] == ours["choices"]["target"]
+    assert theirs["id"] != ours["id"]
+
+
+def test_the_four_forms_share_their_networks(lab: Path) -> None:
+    stages = []
+    for form in FORMS:
+        record = run_imported(lab, exported(lab, "pixel", form))
+        stages.append({name: each["id"] for name, each in record["run"]["stages"].items()})
+    assert stages[1:] == stages[:1] * 3
+
+
+def test_another_filter_reuses_the_network_of_an_imported_set(lab: Path) -> None:
+    root = exported(lab, "pixel", "npz")
+    run_imported(lab, root)
+    record = run_imported(lab, root, "defense=random")
+    assert not record["run"]["stages"]["train"]["made"]
+    assert record["counts"]["n_poisoned"] == record_of(made(lab, "pixel"))["counts"]["n_poisoned"]
+
+
+def test_without_ground_truth_the_poison_counts_are_empty(lab: Path, tmp_path: Path) -> None:
+    root = without_truth(exported(lab, "pixel", "npz"), tmp_path / "unknown")
+    record = run_imported(lab, root, "ratio=0.03")
+    empty = ("n_poisoned", "pois_left", "n_covers", "covers_left", "n_clean", "n_eligible")
+    assert [record["counts"][name] for name in empty] == [None] * 6
+    assert record["detection"] is None
+    assert record["poison_indices"] == []
+    # The assumed share is of the whole set: 0.03 of 206 images.
+    assert record["counts"]["n_removed"] == 9
+    ours = record_of(made(lab, "pixel"))
+    assert record["asr1"] == ours["asr1"]
+    table = overview([parse(json.dumps(record).encode())])
+    assert "0" not in table.text.splitlines()[-1].split("|")[3]
+
+
+def test_without_ground_truth_ratio_is_required_and_controls_are_refused(
+    lab: Path, tmp_path: Path
+) -> None:
+    root = without_truth(exported(lab, "pixel", "npz"), tmp_path / "unknown")
+    with pytest.raises(ConfigError, match="`ratio` is needed"):
+        cell_at(lab, root)
+    with pytest.raises(ConfigError, match="needs the ground truth"):
+        cell_at(lab, root, "ratio=0.03", "defense=oracle")
+
+
+def cell_at(lab: Path, root: Path, *options: str) -> Any:
+    from backdoor_lab.sweep.preflight import Preflight
+
+    return Preflight().cell(configuration(lab / ".store", *imported(root, *options), data=()))
+
+
+@pytest.mark.parametrize(("option", "message"), [
+    ("ratio=0.2", "`ratio`=0.2, but the poisoned data set states ratio=0.3: remove the option"),
+    ("target=dog", "`target`=dog, but the poisoned data set states target=bird"),
+    ("source=cat", "`source`=cat"),
+    ("label_mode=clean", "`label_mode`=clean, but the poisoned data set states"),
+    ("trigger=patch", "is already poisoned, so that no trigger can be applied"),
+    ("defense=clean_data", "images before the attack"),
+    ("dataset.size=16", "size"),
+])  # fmt: skip
+def test_options_that_contradict_an_imported_set_are_refused(
+    lab: Path, option: str, message: str
+) -> None:
+    with pytest.raises((ConfigError, DataError), match=message.replace("(", r"\(")):
+        cell_at(
+            lab, exported(lab, "pixel", "npz"), *(f"+{option}" if "size" in option else option,)
+        )
+
+
+def test_options_that_agree_with_an_imported_set_are_accepted(lab: Path) -> None:
+    root = exported(lab, "pixel", "npz")
+    cells = [cell_at(lab, root), cell_at(lab, root, "ratio=0.3", "target=bird")]
+    assert cells[0].id == cells[1].id
+
+
+def test_a_trigger_without_a_poisoned_set_is_refused(tmp_path: Path) -> None:
+    target = "backdoor_lab.attacks.imported.ImportedTrigger"
+    with pytest.raises(ConfigError, match="of `dataset=poisoned` only"):
+        cell_of(tmp_path, "~trigger", f"+trigger._target_={target}", "+trigger.name=imported")
+
+
+def test_the_estimate_counts_the_images_of_an_imported_set(lab: Path) -> None:
+    cell = cell_at(lab, exported(lab, "covers", "npz"), "seed=7")
+    counts = record_of(made(lab, "covers"))["counts"]
+    work = estimate([cell], set(), CPU)
+    [(_, amount)] = work.amounts
+    assert work.trainings == 2
+    assert amount.trained == 2 * counts["n_train"] * cell.recipe.epochs
+
+
+def test_the_weights_of_an_imported_cell_carry_the_normalization_of_the_set(
+    lab: Path, tmp_path: Path
+) -> None:
+    record = run_imported(lab, exported(lab, "replaced", "folder"), *again("replaced"))
+    folder = next(p.parent for p in lab.glob("imported/*/record.json")
+                  if json.loads(p.read_bytes())["id"] == record["id"])  # fmt: skip
+    said, first = (
+        export_weights(each, tmp_path / f"{number}.safetensors", which=1, store=lab / ".store")
+        for number, each in enumerate((folder, made(lab, "replaced")))
+    )
+    assert said["mean_255"] == first["mean_255"]
+    cards = [json.loads((tmp_path / f"{n}.card.json").read_bytes()) for n in (0, 1)]
+    assert cards[0]["hashes"] == cards[1]["hashes"]
+    assert cards[0]["claims"] == cards[1]["claims"]
+
+
+def test_stored_originals_are_known_for_appended_poison_only(lab: Path) -> None:
+    for attack, known in (("pixel", True), ("replaced", False)):
+        record = run_imported(lab, exported(lab, attack, "npz"), *again(attack))
+        training = ArtifactReader(lab / ".store").training(record)
+        assert training is not None
+        assert training.has_originals is known
+        count = record["counts"]["n_poisoned"]
+        assert int(training.is_poison.sum()) == count
+
+
+def test_held_out_test_images_are_not_triggered(lab: Path) -> None:
+    root = exported(lab, "pixel", "npz")
+    cell = cell_at(lab, root, "protocol.clean_holdout=20")
+    from backdoor_lab.pipeline.stages.holdout import held_out, without_held_out
+    from backdoor_lab.pipeline.stages.triggered import triggered_test
+
+    data = open_dataset(cell.parts.data, Store(cell.store_root))
+    rest = without_held_out(cell, data)
+    left = triggered_test(cell, rest)
+    assert data.attack is not None
+    aside = set(held_out(cell, data.test).tolist())
+    indices = np.asarray(data.attack.test_index).tolist()
+    kept = [number for number, index in enumerate(indices) if index not in aside]
+    assert 0 < len(kept) < len(indices)
+    assert torch.equal(left.images.images, torch.from_numpy(data.attack.triggered)[kept])
+    originals = rest.test.images[left.original]
+    assert torch.equal(originals, data.test.images[data.attack.test_index][kept])
