@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from backdoor_lab.export_dataset import export_dataset
 
 from backdoor_lab.core.artifacts import VERDICT
 from backdoor_lab.core.errors import ConfigError, DataError
 from backdoor_lab.core.store import Store
 from backdoor_lab.data.cache import open_dataset
+from backdoor_lab.export_dataset import export_dataset
 from backdoor_lab.export_weights import export_weights
 from backdoor_lab.results.artifact_reader import ArtifactReader
 from backdoor_lab.results.records import parse
