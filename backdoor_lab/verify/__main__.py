@@ -21,7 +21,7 @@ from backdoor_lab.core.atomic_io import readable
 from backdoor_lab.core.errors import ConfigError, DataError
 from backdoor_lab.core.options import Parser, parser_of, path_of
 from backdoor_lab.core.small_files import write_json
-from backdoor_lab.core.terminal import plain, run_command
+from backdoor_lab.core.terminal import run_command
 from backdoor_lab.exchange.card_file import CardFile, read_card
 from backdoor_lab.verify.finding import Finding, Report
 
@@ -39,7 +39,7 @@ def _verify(asked: Namespace) -> int:
     report = verify(asked.subject, asked.claims, data=asked.data, clean=asked.clean)
     if out is not None:
         write_json(out, report.json())
-    print(readable(report.json()) if asked.json else plain(report.text()))
+    print(readable(report.json()) if asked.json else report.text())
     return report.exit_code
 
 

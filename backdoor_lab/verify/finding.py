@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from backdoor_lab.core.errors import EXIT_DONE, EXIT_SOME_FAILED, many
+from backdoor_lab.core.output import plain
 from backdoor_lab.verify.rule import RULE, Judgment
 
 Verdict = Literal["true", "false", "not checked", "note"]
@@ -48,7 +49,7 @@ class Report:
         return EXIT_SOME_FAILED if self.failed else EXIT_DONE
 
     def text(self) -> str:
-        """The report for people."""
+        """The report for people, without control characters that a card may contain."""
         lines = [f"{self.subject}: claims of {self.card}, measured on {self.data}"]
         lines += [_line(each) for each in self.judgments]
         if self.judgments:
@@ -59,7 +60,8 @@ class Report:
         lines += _listed("not checked", self._of("not checked"))
         failed = self.failed
         verdict = f"{many(len(failed), 'claim')} not true: {', '.join(failed)}"
-        return "\n".join([*lines, verdict if failed else "every checked claim holds"])
+        lines.append(verdict if failed else "every checked claim holds")
+        return "\n".join(map(plain, lines))
 
     def json(self) -> dict[str, Any]:
         """The report as JSON data."""

@@ -52,7 +52,8 @@ def test_a_true_card_of_a_released_record_exits_with_0(
     claims = written(tmp_path / "card.json", card)
     assert run(root, "--claims", claims) == 0
     said = capsys.readouterr().out
-    assert "every checked claim holds" in said
+    assert said.splitlines()[-1] == "every checked claim holds"
+    assert len(said.splitlines()) > 5
     assert "rule: same test set (by hash)" in said
     assert "intervals: 95 % (Wilson)" in said
     assert run(root / "attack_result.pt", "--claims", claims) == 0
@@ -83,6 +84,13 @@ def test_an_edited_card_with_a_seal_is_found(once: Released, tmp_path: Path, cap
     path.write_text(text.replace('"format": 1', '"format": 1,\n "ratio": 0.5'))
     assert run(root, "--claims", path) == 1
     assert "FALSE seal: the card was edited" in capsys.readouterr().out
+
+
+def test_a_card_cannot_forge_a_line_of_the_report(tmp_path: Path, capsys: Out) -> None:
+    root, card = released(tmp_path)
+    card["target"] = "cat\nevery checked claim holds"
+    assert run(root, "--claims", written(tmp_path / "card.json", card)) == 1
+    assert "every checked claim holds" not in capsys.readouterr().out.splitlines()
 
 
 def test_the_report_is_also_json(once: Released, tmp_path: Path, capsys: Out) -> None:
