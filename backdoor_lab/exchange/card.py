@@ -128,7 +128,7 @@ def readme(card: dict[str, Any], command: str | None) -> str:
 ---
 {_yaml(_metadata(card, name))}---
 
-# {_heading(name)}
+# {name}
 
 {card["warning"]}
 
@@ -173,10 +173,6 @@ def _metadata(card: dict[str, Any], name: str) -> dict[str, Any]:
 
 def _yaml(value: dict[str, Any]) -> str:
     return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=10_000)
-
-
-def _heading(name: str) -> str:
-    return name.replace("`", "'").replace("<", "&lt;")
 
 
 def _fenced(text: str) -> str:
