@@ -22,19 +22,21 @@ def with_attack(config: dict[str, Any], facts: ImportedFacts | None) -> dict[str
     The ratio of a set whose ground truth is unknown is the user's assumption. Raises ConfigError if
     an option contradicts the set, or if a value is needed that the set does not state.
     """
-    imported = _part(config, "trigger").get("_target_") == TRIGGER
+    chosen = _part(config, "trigger")
+    imported = chosen.get("_target_") == TRIGGER
     if facts is None:
         if imported:
             raise ConfigError("`trigger=imported` is the trigger of `dataset=poisoned` only")
         return config
-    if not imported:
+    # The options of another trigger are merged into those of the imported one.
+    if not imported or chosen.keys() - {"_target_", "name", "options"}:
         raise ConfigError(
             f"`dataset={_part(config, 'dataset').get('name') or 'poisoned'}` is already poisoned,"
             " so that no trigger can be applied: remove `trigger`"
         )
     found = _stated(facts)
-    for key in GIVEN:
-        _check_equal(key, config.get(key), found.get(key))
+    for key, value in found.items():
+        _check_equal(key, config.get(key), value)
     given = {key: found.get(key, config.get(key)) for key in GIVEN}
     for key, what in (("target", "class is attacked"), ("ratio", "share is poisoned")):
         if given[key] is None:
@@ -60,12 +62,15 @@ def _stated(facts: ImportedFacts) -> dict[str, Any]:
     ratio = None if facts.n_poisoned is None else facts.ratio
     known: dict[str, Any] = {"target": facts.target, "source": facts.source, "ratio": ratio}
     known |= {key: facts.choices.get(key) for key in ("label_mode", "cover_rate")}
-    return {key: value for key, value in known.items() if value is not None}
+    found = {key: value for key, value in known.items() if value is not None}
+    # A card with all choices names the source class, unless every class is attacked.
+    return {"source": None, **found} if "poison_from" in facts.choices else found
 
 
 def _check_equal(key: str, given: Any, found: Any) -> None:
-    if given is None or found is None or given == found:
+    if given is None or given == found:
         return
+    said = "null" if found is None else found
     raise ConfigError(
-        f"`{key}`={given}, but the poisoned data set states {key}={found}: remove the option"
+        f"`{key}`={given}, but the poisoned data set states {key}={said}: remove the option"
     )

@@ -20,11 +20,11 @@ from backdoor_lab.export_weights import export_weights
 from backdoor_lab.pipeline.cell import Cell
 from backdoor_lab.pipeline.stages.holdout import held_out, without_held_out
 from backdoor_lab.pipeline.stages.triggered import triggered_test
+from backdoor_lab.reports.__main__ import main as reports
 from backdoor_lab.results.artifact_reader import ArtifactReader
-from backdoor_lab.results.records import parse
+from backdoor_lab.results.seal import write_sealed
 from backdoor_lab.sweep.estimate import estimate
 from backdoor_lab.sweep.preflight import Preflight
-from backdoor_lab.tables.overview import overview
 from tests.helpers.cells import CPU, cell_of, configuration, run_here
 
 FORMS = ("folder", "npz", "parquet", "toolbox")
@@ -140,7 +140,9 @@ def test_another_filter_reuses_the_network_of_an_imported_set(lab: Path) -> None
     assert record["counts"]["n_poisoned"] == record_of(made(lab, "pixel"))["counts"]["n_poisoned"]
 
 
-def test_without_ground_truth_the_poison_counts_are_empty(lab: Path, tmp_path: Path) -> None:
+def test_without_ground_truth_the_poison_counts_are_empty(
+    lab: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     record = run_imported(lab, *without_truth(lab, tmp_path / "unknown"), "ratio=0.03")
     empty = ("n_poisoned", "pois_left", "n_covers", "covers_left", "n_clean", "n_eligible")
     assert [record["counts"][name] for name in empty] == [None] * 6
@@ -151,8 +153,10 @@ def test_without_ground_truth_the_poison_counts_are_empty(lab: Path, tmp_path: P
     assert record["counts"]["n_removed"] == 9
     ours = record_of(made(lab, "pixel"))
     assert record["counts"]["n_train"] == ours["counts"]["n_train"] == 206
-    text = "\n".join(overview([parse(json.dumps(record).encode())]))
-    assert "#Pois" not in text or " 0 " not in text
+    write_sealed(tmp_path / "sweep" / record["id"] / "record.json", record)
+    assert reports([str(tmp_path / "sweep")]) == 0
+    [*_, row] = [line for line in capsys.readouterr().out.splitlines() if record["id"][:7] in line]
+    pytest.fail(row)
 
 
 def test_without_ground_truth_ratio_is_required_and_controls_are_refused(
@@ -178,7 +182,7 @@ def cell_at(lab: Path, root: Path, *options: str) -> Cell:
 @pytest.mark.parametrize(("option", "message"), [
     ("ratio=0.2", "`ratio`=0.2, but the poisoned data set states ratio=0.3: remove the option"),
     ("target=dog", "`target`=dog, but the poisoned data set states target=bird"),
-    ("source=cat", "`source`=cat"),
+    ("source=cat", "`source`=cat, but the poisoned data set states source=null"),
     ("label_mode=clean", "`label_mode`=clean, but the poisoned data set states"),
     ("trigger=patch", "is already poisoned, so that no trigger can be applied"),
     ("defense=clean_data", "images before the attack"),
