@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+import backdoor_lab as bl
 from backdoor_lab.core.artifacts import VERDICT
 from backdoor_lab.core.errors import ConfigError, DataError
 from backdoor_lab.core.store import Store
@@ -26,6 +27,7 @@ from backdoor_lab.results.seal import write_sealed
 from backdoor_lab.sweep.estimate import estimate
 from backdoor_lab.sweep.preflight import Preflight
 from tests.helpers.cells import CPU, cell_of, configuration, run_here
+from tests.helpers.foreign_layouts import TRAIN, clean_images, record_folder, toolbox_set
 
 FORMS = ("folder", "npz", "parquet", "toolbox")
 ATTACKS = {
@@ -81,7 +83,7 @@ def again(attack: str) -> list[str]:
 
 
 def imported(root: Path, *options: str) -> tuple[str, ...]:
-    return ("dataset=poisoned", f"dataset.root={root}", "ratio=null", *options)
+    return ("dataset=poisoned", f"dataset.root='{root}'", "ratio=null", *options)
 
 
 def run_imported(lab: Path, *given: str) -> dict[str, Any]:
@@ -155,8 +157,9 @@ def test_without_ground_truth_the_poison_counts_are_empty(
     assert record["counts"]["n_train"] == ours["counts"]["n_train"] == 206
     write_sealed(tmp_path / "sweep" / record["id"] / "record.json", record)
     assert reports([str(tmp_path / "sweep")]) == 0
-    [*_, row] = [line for line in capsys.readouterr().out.splitlines() if record["id"][:7] in line]
-    pytest.fail(row)
+    [*_, row] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| 2 ")]
+    target, ratio, poisoned, _, asr1, left, *_ = (word.strip() for word in row.split("|")[1:])
+    assert (target, ratio, poisoned, asr1, left) == ("2", "3%", "–", "–", "–")
 
 
 def test_without_ground_truth_ratio_is_required_and_controls_are_refused(
@@ -258,3 +261,37 @@ def test_held_out_test_images_are_not_triggered(lab: Path) -> None:
     assert torch.equal(left.images.images, torch.from_numpy(data.attack.triggered)[kept])
     originals = rest.test.images[left.original]
     assert torch.equal(originals, data.test.images[data.attack.test_index][kept])
+
+
+def test_a_record_of_backdoorbench_is_filtered_and_retrained(lab: Path, tmp_path: Path) -> None:
+    root = record_folder(tmp_path)
+    given = imported(root, f"dataset.clean_root={tmp_path / 'data' / 'clean.npz'}")
+    record = run_imported(lab, *given, "recipe.batch_size=8")
+    facts = checked(lab, *given).parts.data.imported()
+    assert facts is not None
+    assert record["counts"]["n_poisoned"] == facts.n_poisoned == len(record["poison_indices"])
+    assert record["counts"]["n_train"] == TRAIN
+    assert record["counts"]["n_asr"] > 0
+    assert record["asr2"] is not None
+    assert record["choices"]["ratio"] == pytest.approx(facts.n_poisoned / TRAIN)
+
+
+def test_a_set_of_backdoor_toolbox_with_its_indices_has_counts_but_no_asr(
+    lab: Path, tmp_path: Path
+) -> None:
+    record = run_imported(lab, *imported(toolbox_set(tmp_path)), "recipe.batch_size=8")
+    counts = record["counts"]
+    assert (counts["n_poisoned"], counts["n_covers"], counts["n_asr"]) == (3, 1, 0)
+    assert record["asr1"] is record["asr2"] is None
+    assert record["choices"]["trigger"] == "badnet"
+
+
+def test_a_saved_poison_result_is_filtered_and_retrained(lab: Path, tmp_path: Path) -> None:
+    images, labels = clean_images(60, 3)
+    result = bl.poison(images, labels, "patch", target=1, ratio=0.5)
+    result.save(tmp_path / "saved")
+    given = imported(tmp_path / "saved", "dataset.test_share=0.2")
+    record = run_imported(lab, *given)
+    assert record["counts"]["n_poisoned"] == int(result.is_poison.sum()) == 10
+    assert record["counts"]["n_train"] + record["counts"]["n_test"] == len(labels) + 10
+    assert record["choices"]["target"] == "1"
