@@ -79,6 +79,10 @@ def _preview(given: Namespace) -> int:
     if out.suffix != ".png" or not out.parent.is_dir():
         raise ConfigError(f"`--out` must be a .png file in an existing folder, got {out}")
     names, rest = _triggers(given.overrides)
+    if "dataset=poisoned" in rest:
+        raise ConfigError(
+            "`dataset=poisoned` has no trigger to preview: export_dataset writes its images as files"
+        )
     shown = 4 if len(names) == 1 else 1
     if given.images is not None:
         shown = validation.whole("--images", given.images, low=1)
