@@ -81,7 +81,7 @@ def _preview(given: Namespace) -> int:
     names, rest = _triggers(given.overrides)
     if "dataset=poisoned" in rest:
         raise ConfigError(
-            "`dataset=poisoned` has no trigger to preview: export_dataset writes its images as files"
+            "`dataset=poisoned` has no trigger to preview: `dataset.root` has its images"
         )
     shown = 4 if len(names) == 1 else 1
     if given.images is not None:

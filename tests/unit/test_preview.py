@@ -203,3 +203,12 @@ def test_an_override_may_follow_an_option(
     asked = ["trigger=pixel", "--out", str(out), *TINY, f"store.root={tmp_path / 'store'}"]
     assert preview.main(asked) == 0
     assert "4 rows" in capsys.readouterr().out
+
+
+def test_a_data_set_that_is_poisoned_already_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "a.png"
+    assert preview.main(["dataset=poisoned", f"dataset.root={tmp_path}", "--out", str(out)]) == 2
+    assert "has no trigger to preview" in capsys.readouterr().err
+    assert not out.exists()
