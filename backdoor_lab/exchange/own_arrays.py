@@ -124,4 +124,6 @@ def _first(wrong: NDArray[Any], said: str, values: NDArray[Any] | None = None) -
     if wrong.any():
         row = int(np.argmax(wrong))
         got = "" if values is None else f", got {values[row]}"
-        raise DataError(f"{said}{got} in row {row}; {int(wrong.sum())} of {len(wrong)} rows")
+        raise DataError(
+            f"{said}{got} in row {row}; {int(wrong.sum())} of {many(len(wrong), 'row')}"
+        )

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backdoor_lab.core.atomic_io import sha256_of
-from backdoor_lab.core.errors import DataError
+from backdoor_lab.core.errors import DataError, many
 from backdoor_lab.data.decode import decode_all
 from backdoor_lab.data.limits import check_file_size, check_pixels
 from backdoor_lab.data.members import Content
@@ -95,7 +95,7 @@ def check_hashes(root: Path, expected: Mapping[str, str], card: object) -> None:
     wrong = differing_files(root, expected)
     if wrong:
         name, found = wrong[0]
-        more = f"; {len(wrong)} files differ" if len(wrong) > 1 else ""
+        more = f"; {many(len(wrong) - 1, 'other file')} differ, too" if len(wrong) > 1 else ""
         raise DataError(
             f"{root / name}: the file was changed or damaged, or `hashes.files` in {card} was"
             f" edited: expected {expected[name]}, found {found}{more}"

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from backdoor_lab.core.errors import DataError
+from backdoor_lab.core.errors import DataError, many
 from backdoor_lab.core.small_files import DamagedFileError, read_small
 from backdoor_lab.core.types import ImportedAttack
 from backdoor_lab.data.base import Arrays, Split
@@ -119,7 +119,7 @@ def _rows(path: Path, columns: tuple[str, ...]) -> dict[str, list[str]]:
             raise absent(path, f"single column `{name}`", header)
     for number, row in enumerate(rows[1:]):
         if len(row) != len(header):
-            raise DataError(f"{path}: row {number} has {len(row)} of {len(header)} columns")
+            raise DataError(f"{path}: row {number} has {len(row)} of {many(len(header), 'column')}")
     return {name: [row[header.index(name)] for row in rows[1:]] for name in columns}
 
 
