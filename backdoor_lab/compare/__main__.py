@@ -24,6 +24,8 @@ from backdoor_lab.tables.writers import FORMATS, OUT_HELP, terminal
 REFERENCE = "reference"
 HINT = f" (for the values of the published report, write {REFERENCE})"
 OPTIONS = ("by", "base", "values")
+USAGE = """%(prog)s [-h] [--out FILE.csv]
+       A [B | reference] [by=NAME base=VALUE] [values=X,Y]"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,9 +55,8 @@ def _compare(asked: Namespace) -> int:
 
 def _parser() -> Parser:
     parser = parser_of("compare", __doc__)
-    parser.add_argument(
-        "given", metavar="A | B | reference | by=NAME | base=VALUE | values=X,Y", nargs="+"
-    )
+    parser.usage = USAGE
+    parser.add_argument("given", metavar="A", nargs="+", help="sweep folders and KEY=VALUE options")
     parser.add_argument("--out", type=path_of, metavar="FILE.csv", help=OUT_HELP)
     return parser
 

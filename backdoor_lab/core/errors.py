@@ -7,7 +7,7 @@ import errno
 import re
 from collections.abc import Iterable, Sequence
 
-LISTED = 30
+LISTED = 40
 # Matches Python's default repr of an object: <_io.BytesIO object at 0x7f…>.
 _ADDRESS = re.compile(r"\s*<[^<>]* at 0x[0-9a-fA-F]+>")
 EXIT_DONE, EXIT_SOME_FAILED, EXIT_BAD_CONFIG, EXIT_STOPPED = 0, 1, 2, 75
@@ -108,11 +108,11 @@ def failed_status(reason: str) -> str:
     return f"failed: {(reason.splitlines() or ['unknown'])[0][:300]}"
 
 
-def unknown(what: str, given: object, known: Iterable[object]) -> ConfigError:
+def unknown(what: str, given: object, known: Iterable[object], more: str = "") -> ConfigError:
     """Returns a ConfigError for a name that is not in `known`; suggests the most similar known
-    name."""
+    name. `more` follows the list of the known names."""
     names = [str(name) for name in known]
     near = difflib.get_close_matches(str(given), names, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     listed = ", ".join(names) if len(names) <= LISTED else f"{len(names)} names"
-    return ConfigError(f"{what} {given!r} is not known.{hint} Known: {listed}.")
+    return ConfigError(f"{what} {given!r} is not known.{hint} Known: {listed}{more}.")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from backdoor_lab.core.errors import DataError, many
-from backdoor_lab.data.base import pattern_hint
+from backdoor_lab.data.base import missing_hint
 from backdoor_lab.data.limits import MAX_HEADER, check_file_size
 from backdoor_lab.data.members import HEAD, Content, Folder, Listing, Members
 
@@ -46,7 +46,7 @@ def members(root: Path) -> Members:
     if root.is_dir():
         return Folder(root)
     if not root.is_file():
-        raise DataError(f"{root}: no such folder or archive{pattern_hint(root)}")
+        raise DataError(f"{root}: no such folder or archive{missing_hint(root)}")
     name = root.name.lower()
     if name.endswith(TAR):
         return Tar(root)

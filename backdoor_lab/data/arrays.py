@@ -12,14 +12,13 @@ from PIL import Image
 from backdoor_lab.core import validation
 from backdoor_lab.core.errors import ConfigError, DataError, many
 from backdoor_lab.data.base import (
-    EMBEDDED,
     Arrays,
     Source,
     Split,
     divided,
+    missing_hint,
     name_from,
     path_given,
-    pattern_hint,
 )
 from backdoor_lab.data.members import hash_of
 from backdoor_lab.data.npz import load, names_in
@@ -76,8 +75,8 @@ class ArrayFile(Source):
         `test_share` only if set."""
         if not self.root.is_file():
             keys = ", ".join(KEYS)
-            where = f"{self.root}{pattern_hint(self.root)}"
-            raise DataError(f"{where}: expected an .npz file with {keys}. {EMBEDDED}")
+            where = f"{self.root}{missing_hint(self.root)}"
+            raise DataError(f"{where}: expected an .npz file with {keys}")
         how = {"layout": self.layout, "classes": self.class_names, **self.held_out.identity()}
         how |= {} if self.size is None else {"size": self.size}
         return {"file": hash_of(self.root), **how}

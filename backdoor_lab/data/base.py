@@ -3,6 +3,8 @@ without reading the images."""
 
 from __future__ import annotations
 
+import difflib
+import os
 import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
@@ -20,6 +22,8 @@ from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.types import ImportedAttack, ImportedFacts
 from backdoor_lab.data.splits import HeldOut
 
+NEAREST, MAX_NAMES = 3, 10_000
+"""How many names similar to that of a missing file are suggested, and how many are examined."""
 EMBEDDED = "To run on data that needs no download: python -m backdoor_lab experiment=demo"
 
 
@@ -142,10 +146,18 @@ def path_given(value: Any, what: str) -> str:
     return value
 
 
-def pattern_hint(root: Path) -> str:
-    """Returns a hint for the error message if the missing path `root` looks like a glob pattern,
-    else an empty string."""
-    return " (patterns like this work only in sweeps, with -m)" if has_magic(str(root)) else ""
+def missing_hint(root: Path) -> str:
+    """Returns a hint for the error message about the path `root`: what glob patterns need if it
+    looks like one; the most similar names next to it if it does not exist; else an empty string."""
+    if has_magic(str(root)):
+        return " (patterns like this work only in sweeps, with -m)"
+    try:
+        names = [] if root.exists() else sorted(os.listdir(root.parent))
+    except OSError:
+        names = []
+    near = difflib.get_close_matches(root.name, names[:MAX_NAMES], n=NEAREST)
+    said = " or ".join(repr(str(root.parent / name)) for name in near)
+    return f" (did you mean {said}?)" if near else ""
 
 
 def name_from(path: str) -> str:

@@ -12,7 +12,6 @@ from backdoor_lab.core import validation
 from backdoor_lab.core.errors import DataError
 from backdoor_lab.data.archives import members
 from backdoor_lab.data.base import (
-    EMBEDDED,
     Arrays,
     Source,
     Split,
@@ -22,7 +21,7 @@ from backdoor_lab.data.base import (
 )
 from backdoor_lab.data.decode import decode_all
 from backdoor_lab.data.kinds import LISTED, summary
-from backdoor_lab.data.layout import Layout, Survey, survey
+from backdoor_lab.data.layout import LAYOUTS, Layout, Survey, survey
 from backdoor_lab.data.members import Members
 from backdoor_lab.data.splits import HeldOut
 
@@ -112,9 +111,7 @@ class ImageFolder(Source):
         try:
             return members(self.root)
         except DataError as error:
-            raise DataError(
-                f"{error}; `dataset.root` must contain train/<class>/<image>. {EMBEDDED}"
-            ) from error
+            raise DataError(f"{error}: `dataset.root` must contain {LAYOUTS}") from error
 
     def _survey(self, inside: Members) -> Survey:
         found = survey(inside, self.held_out)

@@ -13,6 +13,9 @@ from backdoor_lab.data.splits import ADVICE, HeldOut
 TRAIN = ("train",)
 TEST = ("test", "val", "valid")
 """The first of these folders that contains an image is the test split."""
+LAYOUTS = (
+    "train/<class>/<image> and test/<class>/<image>, or <class>/<image> with dataset.test_share=0.2"
+)
 LISTED = 10
 
 Classes = dict[str, list[str]]
@@ -73,7 +76,8 @@ def _prefixes(images: set[str], held_out: HeldOut, where: str) -> dict[str, str 
     hint = f": {ADVICE}" if bare else ""
     if wrap and inner and not any("/" in path for path in inner):
         hint = f" in its only folder, {wrap} (at least two classes are needed)"
-    raise DataError(f"{where}: expected train/<class>/<image>, found {got}{hint}")
+    wanted = "train/<class>/<image>" if hint else LAYOUTS
+    raise DataError(f"{where}: expected {wanted}; found {got}{hint}")
 
 
 def _check_classes(layout: Layout, prefixes: dict[str, str | None], where: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from backdoor_lab.core.errors import ConfigError, DataError
 from backdoor_lab.core.types import ImportedFacts
-from backdoor_lab.data.base import Arrays, Source, name_from, path_given, pattern_hint
+from backdoor_lab.data.base import Arrays, Source, missing_hint, name_from, path_given
 from backdoor_lab.data.splits import HeldOut
 from backdoor_lab.exchange.backdoorbench import BackdoorBench, is_backdoorbench
 from backdoor_lab.exchange.own_card import own_card
@@ -49,7 +49,7 @@ def poisoned_files(
     """
     if not root.is_dir():
         what = "not a folder" if root.exists() else "no such folder"
-        raise DataError(f"{root}{pattern_hint(root)}: {what}; known are {KNOWN}")
+        raise DataError(f"{root}{missing_hint(root)}: {what}; known are {KNOWN}")
     card = own_card(root)
     if card is not None:
         return OwnSet(root, card, test_root=test_root, held_out=held_out, trusting=trusting)

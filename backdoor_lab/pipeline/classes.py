@@ -26,7 +26,9 @@ def class_number(key: str, value: object, classes: Sequence[str]) -> int:
     if isinstance(value, int) and 0 <= value < len(classes):
         _check_only_reading(key, value, classes)
         return value
-    raise unknown(f"`{key}`", value, classes)
+    # If a class is called by a number, numbers may be ambiguous.
+    named = any(name.isdecimal() for name in classes)
+    raise unknown(f"`{key}`", value, classes, "" if named else f", or 0 to {len(classes) - 1}")
 
 
 def _not_a_name(key: str, value: object, classes: Sequence[str]) -> ConfigError:

@@ -92,8 +92,9 @@ def _show(sweep: Sweep, texts: list[str], problem: Exception | None) -> int:
 
 def _parser() -> Parser:
     parser = parser_of("reports", __doc__)
+    parser.usage = "%(prog)s [-h] [ROOT ...] [rows=A,B] [columns=C] [values=D,E]"
     parser.add_argument(
-        "given", metavar="ROOT | rows=A,B | columns=C | values=D,E", nargs="*",
+        "given", metavar="ROOT", nargs="*",
         help=f"a sweep, or a folder of sweeps (default: {DEFAULT_SAID})",
     )  # fmt: skip
     return parser

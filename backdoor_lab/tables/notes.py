@@ -26,8 +26,9 @@ READING = (
 )
 INTERVAL = (
     "Mean ± 95 % interval over seeds (Student t, n-1 degrees of freedom); the interval is that of "
-    "the mean and not clipped, so it may reach beyond 0 or 100. n= marks figures from fewer seeds."
+    "the mean and not clipped, so it may reach beyond 0 or 100."
 )
+FEWER = " n= marks figures from fewer seeds."
 CONVERGED = (
     'Reference: the authors of the published report "had to change training parameters to'
     ' converge"; their tables do not say in which runs.'
@@ -53,11 +54,11 @@ _SHOWN, _LISTED, _FEW = 3, 12, 3
 
 
 def notes_of(
-    group: TableGroup, spec: PivotSpec, several: bool, clean: CleanNetworks, signs: Signs
+    group: TableGroup, spec: PivotSpec, interval: Sequence[str], clean: CleanNetworks, signs: Signs
 ) -> list[str]:
-    """Returns the notes below one table, except notes on single values. `several`: values may be
-    means over several seeds; `clean`: the clean networks of the sweep; `signs`: the footnote marks
-    in the table."""
+    """Returns the notes below one table, except notes on single values. `interval`: the note on
+    means over several seeds, if there are any (see `interval_note`); `clean`: the clean networks of
+    the sweep; `signs`: the footnote marks in the table."""
     facts, cells = group.facts, group.cells
     if group.traits == UNKNOWN:
         return [
@@ -67,9 +68,15 @@ def notes_of(
     more = [] if spec.report else [*_open(group, spec.axes), *_unplaced(facts)]
     return [
         *protocols(facts, group.numbers, spec.axes), _what(group, spec), *more, *where(cells),
-        READING if spec.report else reading(spec.values), *[INTERVAL] * several,
+        READING if spec.report else reading(spec.values), *interval,
         *[EMPTY] * (not spec.report), *cautions(cells, spec.values, clean, signs),
     ]  # fmt: skip
+
+
+def interval_note(several: bool, fewer: bool) -> list[str]:
+    """Returns the note on means over seeds. `several`: values may be means over several seeds;
+    `fewer`: some values are marked with a smaller number of seeds."""
+    return [INTERVAL + FEWER * fewer] * several
 
 
 def _what(group: TableGroup, spec: PivotSpec) -> str:
@@ -103,7 +110,9 @@ def protocols(facts: CellFields, members: Sequence[int], axes: Sequence[str] = (
         names = set().union(*(facts.of[n] for n in numbers))
         keys = sorted(key for key in names if key.startswith(PROTOCOL) and key != VERSION)
         said = [f"{key.removeprefix(PROTOCOL)}={_value(facts, numbers, key, axes)}" for key in keys]
-        lines.append(f"Protocol {name}: {', '.join(said) or 'values not recorded'}.")
+        done = any(facts.cells[number].done for number in numbers)
+        unknown = "values not recorded" if done else "no cell is done yet"
+        lines.append(f"Protocol {name}: {', '.join(said) or unknown}.")
     every = any(facts.of[number].get(f"{PROTOCOL}label_mode") == "all_to_all" for number in members)
     return lines + [EVERY_CLASS] * every
 

@@ -19,7 +19,7 @@ from backdoor_lab.tables.best import Winner, best, bold_note, by_seed
 from backdoor_lab.tables.estimates import Estimate, estimate, wilson_note
 from backdoor_lab.tables.layout import PivotSpec, TableGroup, split
 from backdoor_lab.tables.learned import CleanNetworks, not_converged, shows_attack, signs_of
-from backdoor_lab.tables.notes import clean_images, notes_of, versions_shown
+from backdoor_lab.tables.notes import clean_images, interval_note, notes_of, versions_shown
 
 Key = tuple[str, ...]
 Places = dict[tuple[Key, Key], list[int]]
@@ -74,6 +74,11 @@ class PivotTable:
     def compared(self) -> list[Key]:
         """The rows that also exist in the published report."""
         return [row for row, _ in self.cells if self.cells[row, ()].reference is not None]
+
+
+def expected_seeds(cell: PivotCell, spec: PivotSpec) -> int:
+    """Returns the number of seeds behind a value, unless the table marks it with another one."""
+    return cell.done if spec.report else cell.asked
 
 
 def pivot(facts: CellFields, spec: PivotSpec) -> list[PivotTable]:
@@ -151,7 +156,11 @@ def _table(
         facts.cells[number].id: _visible(cells[where])
         for where, numbers in places.items() for number in numbers
     }  # fmt: skip
-    notes = notes_of(group, spec, several, clean, signs)
+    fewer = any(
+        value.n != expected_seeds(each, spec)
+        for each in cells.values() for value in each.estimates.values()
+    )  # fmt: skip
+    notes = notes_of(group, spec, interval_note(several, fewer), clean, signs)
     notes += versions_shown(
         [group.title, *(text for key in rows + columns for text in key), *notes]
     )

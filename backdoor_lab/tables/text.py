@@ -13,7 +13,7 @@ from backdoor_lab.tables.estimates import figure, number, value_heads, value_of
 from backdoor_lab.tables.layout import ROW
 from backdoor_lab.tables.markup import NOTHING, TextTable, short
 from backdoor_lab.tables.notes import CONVERGED, comparison
-from backdoor_lab.tables.pivot import Key, PivotCell, PivotTable
+from backdoor_lab.tables.pivot import Key, PivotCell, PivotTable, expected_seeds
 from backdoor_lab.tables.reference import COLUMNS
 from backdoor_lab.tables.writers import Document
 
@@ -116,10 +116,9 @@ def _row(
 def _text(table: PivotTable, name: str, cell: PivotCell | None) -> str:
     if cell is None:
         return ""
-    report = table.spec.report
-    if not cell.done and not report:
+    if not cell.done and not table.spec.report:
         return short(cell.status)
-    seeds = cell.done if report else cell.asked
+    seeds = expected_seeds(cell, table.spec)
     text = figure(name, cell.estimates.get(name), seeds)
     marked = name in cell.signs and name in cell.estimates
     return f"{text} {cell.signs[name]}" if marked else text

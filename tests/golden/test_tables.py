@@ -27,6 +27,7 @@ from backdoor_lab.compare.report import SweepReport
 from backdoor_lab.results.sweeps import Sweep, read_sweep
 from backdoor_lab.tables.layout import PivotSpec
 from backdoor_lab.tables.markup import TextTable
+from backdoor_lab.tables.notes import FEWER
 from backdoor_lab.tables.pivot import PivotTable, pivot_cells
 from backdoor_lab.tables.text import document
 from backdoor_lab.tables.writers import sheet
@@ -154,7 +155,9 @@ def renamed(text: str) -> str:
 def parts(text: str) -> list[str]:
     """The parts of a title or note. Values of a protocol are sorted, because they are listed in the
     order of their keys and keys were renamed. The hash in a cell's id is omitted, because renaming
-    a key changes it."""
+    a key changes it. The sentence `FEWER` is omitted, because it now depends on the values (see
+    test_layout.py)."""
+    text = text.removesuffix(FEWER)
     found = re.split(r"[,;:] ", re.sub(r"(?<=-s\d)-[0-9a-f]{10}\b", "", text).rstrip("."))
     return sorted(found) if re.search(rf"\b({'|'.join(RENAMED.values())})\b", text) else found
 

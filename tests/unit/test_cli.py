@@ -46,6 +46,7 @@ WRONG = {
     "experiment=demos": ["'demos' is not known. Did you mean 'demo'", "matrix, pairs"],
     "trigger=blendd": ["`trigger`: 'blendd' is not known. Did you mean 'blended'", "pixel, refl"],
     "-m defense=none,spectr": ["cell 2 of 2", "'spectr' is not known. Did you mean 'spectre'"],
+    "-m defense=spectre,randm": ["Did you mean 'random'? Known: abl, ", "none, ", "strip."],
     "recipe=smal": ["`recipe`: 'smal' is not known. Did you mean 'small'"],
     "hydra/launcher=joblb": ["`hydra/launcher`: 'joblb' is not known. Did you mean 'joblib'"],
     "defense=spectral_uncentred": ["was renamed to `defense=spectral_uncentered`"],

@@ -370,6 +370,17 @@ def test_meaningless_comparisons_are_refused_with_one_clear_error(
     assert said in told.err
 
 
+def test_the_usage_of_the_compare_command_shows_which_arguments_belong_together(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert capsys.readouterr().out.startswith(
+        "usage: python -m backdoor_lab.compare [-h] [--out FILE.csv]\n"
+        "       A [B | reference] [by=NAME base=VALUE] [values=X,Y]\n"
+    )
+
+
 def test_the_compare_command_prints_and_writes_its_table(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -150,7 +150,7 @@ def test_an_array_missing_from_an_npz_file_is_named(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", train_images=np.zeros(3))
     with pytest.raises(DataError, match="no array `train_labels`"):
         ArrayFile(root=str(tmp_path / "a.npz")).read()
-    with pytest.raises(DataError, match=r"expected an .npz file with train_images"):
+    with pytest.raises(DataError, match=r"expected an .npz file with train_images.*labels$"):
         ArrayFile(root=str(tmp_path / "b.npz")).fingerprint()
     with pytest.raises(DataError, match="1-D array of strings"):
         ArrayFile(root=saved(tmp_path, classes=np.zeros(3))).read()

@@ -329,8 +329,23 @@ def test_an_archive_member_with_a_backslash_in_its_name_is_refused(tmp_path: Pat
         ImageFolder(root=str(tmp_path / "old.zip")).read()
 
 
+def test_a_missing_folder_is_refused_with_both_layouts_and_similar_names(tmp_path: Path) -> None:
+    for name in ("photos", "photos2", "music"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(DataError) as refused:
+        ImageFolder(root=str(tmp_path / "photo")).fingerprint()
+    assert str(refused.value) == (
+        f"{tmp_path / 'photo'}: no such folder or archive (did you mean"
+        f" {str(tmp_path / 'photos')!r} or {str(tmp_path / 'photos2')!r}?): `dataset.root` must"
+        " contain train/<class>/<image> and test/<class>/<image>, or <class>/<image> with"
+        " dataset.test_share=0.2"
+    )
+    with pytest.raises(DataError, match="archive: `dataset.root` must contain train/"):
+        ImageFolder(root=str(tmp_path / "nowhere" / "photo")).fingerprint()
+
+
 def test_unknown_folder_layouts_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"expected train/<class>/<image>, found no image"):
+    with pytest.raises(DataError, match=r"expected train/.* or <class>/.*; found no image file"):
         ImageFolder(root=str(tmp_path)).fingerprint()
     root = filled(tmp_path, ("train", "testing"))
     with pytest.raises(DataError, match=r"test/ or val/ or valid/<class>/<image>, found testing"):
@@ -344,7 +359,7 @@ def test_unknown_folder_layouts_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_error_for_a_missing_root_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no such folder.*train/<class>/.*experiment=demo"):
+    with pytest.raises(DataError, match=r"no such folder.*train/<class>/.*test_share"):
         ImageFolder(root=str(tmp_path / "none")).fingerprint()
     (tmp_path / "x.rar").write_bytes(b"")
     with pytest.raises(DataError, match=r"neither a folder nor a supported archive \(\.tar"):

@@ -177,8 +177,8 @@ REFUSED = [
     ("defense.removal_budget=lots", "defense.removal_budget", "'lots'"),
     ("protocol.placement=prepend", "protocol.placement", "'prepend'"),
     # classes
+    ("target=10", "`target` 10 is not known", "ship, truck, or 0 to 9."),
     ("target=brid", "`target` 'brid'", "Did you mean 'bird'? Known: airplane, automobile"),
-    ("target=10", "`target` 10", "airplane"),
     ("target=-1", "`target` -1", "airplane"),
     ("target=true", "`target`=true was read as true or false", "quote it (target=\"'true'\")"),
     ("target=null", "`target`=null was read as null", "quote it (target=\"'null'\")"),

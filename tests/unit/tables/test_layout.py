@@ -183,6 +183,19 @@ def test_a_value_from_only_one_of_several_seeds_is_shown_with_n_equal_to_1(
     made[1]["asr2"] = 0.02
     (table,) = tables(tmp_path, made)
     assert grids(table)[0].rows[0][7] == "2.00 (n=1)"
+    assert any(note.endswith("n= marks figures from fewer seeds.") for note in table.notes)
+    made[0]["asr2"] = made[2]["asr2"] = 0.02
+    (whole,) = tables(tmp_path, made)
+    assert any(note.endswith("beyond 0 or 100.") for note in whole.notes)
+
+
+def test_a_note_says_that_no_cell_of_a_protocol_is_done_yet(tmp_path: Path) -> None:
+    unrecorded = record(protocol={}, config={})
+    (tmp_path / "open").mkdir()
+    (open_,) = tables(tmp_path / "open", [], [unrecorded])
+    assert open_.notes[0] == "Protocol group13@1: no cell is done yet."
+    (done,) = tables(tmp_path / "done", [unrecorded])
+    assert done.notes[0] == "Protocol group13@1: values not recorded."
 
 
 def test_intervals_of_a_mean_are_not_clipped_to_0_or_100_percent(tmp_path: Path) -> None:
