@@ -18,6 +18,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from backdoor_lab.core import shutdown
 from backdoor_lab.core.terminal import duration, plain
 from backdoor_lab.results.heartbeat import Heartbeat
 from backdoor_lab.sweep.manifest import RequestedCell
@@ -31,6 +32,7 @@ SHARE = 20
 file system, the next one waits SHARE * t seconds."""
 SHOWN = 8
 """The maximum number of running cells that are shown by name."""
+STOPPING = "stopping: running cells save their progress"
 CONSOLE, FILE = "console", "file"
 
 
@@ -81,7 +83,7 @@ class _Lines:
         self.before, self.total = len(asked) - len(left), len(asked)
         self.running: dict[str, Heartbeat] = {}
         self.ended = threading.Event()
-        self._begun = False
+        self._begun = self._stopping = False
 
     @contextmanager
     def shown(self) -> Iterator[None]:
@@ -97,13 +99,20 @@ class _Lines:
         self.look(time.monotonic())
 
     def look(self, now: float) -> None:
-        """Print a row for each cell that finished since the last check."""
+        """Print a row for each cell that finished since the last check, and once that the sweep is
+        stopping."""
+        if shutdown.requested() and not self._stopping:
+            self._stopping = True
+            self.stopping()
         finished, self.running = self.watch.finished(now), self.watch.running(now)
         for cell in finished:
             if not self._begun:
                 self._begun = True
                 self.say(self.rows.header())
             self.say(self.line(self.rows.row(cell), now))
+
+    def stopping(self) -> None:
+        self.say(STOPPING)
 
     def line(self, row: str, now: float) -> str:
         return f"{row}  [{self.far(now)}]"
@@ -113,7 +122,7 @@ class _Lines:
         done = self.before + self.watch.done
         said = f"{done} of {self.total} cells done"
         left = self.watch.seconds_left(now)
-        if done == self.total or left is None:
+        if done == self.total or left is None or shutdown.requested():
             return said
         return f"{said}, about {duration(left)} left"
 
@@ -134,6 +143,9 @@ class _Terminal(_Lines):
         with self._live:
             yield
 
+    def stopping(self) -> None:
+        """Prints nothing: the status lines say it."""
+
     def line(self, row: str, now: float) -> str:
         return row
 
@@ -145,6 +157,8 @@ class _Terminal(_Lines):
     def look(self, now: float) -> None:
         super().look(now)
         state = f"{len(self.running)} running" if self.running else "starting"
+        if shutdown.requested():
+            state = STOPPING
         lines = [f"{self.far(now)}, {state}"]
         named = list(self.running.items())[:SHOWN]
         lines += [f"  {self.rows.name(name)}: {beat.doing}" for name, beat in named]
@@ -156,4 +170,7 @@ class _Terminal(_Lines):
     def _below(self) -> Any:
         from rich.text import Text
 
+        # The next check of the cells may be seconds away.
+        if shutdown.requested() and STOPPING not in self.below:
+            self.below = STOPPING
         return Text(self.below, no_wrap=True, overflow="ellipsis")

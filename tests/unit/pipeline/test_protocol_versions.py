@@ -104,6 +104,16 @@ def test_help_lists_the_protocol_versions(tmp_path: Path) -> None:
     assert "group13@1, group13_literal@1" in done.stdout
 
 
+def test_help_begins_with_what_the_program_does_and_prints_no_configuration(tmp_path: Path) -> None:
+    lines = started(tmp_path, "--help").stdout.splitlines()
+    assert lines[0].startswith("Puts a backdoor into an image data set")
+    options = ("trigger", "target", "ratio", "defense", "seed", "dry_run")
+    described = [line.split()[0] for line in lines if line.startswith("  ")]
+    assert tuple(described[: len(options)]) == options
+    assert any(line.startswith("trigger: adaptive_blend, ") for line in lines)
+    assert not any("_target_" in line for line in lines)
+
+
 def made(version: int | None, seed: int = 0) -> dict[str, Any]:
     found = record(seed=seed)
     found["protocol"] = {"name": "group13", "ratio_of": "target"}

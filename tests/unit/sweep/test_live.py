@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 
+from backdoor_lab.core import shutdown
 from backdoor_lab.results.seal import sealed
 from backdoor_lab.sweep import live as module
-from backdoor_lab.sweep.live import _Lines, live, on_terminal, quiet_cells
+from backdoor_lab.sweep.live import STOPPING, _Lines, _Terminal, live, on_terminal, quiet_cells
 from backdoor_lab.sweep.manifest import RequestedCell
 from backdoor_lab.sweep.rows import Rows
 from backdoor_lab.sweep.watch import Watch, share_done
@@ -173,6 +174,27 @@ def test_plain_rows_show_the_progress_of_the_sweep(
     board.look(2.0)
     (row,) = capsys.readouterr().out.splitlines()
     assert re.search(r"pattern +bird +10% +failed: .*\[2 of 3 cells done", row)
+
+
+def test_after_a_stop_request_the_display_says_that_the_sweep_is_stopping(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The terminal shows it at the next refresh, before the cells are checked again."""
+    beat(tmp_path, GRID[0]["id"], "train", epoch=1, epochs=2, fraction=0.5)
+    lines, terminal = _Lines(tmp_path, asked(), asked()), _Terminal(tmp_path, asked(), asked())
+    terminal.look(0.0)
+    terminal.look(30.0)
+    assert terminal.below.startswith("0 of 3 cells done, about 6 min left, 1 running\n")
+    monkeypatch.setattr(shutdown, "_asked", ["SIGINT"])
+    assert str(terminal._below()) == STOPPING
+    terminal.look(31.0)
+    assert terminal.below.startswith(f"0 of 3 cells done, {STOPPING}\n  pixel bird 5%: train")
+    gone(tmp_path, GRID[0]["id"])
+    terminal.look(32.0)
+    assert terminal.below == f"0 of 3 cells done, {STOPPING}"
+    lines.look(31.0)
+    lines.look(32.0)
+    assert capsys.readouterr().out == f"{STOPPING}\n"
 
 
 def test_the_last_cell_is_reported_even_in_a_short_sweep(
