@@ -78,18 +78,17 @@ def test_readme_lists_every_method_data_set_and_protocol() -> None:
     assert item("Protocols") == options("protocol")
 
 
-def test_the_readme_comparison_has_eight_rows_and_correct_counts_of_methods_and_data_sets() -> None:
+def test_the_readme_comparison_has_ten_rows_and_correct_counts_of_methods_and_data_sets() -> None:
     compared = rows(README, "## Why")
-    assert len(compared) == 8
+    assert len(compared) == 10
     assert {len(row) for row in compared} == {5}
     assert all(all(row[1:]) for row in compared)
-    attacks, defenses = re.findall(r"\d+", compared[0][1])
-    assert int(attacks) == len(options("trigger") - AUTHORS)
-    assert int(defenses) == len(options("defense") - PRESETS - CONTROLS)
-    public = re.search(r"(\d+) public", compared[1][1])
+    assert int(compared[0][1]) == len(options("trigger") - AUTHORS)
+    assert int(compared[1][1]) == len(options("defense") - PRESETS - CONTROLS)
+    public = re.search(r"(\d+) public", compared[2][1])
     assert public
     assert int(public[1]) == len(
-        options("dataset") - {"image_folder", "arrays", "synthetic", "synthetic_small"}
+        options("dataset") - {"image_folder", "arrays", "poisoned", "synthetic", "synthetic_small"}
     )
 
 
@@ -103,7 +102,10 @@ def test_the_findings_in_readme_match_the_records() -> None:
         for r in records("paper/readings_group13_literal")
         if (r["choices"]["defense"], r["choices"]["ratio"]) == ("spectral", 0.1)
     }
-    assert f"AUROC {literal['pattern']:.2f} and {literal['pixel']:.2f}; bird, 3 epochs" in said
+    assert (
+        f"AUROC {literal['pattern']:.2f} for pattern, {literal['pixel']:.2f} for pixel; bird,"
+        " 3 epochs" in said
+    )
     left = {
         (r["choices"]["target"], r["config"]["protocol"]["layer"]): r["counts"]["pois_left"]
         for folder in ("layers", "layers_horse")
@@ -148,6 +150,8 @@ def test_the_findings_in_readme_match_the_records() -> None:
     learned = [r for r in cells if r["choices"]["trigger"] == "pixel" and r["asr1"] > 0.5]
     assert (len(learned), len(cells) - len(pattern)) == (2, 6)
     assert "The pixel is learned in two of six cells" in said
+    pixel = [r for r in cells if r["choices"]["trigger"] == "pixel" and r not in learned]
+    assert f"in the others (ASR1 at most {max(100 * r['asr1'] for r in pixel):.1f} %)" in said
 
 
 @pytest.mark.parametrize(
