@@ -200,7 +200,11 @@ def test_editing_training_code_changes_every_cell_id(
 @pytest.mark.parametrize(
     ("name", "old", "new"),
     [
-        ("pipeline/stages/training.py", "plan.wanted(labels,", "plan.wanted(0 + labels,"),
+        (
+            "pipeline/stages/triggered.py",
+            "plan.wanted(test.labels,",
+            "plan.wanted(0 + test.labels,",
+        ),
         ("pipeline/stages/defense.py", ".features, known)", ".features, known=known)"),
         ("pipeline/stages/holdout.py", "seed=derive(cell.seed, ", "seed=1 + derive(cell.seed, "),
         ("pipeline/record.py", "/ n_clean if n_clean", "/ n_clean if not n_clean"),
