@@ -141,6 +141,8 @@ class CellPipeline:
 
         module, entry = train_stage(stage, self.cell, training, self.store, self.machine, fit_it)
         self.stages[stage] = entry
+        if not entry.made:
+            self.progress.stored(stage)
         return self._fitted(stage, Trained(module, entry.meta["weights"]), data, training)
 
     def _first(self, data: Dataset, training: TrainingSet) -> Trained:

@@ -80,6 +80,11 @@ class Progress:
         elif self.kind == "lines" and not epochs:
             log.info("%s", " ".join(filter(None, [self.title, stage, detail])))
 
+    def stored(self, stage: str) -> None:
+        """Report that the output of a stage was already in the store."""
+        if self.kind == "lines":
+            log.info("%s %s: already in the store", self.title, stage)
+
     def reused(self, stages: Sequence[str]) -> None:
         """Report the stages whose output was already in the store."""
         if stages and self.kind == "lines":

@@ -222,3 +222,12 @@ def test_markup_in_a_title_is_shown_as_plain_text(tmp_path: Path) -> None:
     bar.add_task(Progress(tmp_path, f"{title}\x1b[31m\u202e", "none").title)
     console.print(bar)
     assert console.file.getvalue().startswith(f"{title}?[31m?")  # type: ignore[attr-defined]
+
+
+def test_a_stage_whose_output_was_in_the_store_is_reported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        Progress(tmp_path, "[1/2 pixel]", "lines").stored("train")
+        Progress(tmp_path, "[2/2 pixel]", "none").stored("train")
+    assert caplog.messages == ["[1/2 pixel] train: already in the store"]
