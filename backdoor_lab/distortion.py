@@ -59,20 +59,37 @@ def lines_of(
 
 def _distortion(reader: ArtifactReader, record: Record) -> TriggerDistortion | None:
     training, test = reader.training(record), reader.test_set(record)
-    prepared = reader.prepared(record)
-    if training is None or test is None or prepared is None or not training.has_originals:
+    if training is None or test is None or not training.has_originals:
         return None
-    if reader.imported_attack(record) is not None:
-        return None  # Its trigger cannot be applied to the test images.
+    pair = _tested(reader, record, test, training.classes)
+    if pair is None:
+        return None
     poison = sampled(np.arange(training.poisoned), LIMIT)
-    images, labels = test
-    where = sampled(_attacked(record, labels, training.classes), LIMIT)
-    clean = images[where]
     return TriggerDistortion.of(
         training.poisoned,
         distortion(training.base[training.original[poison]], training.rows[poison]),
-        distortion(clean, _triggered(record, clean, prepared)),
+        distortion(*pair),
     )
+
+
+def _tested(
+    reader: ArtifactReader, record: Record, test: tuple[Array, Array], classes: Sequence[str]
+) -> tuple[Array, Array] | None:
+    """Returns test images and their triggered versions, both uint8 (n, C, H, W); None if they are
+    not stored."""
+    images, labels = test
+    attack = reader.imported_attack(record)
+    if attack is not None:
+        if attack.triggered is None or attack.test_index is None or attack.elsewhere is None:
+            return None
+        known = np.flatnonzero(~attack.elsewhere & (attack.test_index >= 0))
+        where = sampled(known, LIMIT)
+        return (images[attack.test_index[where]], attack.triggered[where]) if len(where) else None
+    prepared = reader.prepared(record)
+    if prepared is None:
+        return None
+    clean = images[sampled(_attacked(record, labels, classes), LIMIT)]
+    return clean, _triggered(record, clean, prepared)
 
 
 def _attacked(record: Record, labels: Array, classes: Sequence[str]) -> Array:

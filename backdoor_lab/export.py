@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped]
 
 IMAGES_HEAD = "With --images, one row per training image:"
-_COUNTED = ("is_poison", "is_cover", "removed")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -80,9 +79,13 @@ def _export_images(cells: Sequence[Path], out: Path | None, store: Path | None) 
     _check_out(out)
     frame = image_table(cells[0], store)
     write_frame(frame, out)
-    n_poison, n_cover, n_removed = (int(frame[name].sum()) for name in _COUNTED)
-    counts = [many(len(frame), "image"), f"{n_poison} poisoned", many(n_cover, "cover")]
-    counts.append(f"{n_removed} removed")
+    counts = [many(len(frame), "image")]
+    if frame["is_poison"].isna().all():
+        counts.append("poison unknown")
+    else:
+        counts.append(f"{frame['is_poison'].sum()} poisoned")
+        counts.append(many(int(frame["is_cover"].sum()), "cover"))
+    counts.append(f"{frame['removed'].sum()} removed")
     print(plain(f"{out}: {', '.join(counts)}"))
     return EXIT_DONE
 

@@ -25,12 +25,13 @@ class CellArtifacts:
 
 
 def cell_artifacts(reader: ArtifactReader, record: dict[str, Any]) -> CellArtifacts | None:
-    """Read the stored outputs of a record's cell; None if any of them is not in the store."""
+    """Read the stored outputs of a record's cell; None if any of them is not in the store, or if it
+    is not known which images are poisoned."""
     training = reader.training(record)
     filter_result = (
         reader.filter_result(record, len(training.index)) if training is not None else None
     )
-    if training is None or filter_result is None:
+    if training is None or filter_result is None or not training.known:
         return None
     choices = record.get("choices")
     target = choices.get("target") if isinstance(choices, dict) else None

@@ -51,7 +51,9 @@ def network_card(
     cell, from the cell's record. `normalization` has the mean and the standard deviation of each
     channel on the 0..255 scale, `mean_255` and `std_255`."""
     config, chosen, counts = record["config"], record["choices"], record["counts"]
-    protocol = record.get("protocol") or {}
+    # Without ground truth, the ratio and the protocol's choices are assumptions of the user.
+    known = counts.get("n_poisoned", 0) is not None
+    protocol = (record.get("protocol") or {}) if known else {}
     trigger = {key: value for key, value in config["trigger"].items() if not key.startswith("_")}
     numbers = {"nat": counts.get("n_test"), "asr": counts.get("n_asr")}
     rates = {name: record.get(f"{name}{which}") for name in RATES}
@@ -79,7 +81,7 @@ def network_card(
         "trigger": trigger,
         "target": chosen.get("target"),
         "source": chosen.get("source"),
-        "ratio": chosen.get("ratio"),
+        "ratio": chosen.get("ratio") if known else None,
         "seed": chosen.get("seed"),
         "protocol": {key: protocol[key] for key in PROTOCOL if key in protocol},
         "license": None,

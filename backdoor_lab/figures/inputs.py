@@ -69,7 +69,8 @@ def steps(record: Record) -> list[tuple[str, list[str]]]:
     A repair takes the place of filtering and retraining. Without a second network, the filter is
     the last stage.
     """
-    counts, chosen = _part(record, "counts"), _part(record, "choices")
+    known, chosen = _part(record, "counts"), _part(record, "choices")
+    counts = {name: value for name, value in known.items() if value is not None}
     epochs = _part(record, "config", "recipe").get("epochs", "?")
 
     def figure(name: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.types import ImportedFacts
+from backdoor_lab.pipeline.classes import class_number
 
 TRIGGER = "backdoor_lab.attacks.imported.ImportedTrigger"
 GIVEN = ("target", "source", "ratio", "label_mode", "cover_rate")
@@ -32,11 +33,13 @@ def with_attack(config: dict[str, Any], facts: ImportedFacts | None) -> dict[str
     if not imported or chosen.keys() - {"_target_", "name", "options"}:
         raise ConfigError(
             f"`dataset={_part(config, 'dataset').get('name') or 'poisoned'}` is already poisoned,"
-            " so that no trigger can be applied: remove `trigger`"
+            " so that no trigger can be applied: remove `trigger` from the command and from its"
+            " experiment"
         )
     found = _stated(facts)
     for key, value in found.items():
-        _check_equal(key, config.get(key), value)
+        if not (key in ("target", "source") and _is_number(config.get(key))):
+            _check_equal(key, config.get(key), value)
     given = {key: found.get(key, config.get(key)) for key in GIVEN}
     for key, what in (("target", "class is attacked"), ("ratio", "share is poisoned")):
         if given[key] is None:
@@ -44,11 +47,30 @@ def with_attack(config: dict[str, Any], facts: ImportedFacts | None) -> dict[str
                 f"`{key}` is needed, because the files of `dataset.root` do not state which {what}:"
                 f" give your assumption ({key}=...), which filters and tables use"
             )
+    protocol = _part(config, "protocol")
+    if protocol.get("apply_trigger") == "after_augmentation":
+        raise ConfigError(
+            "`protocol.apply_trigger=after_augmentation` is not possible with `dataset=poisoned`,"
+            " whose images were triggered before augmentation"
+        )
     choices = {key: value for key, value in facts.choices.items() if key in CHOICES}
     choices.setdefault("ratio_of", "all")
     trigger = {"_target_": TRIGGER, "name": facts.trigger or "unknown", "options": facts.options}
-    protocol = {**_part(config, "protocol"), **choices}
-    return {**config, **given, "trigger": trigger, "protocol": protocol}
+    return {**config, **given, "trigger": trigger, "protocol": {**protocol, **choices}}
+
+
+def check_numbers(given: dict[str, Any], config: dict[str, Any], classes: tuple[str, ...]) -> None:
+    """Raises ConfigError if a class that is given by its number is not the one that the data set
+    states. `given` is the configuration before `with_attack`, and `config` the one after it."""
+    for key in ("target", "source"):
+        if _is_number(given.get(key)) and given[key] != config[key]:
+            chosen = classes[class_number(key, given[key], classes)]
+            _check_equal(key, chosen, config[key])
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a class is given by its number; names are compared at once."""
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _part(config: dict[str, Any], key: str) -> dict[str, Any]:

@@ -102,11 +102,11 @@ def record_body(
         if judged and poisoned.known else None,
         **under(cell, stages),
         "notes": filter_result.notes if judged else again["notes"],
-        "poison_indices": poisoned.source_index.tolist(),
+        "poison_indices": poisoned.source_index.tolist() if poisoned.known else None,
         "hashes": {
             "data": data.train.digest,
             "test": data.test.digest,
-            "poison": digest(poisoned.source_index.tolist()),
+            "poison": digest(poisoned.source_index.tolist()) if poisoned.known else None,
             "training1": poisoned.training.digest,
             "training2": again.get("training"),
             "weights1": stages["attacked" if "attacked" in stages else "train"].meta["weights"],
@@ -119,11 +119,11 @@ def poison_counts(
     cell: Cell, data: Dataset, poisoned: PoisonResult, filter_result: FilterResult
 ) -> dict[str, Any]:
     """The counts of a record that depend on the ground truth; None if it is unknown."""
-    keep, made = filter_result.keep, poisoned.is_poison | poisoned.is_cover
+    keep = filter_result.keep
     sizes = torch.bincount(data.train.labels, minlength=len(data.classes)).tolist()
     imported = data.attack is not None
     found: dict[str, Any] = {
-        "n_clean": int((~made).sum()) if imported else len(data.train),
+        "n_clean": len(data.train) - (appended_count(poisoned) if imported else 0),
         "n_poisoned": len(poisoned.source_index),
         # How many images could have been poisoned is not known of a set that was read poisoned.
         "n_eligible": None if imported else eligible_count(cell.plan, sizes),
@@ -134,6 +134,15 @@ def poison_counts(
     if not poisoned.known:
         return dict.fromkeys(found)
     return found | flagged_counts(cell, poisoned, filter_result)
+
+
+def appended_count(poisoned: PoisonResult) -> int:
+    """How many of an imported set's poisoned images and covers were appended: the clean image that
+    such an image was made from is another one of the set."""
+    training = poisoned.training
+    at = (training.index >= len(training.base)).nonzero().flatten()
+    original = torch.cat([poisoned.source_index, poisoned.cover_index])
+    return int((original[training.index[at] - len(training.base)] != at).sum())
 
 
 def under(cell: Cell, stages: dict[str, Artifact]) -> dict[str, Any]:

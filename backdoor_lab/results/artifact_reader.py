@@ -163,6 +163,7 @@ class ArtifactReader:
         made = Training(
             base, found["rows"], found["index"], found["labels"], original,
             len(found["source_index"]), labels, classes,
+            record["counts"].get("n_poisoned", 0) is not None,
         )  # fmt: skip
         check_training(made)
         return made

@@ -24,8 +24,8 @@ NO_DEFENSE = "none"
 IMAGE_COLUMNS = {
     "index": "position in the poisoned training set, from 0",
     "label": "name of the training label; of a poisoned image, the one that the attacker gave it",
-    "is_poison": "whether the image is poisoned",
-    "is_cover": "whether the image has the trigger but its true label",
+    "is_poison": "whether the image is poisoned; empty if the ground truth is unknown",
+    "is_cover": "whether the image has the trigger but its true label; empty if unknown",
     "source_index": "position in the clean training set of the image that a poisoned image or a"
     " cover was made from; empty for other images",
     "score": "score of the filter, higher is more suspicious; empty if the filter did not score the"
@@ -84,11 +84,12 @@ def _frame(training: Training, result: StoredFilterResult) -> pd.DataFrame:
     made = training.is_poison | training.is_cover
     sources[made] = training.original[training.index[made] - len(training.base)]
     labels = np.array(training.classes, dtype=object)[training.labels]
+    unknown = pd.array([pd.NA] * n, dtype="boolean")
     columns = {
         "index": np.arange(n),
         "label": pd.array(labels, dtype="string"),
-        "is_poison": training.is_poison,
-        "is_cover": training.is_cover,
+        "is_poison": training.is_poison if training.known else unknown,
+        "is_cover": training.is_cover if training.known else unknown,
         "source_index": pd.arrays.IntegerArray(sources, ~made),
         "score": result.scores,
         "rank": pd.arrays.IntegerArray(ranks, ~scored),

@@ -23,6 +23,7 @@ class Training:
     - `original` int (P + Q,): the clean image from which each row was made.
     - `clean_labels` int (N,): the labels before the attack.
     - `classes`: the class names.
+    - `known`: whether the ground truth is known; if not, no image counts as poison or cover.
     """
 
     base: Array
@@ -33,6 +34,7 @@ class Training:
     poisoned: int
     clean_labels: Array
     classes: tuple[str, ...]
+    known: bool = True
 
     @cached_property
     def is_poison(self) -> Array:

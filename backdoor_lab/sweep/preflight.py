@@ -22,7 +22,7 @@ from backdoor_lab.data.cache import classes_and_fingerprint, open_dataset
 from backdoor_lab.defenses.base import Defense, OracleControl
 from backdoor_lab.identity.own_code import explained
 from backdoor_lab.pipeline.cell import Cell
-from backdoor_lab.pipeline.imported import with_attack
+from backdoor_lab.pipeline.imported import check_numbers, with_attack
 from backdoor_lab.pipeline.keys import check_keys
 from backdoor_lab.pipeline.stages.holdout import (
     class_sizes,
@@ -75,6 +75,7 @@ class Preflight:
             self._check(cell)
 
     def _identify(self, config: dict[str, Any]) -> Cell:
+        given = config
         config = with_attack(config, self._imported(config.get("dataset")))
         parts = check_keys(config)
         self._check_elsewhere(config)
@@ -85,6 +86,7 @@ class Preflight:
             # Read-only: a command that is rejected, or that only estimates, must leave no files.
             store = Store(config["store"]["root"], read_only=True)
             self._names[key] = classes_and_fingerprint(parts.data, store)
+        check_numbers(given, config, self._names[key][0])
         cell = Cell(config, *self._names[key], parts)
         check_pair(*cell.pair, cell.classes)
         check_repair(cell)

@@ -100,7 +100,7 @@ def chance(cell: CellRecord) -> float | None:
     images of the source class only, the source. None if it cannot be computed from the record."""
     images, attacked = cell.numbers.get("n_test"), cell.numbers.get("n_asr")
     asr_on = (cell.protocol or {}).get("asr_on")
-    if not images or attacked is None or not attacked <= images:
+    if not images or not attacked or not attacked <= images:
         return None
     return {"not_target": 1 - attacked / images, "source": attacked / images}.get(str(asr_on))
 

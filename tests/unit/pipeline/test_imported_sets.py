@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 import backdoor_lab as bl
+from backdoor_lab.analysis.cell_artifacts import cell_artifacts
 from backdoor_lab.core.artifacts import VERDICT
 from backdoor_lab.core.errors import ConfigError, DataError
 from backdoor_lab.core.store import Store
 from backdoor_lab.data.cache import open_dataset
+from backdoor_lab.distortion import _distortion
+from backdoor_lab.export import main as export
 from backdoor_lab.export_dataset import export_dataset
 from backdoor_lab.export_weights import export_weights
 from backdoor_lab.pipeline.cell import Cell
@@ -25,6 +29,7 @@ from backdoor_lab.reports.__main__ import main as reports
 from backdoor_lab.results.artifact_reader import ArtifactReader
 from backdoor_lab.results.seal import write_sealed
 from backdoor_lab.sweep.estimate import estimate
+from backdoor_lab.sweep.manifest import finished, status_of
 from backdoor_lab.sweep.preflight import Preflight
 from tests.helpers.cells import CPU, cell_of, configuration, run_here
 from tests.helpers.foreign_layouts import TRAIN, clean_images, record_folder, toolbox_set
@@ -42,8 +47,10 @@ SAME = (
     "clean_rate2", "train_accuracy1", "train_accuracy2", "per_class", "detection", "notes",
     "poison_indices",
 )  # fmt: skip
-COUNTS = ("n_train", "n_poisoned", "n_covers", "n_removed", "pois_left", "covers_left", "n_test",
-          "n_asr")  # fmt: skip
+COUNTS = (
+    "n_train", "n_clean", "n_poisoned", "n_covers", "n_removed", "pois_left", "covers_left",
+    "n_test", "n_asr",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +156,7 @@ def test_without_ground_truth_the_poison_counts_are_empty(
     empty = ("n_poisoned", "pois_left", "n_covers", "covers_left", "n_clean", "n_eligible")
     assert [record["counts"][name] for name in empty] == [None] * 6
     assert record["detection"] is None
-    assert record["poison_indices"] == []
+    assert record["poison_indices"] is record["hashes"]["poison"] is None
     assert record["asr1"] is None
     # 1.5 times the assumed share of the 206 images.
     assert record["counts"]["n_removed"] == 9
@@ -157,7 +164,9 @@ def test_without_ground_truth_the_poison_counts_are_empty(
     assert record["counts"]["n_train"] == ours["counts"]["n_train"] == 206
     write_sealed(tmp_path / "sweep" / record["id"] / "record.json", record)
     assert reports([str(tmp_path / "sweep")]) == 0
-    [*_, row] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| 2 ")]
+    text = capsys.readouterr().out
+    assert "near chance" not in text  # Without triggered images, chance is not known.
+    [*_, row] = [line for line in text.splitlines() if line.startswith("| 2 ")]
     target, ratio, poisoned, _, asr1, left, *_ = (word.strip() for word in row.split("|")[1:])
     assert (target, ratio, poisoned, asr1, left) == ("2", "3%", "–", "–", "–")
 
@@ -188,6 +197,8 @@ def cell_at(lab: Path, root: Path, *options: str) -> Cell:
     ("source=cat", "`source`=cat, but the poisoned data set states source=null"),
     ("label_mode=clean", "`label_mode`=clean, but the poisoned data set states"),
     ("trigger=patch", "is already poisoned, so that no trigger can be applied"),
+    ("target=3", "`target`=cat, but the poisoned data set states target=bird"),
+    ("protocol.apply_trigger=after_augmentation", "triggered before augmentation"),
     ("defense=clean_data", "images before the attack"),
     ("+dataset.size=16", "size"),
 ])  # fmt: skip
@@ -202,8 +213,9 @@ def test_options_that_contradict_an_imported_set_are_refused(
 
 def test_options_that_agree_with_an_imported_set_are_accepted(lab: Path) -> None:
     root = exported(lab, "pixel", "npz")
-    cells = [cell_at(lab, root), cell_at(lab, root, "ratio=0.3", "target=bird")]
-    assert cells[0].id == cells[1].id
+    cells = [cell_at(lab, root), cell_at(lab, root, "ratio=0.3", "target=bird"),
+             cell_at(lab, root, "target=2")]  # fmt: skip
+    assert len({cell.id for cell in cells}) == 1
 
 
 def test_a_trigger_without_a_poisoned_set_is_refused(tmp_path: Path) -> None:
@@ -295,3 +307,48 @@ def test_a_saved_poison_result_is_filtered_and_retrained(lab: Path, tmp_path: Pa
     assert record["counts"]["n_poisoned"] == int(result.is_poison.sum()) == 10
     assert record["counts"]["n_train"] + record["counts"]["n_test"] == len(labels) + 10
     assert record["choices"]["target"] == "1"
+
+
+def test_a_finished_cell_without_ground_truth_is_not_run_again(lab: Path, tmp_path: Path) -> None:
+    record = run_imported(lab, *without_truth(lab, tmp_path / "unknown"), "ratio=0.04")
+    folder = next(path.parent for path in lab.glob("imported/*/record.json")
+                  if json.loads(path.read_bytes())["id"] == record["id"])  # fmt: skip
+    assert status_of(folder) == "done"
+    assert finished(folder, record["id"])
+    damaged = tmp_path / "damaged"
+    counts = {key: value for key, value in record["counts"].items() if key != "pois_left"}
+    write_sealed(damaged / "record.json", record | {"counts": counts})
+    assert status_of(damaged) == "failed: damaged record"
+
+
+def test_images_of_a_set_without_ground_truth_are_neither_poisoned_nor_clean(
+    lab: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = run_imported(lab, *without_truth(lab, tmp_path / "unknown"), "ratio=0.05")
+    folder = next(path.parent for path in lab.glob("imported/*/record.json")
+                  if json.loads(path.read_bytes())["id"] == record["id"])  # fmt: skip
+    out = tmp_path / "images.csv"
+    assert export([str(folder), "--images", "--out", str(out), "--store", str(lab / ".store")]) == 0
+    assert "206 images, poison unknown, " in capsys.readouterr().out
+    frame = pd.read_csv(out)
+    assert frame["is_poison"].isna().all()
+    assert frame["is_cover"].isna().all()
+    assert frame["removed"].sum() == record["counts"]["n_removed"]
+    assert cell_artifacts(ArtifactReader(lab / ".store"), record) is None
+    card = json.loads(export_card(folder, lab, tmp_path))
+    assert card["ratio"] is None
+    assert card["protocol"] == {}
+
+
+def export_card(folder: Path, lab: Path, scratch: Path) -> bytes:
+    export_weights(folder, scratch / "w.safetensors", which=1, store=lab / ".store")
+    return (scratch / "w.card.json").read_bytes()
+
+
+def test_the_distortion_of_an_imported_set_is_that_of_its_cell(lab: Path) -> None:
+    reader = ArtifactReader(lab / ".store")
+    ours = _distortion(reader, record_of(made(lab, "pixel")))
+    theirs = _distortion(reader, run_imported(lab, *imported(exported(lab, "pixel", "npz"))))
+    assert theirs == ours is not None
+    replaced = run_imported(lab, *imported(exported(lab, "replaced", "npz"), *again("replaced")))
+    assert _distortion(reader, replaced) is None
