@@ -349,6 +349,7 @@ def test_the_distortion_of_an_imported_set_is_that_of_its_cell(lab: Path) -> Non
     reader = ArtifactReader(lab / ".store")
     ours = _distortion(reader, record_of(made(lab, "pixel")))
     theirs = _distortion(reader, run_imported(lab, *imported(exported(lab, "pixel", "npz"))))
-    assert theirs == ours is not None
+    assert repr(theirs) == repr(ours)  # SSIM is NaN for images this small.
+    assert ours is not None
     replaced = run_imported(lab, *imported(exported(lab, "replaced", "npz"), *again("replaced")))
     assert _distortion(reader, replaced) is None
