@@ -20,8 +20,8 @@ class Random(Defense):
     def __init__(self, *, like: SampleFilter) -> None:
         if not isinstance(like, SampleFilter):
             raise ConfigError(
-                "`defense.like` must be the configuration of a filter, with a `_target_`, got"
-                f" {like!r}"
+                f"`defense.like` must be the configuration of a filter, got {like!r}: on the"
+                " command line, choose a filter by name with +defense@defense.like=NAME"
             )
         self.like = like
         self.feature_layer = like.feature_layer
