@@ -8,6 +8,7 @@ new or empty. `dataset=poisoned dataset.root=DIR` reads the set.
 
 from __future__ import annotations
 
+import shlex
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
@@ -173,11 +174,17 @@ def _described(record: dict[str, Any], training: Training) -> Described:
 
 
 def _command(record: dict[str, Any]) -> str | None:
-    """The cell's command without overrides that name a path: a set may go to other people."""
+    """The cell's command without overrides that name a path, which may have spaces: a set may go to
+    other people. None if it is not a command of a shell."""
     command = record["run"].get("command")
     if not isinstance(command, str):
         return None
-    return " ".join(word for word in command.split() if "/" not in word and "\\" not in word)
+    try:
+        # The added slash marks words with a backslash, which the shell removes.
+        words = shlex.split(command.replace("\\", "/\\"))
+    except ValueError:
+        return None
+    return shlex.join(word for word in words if "/" not in word)
 
 
 def _parser() -> Parser:

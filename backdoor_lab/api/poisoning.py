@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -19,21 +18,14 @@ from backdoor_lab.api.attacker import Augment, attack_context, class_count, plan
 from backdoor_lab.api.boundary import boundary, seeded
 from backdoor_lab.api.named_triggers import get_trigger
 from backdoor_lab.api.networks import Normalize
+from backdoor_lab.api.saved import ARRAYS, saved_fields
 from backdoor_lab.api.triggers import Trigger
 from backdoor_lab.attacks import poison as attacks
 from backdoor_lab.core import types
-from backdoor_lab.core.atomic_io import sha256_of
-from backdoor_lab.core.errors import DataError
-from backdoor_lab.core.small_files import DamagedFileError, check_regular
 from backdoor_lab.core.types import ImportedAttack
 from backdoor_lab.data.base import Arrays, Split
 from backdoor_lab.exchange.card import Described
-from backdoor_lab.exchange.card_file import CARD, FORMAT
-from backdoor_lab.exchange.layouts import NPZ, TRAIN_ARRAYS
 from backdoor_lab.exchange.write import write_set
-from backdoor_lab.results.seal import read_sealed
-
-_ARRAYS = ("images", "labels", "is_poison", "is_cover", "source_index")
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,12 +80,12 @@ class PoisonResult:
             StoreFullError: The disk is full.
         """
         labels = np.asarray(_as_array(self.labels))
-        values = {name: _as_array(getattr(self, name)) for name in _ARRAYS[2:]}
+        values = {name: _as_array(getattr(self, name)) for name in ARRAYS[2:]}
         count = max(labels.max(), self.target, -1 if self.source is None else self.source) + 1
         train = Split(_as_array(self.images), labels.astype(np.int64))
         nothing = Split(train.images[:0], train.labels[:0])
         arrays = Arrays(train, nothing, tuple(map(str, range(count))), ImportedAttack(**values))
-        tensors = [name for name in _ARRAYS if isinstance(getattr(self, name), Tensor)]
+        tensors = [name for name in ARRAYS if isinstance(getattr(self, name), Tensor)]
         name, _, version = self.protocol.partition("@")
         described = Described(
             None, self.trigger, str(self.target), None if self.source is None else str(self.source),
@@ -114,18 +106,7 @@ class PoisonResult:
         if not path.exists():
             raise FileNotFoundError(f"`folder`: {path} does not exist")
         with boundary():
-            card = _card(path / CARD)
-            arrays = _arrays(path / NPZ, card["hashes"]["files"].get(NPZ))
-        kept, protocol = card["python"], card["protocol"]
-        arrays["labels"] = arrays["labels"].astype(kept["labels"])
-        for name in kept["tensors"]:
-            arrays[name] = torch.from_numpy(arrays[name])
-        return cls(
-            **arrays, protocol=f"{protocol['name']}@{protocol['version']}",
-            trigger=card["trigger"], target=int(card["target"]),
-            source=None if card["source"] is None else int(card["source"]),
-            ratio=card["ratio"], seed=card["seed"],
-        )  # fmt: skip
+            return cls(**saved_fields(path))
 
 
 def poison(
@@ -244,37 +225,3 @@ def _normalization(arrays: Arrays) -> dict[str, list[float]] | None:
         return None
     stats = channel_stats(torch.from_numpy(arrays.train.images[~made]))
     return dict(zip(("mean_255", "std_255"), (x.double().tolist() for x in stats), strict=True))
-
-
-def _card(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        raise ValueError(
-            f"{path} is missing: the folder holds no complete PoisonResult. A folder of an older"
-            " version, with poisoned.json, must be saved again: poison the images anew"
-        )
-    try:
-        card: dict[str, Any] = json.loads(read_sealed(path))
-    except DamagedFileError:
-        raise
-    except DataError as error:
-        raise ValueError(f"{path}: {error}") from error
-    if card.get("format") != FORMAT:
-        raise ValueError(
-            f"{path} has the format {card.get('format')!r}; this version reads {FORMAT}"
-        )
-    if "python" not in card:
-        raise ValueError(
-            f"{path} is not the card of a PoisonResult, but of an exported cell: use"
-            " dataset=poisoned on the command line"
-        )
-    return card
-
-
-def _arrays(path: Path, sha256: str) -> dict[str, Any]:
-    check_regular(path)
-    if not path.exists():
-        raise ValueError(f"{path} is missing")
-    if sha256_of(path) != sha256:
-        raise ValueError(f"{path} is damaged: its hash is not the one in {CARD}")
-    with np.load(path, allow_pickle=False) as stored:
-        return {name: stored[key] for name, key in zip(_ARRAYS, TRAIN_ARRAYS, strict=True)}

@@ -12,6 +12,7 @@ import math
 import os
 import re
 import threading
+import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -40,6 +41,9 @@ _REFUSED = (
     re.compile(r"unrecognized function (.+?)(?: which|\n|$)"),
     re.compile(r"allowlisted via `add_safe_globals`,? but got (.+?)(?:\n|$)"),
 )
+_DETAIL = "WeightsUnpickler error:"
+"""What torch's advice to its users ends with, before the cause."""
+_OPERAND = re.compile(r"Unsupported operand (\d+)")
 _REMEDY = "only tensors, arrays, numbers, strings, dictionaries, lists, tuples and sets are loaded"
 
 
@@ -126,7 +130,9 @@ def load_torch_file(path: Path | str, *, limit: int | None = None) -> Any:
             size = os.fstat(stream.fileno()).st_size
             _check_size(size, allowed, "the file has")
             _check_archive(stream, size)
-            with _allowed_only():
+            with _allowed_only(), warnings.catch_warnings():
+                # torch asks for reports about pickles of other programs; they are refused here.
+                warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
                 found = torch.load(stream, map_location="cpu", weights_only=True)
             return _Plain(allowed).value(found)
     except FileNotFoundError as error:
@@ -241,6 +247,11 @@ def _reason(error: Exception) -> str:
             return f"refers to {found[1]}, which is refused: {_REMEDY}"
     if "legacy .tar format" in text:
         return "is in torch's old tar format, which can run code; it is not loaded"
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    said = next((line for line in lines if "WeightsUnpickler error" in line), (lines or [""])[0])
-    return f"not a valid file of torch.save ({type(error).__name__}: {said[:200]})"
+    if found := _OPERAND.search(text):
+        return (
+            "not a file of torch.save, but another pickle, which is refused (it has the"
+            f" instruction {found[1]}): {_REMEDY}"
+        )
+    lines = [line.strip() for line in text.rpartition(_DETAIL)[2].splitlines() if line.strip()]
+    said = ": ".join([type(error).__name__, *lines[:1]])
+    return f"not a valid file of torch.save ({said[:200]})"

@@ -6,12 +6,15 @@ the hash of the text before it (see results/seal.py).
 
 from __future__ import annotations
 
+import json
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from backdoor_lab.core import validation
-from backdoor_lab.core.errors import ConfigError, DataError
+from backdoor_lab.core.errors import ConfigError, DataError, unknown
 from backdoor_lab.core.small_files import DamagedFileError, decode, read_small
 from backdoor_lab.results.seal import check_seal
 
@@ -38,15 +41,19 @@ class CardFile:
     def kind(self) -> str:
         """Returns the kind of the card, ``network`` or ``dataset``. Raises ConfigError for another
         kind and for another format."""
+        said = self.content.get("format")
         try:
-            validation.choice("format", self.content.get("format"), [FORMAT])
+            # True equals 1.
+            if type(said) is not int or said != FORMAT:
+                raise unknown("`format`", said, [FORMAT])
             return str(validation.choice("kind", self.content.get("kind"), KINDS))
         except ConfigError as error:
             raise ConfigError(f"{self.path}: {error}") from error
 
 
 def read_card(path: Path) -> CardFile:
-    """Reads a card and checks its seal. Raises DataError if there is no JSON object at `path`."""
+    """Reads a card and checks its seal. Raises DataError if there is no JSON object at `path`, and
+    for numbers in it that are not finite, which JSON does not have."""
     try:
         data = read_small(path)
         content = decode(data)
@@ -57,7 +64,19 @@ def read_card(path: Path) -> CardFile:
         raise DataError(said if said.startswith(str(path)) else f"{path} is {said}") from error
     if not isinstance(content, dict):
         raise DataError(f"{path}: a card is a JSON object, got {type(content).__name__}")
+    odd = next((each for each in _floats(content) if not math.isfinite(each)), None)
+    if odd is not None:
+        raise DataError(f"{path} is not valid JSON ({json.dumps(odd)}: numbers must be finite)")
     return CardFile(path, content, _sealed(data, content))
+
+
+def _floats(value: Any) -> Iterator[float]:
+    """Yields the floating-point numbers in JSON data."""
+    if isinstance(value, float):
+        yield value
+    elif isinstance(value, (dict, list)):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _floats(each)
 
 
 def _sealed(data: bytes, content: dict[str, Any]) -> bool | None:

@@ -97,7 +97,9 @@ def clean_test_identity(place: Path) -> Any:
 
 def held_out(arrays: Arrays, chosen: HeldOut, root: Path) -> Arrays:
     """Returns a poisoned data set of which the clean training images that `chosen` holds out are
-    the test images. Raises DataError if the ground truth is unknown."""
+    the test images. `source_index` of a made image becomes the row of its original in the training
+    images that are left; its own row if they do not contain the original. Raises DataError if the
+    ground truth is unknown."""
     attack, train = arrays.attack, arrays.train
     if attack is None or attack.is_poison is None or attack.is_cover is None:
         raise DataError(
@@ -111,15 +113,35 @@ def held_out(arrays: Arrays, chosen: HeldOut, root: Path) -> Arrays:
     left = ~held
     marks = {
         name: values[left]
-        for name in ("is_poison", "is_cover", "source_index")
+        for name in ("is_poison", "is_cover")
         if (values := getattr(attack, name)) is not None
     }
+    if attack.source_index is not None:
+        made = attack.is_poison | attack.is_cover
+        marks["source_index"] = _renumbered(attack.source_index, made, left)
     return replace(
         arrays,
         train=Split(train.images[left], train.labels[left]),
         test=Split(train.images[held], train.labels[held]),
         attack=replace(attack, **marks),
     )
+
+
+def _renumbered(
+    source: NDArray[np.int64], made: NDArray[np.bool_], left: NDArray[np.bool_]
+) -> NDArray[np.int64]:
+    """The `source_index` of the rows in `left`, which include all that were `made`."""
+    rows = np.cumsum(left) - 1
+    n_clean = int((~made).sum())
+    found = np.where(made, rows, -1)
+    # Appended rows follow the clean training set in its own order; in other sets, the original of
+    # a made image is not in the set, because the made image has replaced it or because the order
+    # is unknown.
+    if not made[:n_clean].any():
+        there = made & (source >= 0) & (source < n_clean)
+        there[there] = left[source[there]]
+        found[there] = rows[source[there]]
+    return found[left]
 
 
 def stored_labels(path: Path) -> NDArray[np.int64]:

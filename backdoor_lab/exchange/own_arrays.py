@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from backdoor_lab.core.errors import DataError, many
 from backdoor_lab.core.types import ImportedAttack
+from backdoor_lab.core.validation import LARGEST
 from backdoor_lab.data.base import Arrays, Split
 from backdoor_lab.exchange.layouts import ELSEWHERE, IS_COVER, IS_POISON, SOURCE_INDEX
 
@@ -44,7 +45,7 @@ def checked_arrays(arrays: Arrays, where: object) -> Arrays:
     Raises DataError, which names the array, for another type (images uint8, labels and indices
     int64, masks bool), another shape or length, labels that are not classes, an image that is both
     poisoned and a cover, an index without a test image, and a `source_index` that is not -1 exactly
-    for clean images.
+    for clean images, or 2**31 or larger.
     """
     attack = arrays.attack or ImportedAttack()
     classes = len(arrays.classes)
@@ -62,9 +63,9 @@ def checked_arrays(arrays: Arrays, where: object) -> Arrays:
     _values(test.labels, np.int64, len(test.images), f"{where}: test labels", classes)
     _first(masks[0] & masks[1], f"{where}: `is_poison` and `is_cover` are both true")
     source = _values(attack.source_index, np.int64, n, f"{where}: source_index")
-    wrong = np.where(masks[0] | masks[1], source < 0, source != -1)
-    rule = "0 or larger for poisoned and cover images, and -1 for clean ones"
-    _first(wrong, f"{where}: `source_index` must be {rule}")
+    wrong = np.where(masks[0] | masks[1], (source < 0) | (source >= LARGEST), source != -1)
+    rule = "0 or larger for poisoned and cover images, below 2**31, and -1 for clean ones"
+    _first(wrong, f"{where}: `source_index` must be {rule}", source)
     if attack.triggered is not None:
         _triggered(attack, len(test.images), shape, classes, where)
     return arrays

@@ -99,7 +99,7 @@ def _split(path: Path, columns: tuple[str, ...]) -> tuple[dict[str, NDArray[Any]
     for name in columns:
         found[name] = table.column(name).to_numpy().astype(_TYPES[name], casting="no")
     rows = [f"row {row}" for row in range(table.num_rows)]
-    found[IMAGE] = png_images(_contents(table.column(IMAGE)), rows, path)
+    found[IMAGE] = png_images(_contents(table.column(IMAGE), path), rows, path)
     return found, _classes(schema, path)
 
 
@@ -122,13 +122,14 @@ def _check_types(schema: Any, columns: tuple[str, ...], path: Path) -> None:
         )
 
 
-def _contents(column: Any) -> Iterator[tuple[str, Content]]:
+def _contents(column: Any, path: Path) -> Iterator[tuple[str, Content]]:
     row = 0
     for chunk in column.chunks:
         for value in chunk.field("bytes"):
             content = value.as_py()
             name = f"row {row}"
-            yield name, content if content is not None else DataError(f"{name} has no image")
+            missing = DataError(f"{path}: {name} has no image: `bytes` is null")
+            yield name, missing if content is None else content
             row += 1
 
 

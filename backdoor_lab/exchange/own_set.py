@@ -51,8 +51,8 @@ class OwnSet:
     describe the files, or if the files are missing, damaged or inconsistent. If `trusting`, the
     card is not compared with the files, and its seal is not checked: `verify` reports what differs.
 
-    Sets without clean test images need either those of the data set `test_root`, or `held_out`,
-    which holds out clean training images.
+    Unless `trusting`, sets without clean test images need either those of the data set `test_root`,
+    or `held_out`, which holds out clean training images.
     """
 
     def __init__(
@@ -86,8 +86,17 @@ class OwnSet:
     def read(self) -> Arrays:
         """Returns the images in the order of training, with the ground truth."""
         if self.trusting:
-            return self._with_test(self._trusted())
+            return self._with_test(self._trusted[0])
         return self._with_test(self._compared(self._sound))
+
+    def refusal(self) -> str | None:
+        """Returns why a set that is not `trusting` would be refused, apart from missing test
+        images; None if it would not."""
+        try:
+            self._describes(self._sound, *self._trusted)
+        except DataError as error:
+            return str(error)
+        return None
 
     @cached_property
     def _card(self) -> SetCard:
@@ -116,7 +125,10 @@ class OwnSet:
 
     def _compared(self, card: SetCard) -> Arrays:
         """The set, if the card describes it."""
-        arrays, files = READERS[card.layout][1](self.root, card.classes)
+        return self._describes(card, *READERS[card.layout][1](self.root, card.classes))
+
+    def _describes(self, card: SetCard, arrays: Arrays, files: Sequence[str]) -> Arrays:
+        """The same for a set that has been read."""
         for name in files:
             if name not in card.files:
                 raise DataError(
@@ -130,8 +142,9 @@ class OwnSet:
             )
         return _with_normalization(arrays, card.normalization)
 
-    def _trusted(self) -> Arrays:
-        """The set, whatever its card states."""
+    @cached_property
+    def _trusted(self) -> tuple[Arrays, Sequence[str]]:
+        """The set, whatever its card states, and the files that were read."""
         found = layouts_in(self.root)
         if not found:
             raise DataError(f"{self.root}: the files are those of no known layout")
@@ -140,12 +153,13 @@ class OwnSet:
             classes = class_list("classes", part(card, "dataset").get("classes"))
         except ConfigError:
             classes = ()
-        arrays, _ = READERS[found[0]][1](self.root, classes)
+        layout = card["layout"] if card.get("layout") in found else found[0]
+        arrays, files = READERS[layout][1](self.root, classes)
         try:
             normalization = normalization_of(card.get("normalization"))
         except ConfigError:
             normalization = None
-        return _with_normalization(checked_arrays(arrays, self.root), normalization)
+        return _with_normalization(checked_arrays(arrays, self.root), normalization), files
 
     def _check_options(self, has_test: bool) -> None:
         given = {"test_root": self.test_root, "test_share": self.held_out}
@@ -154,7 +168,7 @@ class OwnSet:
             raise DataError(
                 f"{self.root}: this set has its own test images: remove dataset.{unused[0]}"
             )
-        if not has_test and not unused:
+        if not has_test and not unused and not self.trusting:
             raise DataError(
                 f"{self.root}: this set has no test images: set dataset.test_root to a clean data"
                 f" set that has them; or {ADVICE}"
@@ -164,7 +178,7 @@ class OwnSet:
         """The set with its own test images, those of `test_root`, or those held out."""
         has_test = len(arrays.test.labels) > 0
         self._check_options(has_test)
-        if has_test:
+        if has_test or (self.trusting and self.test_root is None):
             return arrays
         if self.held_out is not None:
             return held_out(arrays, self.held_out, self.root)

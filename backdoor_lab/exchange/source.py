@@ -11,6 +11,7 @@ from backdoor_lab.core.types import ImportedFacts
 from backdoor_lab.data.base import Arrays, Source, missing_hint, name_from, path_given
 from backdoor_lab.data.splits import HeldOut
 from backdoor_lab.exchange.backdoorbench import BackdoorBench, is_backdoorbench
+from backdoor_lab.exchange.card_file import CARD, read_card
 from backdoor_lab.exchange.own_card import own_card
 from backdoor_lab.exchange.own_set import OwnSet
 from backdoor_lab.exchange.toolbox import Toolbox, is_toolbox
@@ -57,6 +58,13 @@ def poisoned_files(
         return BackdoorBench(root, clean_root=clean_root)
     if is_toolbox(root):
         return Toolbox(root, test_root=test_root, held_out=held_out)
+    if (root / CARD).exists():
+        kind = read_card(root / CARD).content.get("kind")
+        said = "is missing" if kind is None else f"is {kind!r}"
+        raise DataError(
+            f"{root / CARD}: `kind` {said}, but the card of a poisoned data set has the kind"
+            " 'dataset'"
+        )
     raise DataError(f"{root}: not a poisoned data set in a known layout; known are {KNOWN}")
 
 

@@ -16,6 +16,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from backdoor_lab.core.atomic_io import readable
 from backdoor_lab.core.errors import ConfigError, DataError
@@ -24,6 +25,9 @@ from backdoor_lab.core.small_files import write_json
 from backdoor_lab.core.terminal import run_command
 from backdoor_lab.exchange.card_file import CardFile, read_card
 from backdoor_lab.verify.finding import Finding, Report
+
+if TYPE_CHECKING:
+    from backdoor_lab.exchange.own_set import OwnSet
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -96,7 +100,17 @@ def _data_set(root: Path, claims: CardFile, clean: Path | None) -> Report:
     except ConfigError as error:
         raise ConfigError(f"{claims.path}: {error}") from error
     findings = [_seal(claims), read.note, *found]
+    if read.own is not None and claims.path.samefile(read.own.file.path):
+        findings += _accepted(read.own, findings)
     return Report(str(root), str(claims.path), str(root), findings=findings)
+
+
+def _accepted(own: OwnSet, findings: Sequence[Finding]) -> list[Finding]:
+    """Finds what else `dataset=poisoned` refuses in the set's own card, such as a missing field."""
+    if any(each.verdict == "false" for each in findings):
+        return []
+    refusal = own.refusal()
+    return [] if refusal is None else [Finding("card", "false", refusal)]
 
 
 def _seal(claims: CardFile) -> Finding:

@@ -11,6 +11,7 @@ from backdoor_lab.core.errors import ConfigError, DataError
 from backdoor_lab.data.base import Arrays
 from backdoor_lab.exchange.card_file import CARD, read_card
 from backdoor_lab.exchange.network_file import card_of
+from backdoor_lab.exchange.own_set import OwnSet
 from backdoor_lab.exchange.source import PoisonedFiles, poisoned_files
 from backdoor_lab.verify.finding import Finding
 
@@ -22,11 +23,13 @@ _KEY = re.compile(r"`?dataset\.(clean|test)_root`?")
 @dataclass(frozen=True)
 class MeasuredSet:
     """A poisoned data set. `note` tells what its files say about the attack, and their hash;
-    `cell` is the cell that the set's own card names, None if there is none."""
+    `cell` is the cell that the set's own card names, None if there is none. `own` is the set with
+    that card; None if it has no card."""
 
     arrays: Arrays
     note: Finding
     cell: str | None
+    own: OwnSet | None
 
 
 def read_set(root: Path, clean: Path | None) -> MeasuredSet:
@@ -35,7 +38,8 @@ def read_set(root: Path, clean: Path | None) -> MeasuredSet:
     cannot be read."""
     try:
         files = poisoned_files(root, test_root=clean, clean_root=clean, trusting=True)
-        return MeasuredSet(files.read(), _note(files), _cell(root))
+        own = files if isinstance(files, OwnSet) else None
+        return MeasuredSet(files.read(), _note(files), _cell(root), own)
     except DataError as error:
         raise DataError(_KEY.sub("--clean", str(error))) from error
 

@@ -61,7 +61,7 @@ def _measured(card: dict[str, Any], arrays: Arrays) -> Iterator[Finding]:
     for field, found in measured(arrays).items():
         group, _, name = field.partition(".")
         said = part(card, group).get(name)
-        if field == "counts.test" and said is not None and not has_test:
+        if field == "counts.test" and said is not None and not has_test and found:
             yield Finding(field, "not checked", "the test images are those of another data set")
         elif found is None and group == "counts":
             yield Finding(field, "not checked", "the set does not mark its poison")
@@ -85,12 +85,14 @@ def _files(said: dict[str, Any], root: Path) -> Iterator[Finding]:
 def _source(card: dict[str, Any], arrays: Arrays) -> Iterator[Finding]:
     """The originals of the triggered test images are of the source class."""
     said, names = card.get("source"), classes_of_originals(arrays)
-    if said is None:
+    on_source = part(card, "protocol").get("asr_on") == "source"
+    if said is None and not (on_source and names):
         return
-    if part(card, "protocol").get("asr_on") != "source" or not names:
+    if not on_source or not names:
         yield Finding("source", "not checked", "the triggered test images do not tell it")
     else:
-        why = "" if names == [said] else f"the triggered test images are of {', '.join(names)}"
+        others = f"the card says {said!r}, the triggered test images are of {', '.join(names)}"
+        why = "" if names == [said] else others
         yield Finding("source", "false" if why else "true", why)
 
 

@@ -166,6 +166,23 @@ def test_a_plain_pickle_that_calls_a_function_leaves_no_trace(tmp_path: Path) ->
     assert not (tmp_path / "boom").exists()
 
 
+@pytest.mark.parametrize("value", [[1, 2], {"a": 1}, "text" * 100])
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+def test_a_pickle_of_another_program_is_refused_without_torch_asking_for_reports(
+    value: Any, protocol: int, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    path = tmp_path / "imgs"
+    path.write_bytes(pickle.dumps(value, protocol=protocol))
+    said = refusal(path)
+    assert "not a" in said
+    assert "file of torch.save" in said
+    assert "file an issue" not in said
+    assert "\n" not in said
+    if protocol == 4:
+        assert "not a file of torch.save, but another pickle, which is refused" in said
+    assert not [each for each in recwarn if "pickle protocol" in str(each.message)]
+
+
 def test_a_whole_network_is_refused_by_the_name_of_its_class(tmp_path: Path) -> None:
     path = saved(tmp_path / "network.pt", torch.nn.Linear(2, 2))
     assert "torch.nn.modules.linear.Linear, which is refused" in refusal(path)

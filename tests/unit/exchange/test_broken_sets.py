@@ -115,6 +115,7 @@ def test_a_field_that_no_image_tells_is_sealed(field: str, value: Any, tmp_path:
 
 INVALID: list[tuple[str, Any, str]] = [
     ("format", 2, "`format` 2 is not known"),
+    ("format", True, "`format` True is not known"),
     ("layout", "zip", "`layout` 'zip' is not known"),
     ("dataset.classes", ["cat", "cat", "owl"], "`dataset.classes` must be"),
     ("dataset.classes", "cat", "`dataset.classes` must be"),
@@ -167,7 +168,8 @@ def test_a_missing_field_is_named(field: str, tmp_path: Path) -> None:
     ("text", "said"),
     [("{", "not valid JSON"), ("[]", "a card is a JSON object"),
      ('{"kind": "dataset", "kind": "dataset"}', "not valid JSON"),
-     ("[" * 10_000, "not valid JSON"), ('{"a": NaN, "kind": "dataset"}', "is missing")],
+     ("[" * 10_000, "not valid JSON"),
+     ('{"a": NaN, "kind": "dataset"}', r"card\.json is not valid JSON \(NaN: ")],
 )  # fmt: skip
 def test_a_card_that_is_no_json_object_is_refused(text: str, said: str, tmp_path: Path) -> None:
     root = own_set(tmp_path / "set")
@@ -259,7 +261,8 @@ METADATA: list[tuple[Callable[[Path], None], str]] = [
     (changed_text("train/metadata.csv", "-1", "1.0"), "`source_index` must be a whole number"),
     (changed_text("train/metadata.csv", "-1", "nan"), "`source_index` must be a whole number"),
     (changed_text("train/metadata.csv", "-1", "9" * 30), "must be a whole number"),
-    (changed_text("train/metadata.csv", "-1", "3"), "-1 for clean ones in row 0"),
+    (changed_text("train/metadata.csv", "-1", "3"), "-1 for clean ones, got 3 in row 0"),
+    (changed_text("train/metadata.csv", ",1,train", f",{10**17},train"), r"below 2\*\*31"),
     (changed_text("train/metadata.csv", ",train", ",test"), "`split` must be train"),
     (changed_text("train/metadata.csv", ",train\n", "\n"), "row 0 has 5 of 6 columns"),
     (changed_text("train/metadata.csv", "owl/2.png", "cat/0.png"), "cat/0.png is listed twice"),
@@ -403,7 +406,9 @@ ARRAYS: list[tuple[Callable[[Path], None], str]] = [
     (put("is_poison", at(5, True)), "`is_poison` and `is_cover` are both true in row 5"),
     (put("is_poison", at(3, False)), "`source_index` must be 0 or larger for poisoned"),
     (put("source_index", at(3, -1)), "`source_index` must be 0 or larger for poisoned"),
-    (put("source_index", at(0, 2)), "-1 for clean ones in row 0"),
+    (put("source_index", at(0, 2)), "-1 for clean ones, got 2 in row 0"),
+    (put("source_index", at(3, 2**31)), r"below 2\*\*31, .* got 2147483648 in row 3"),
+    (put("source_index", at(5, 10**18)), r"below 2\*\*31, .* got 1000000000000000000 in row 5"),
     (put("triggered_index", at(0, 6)), "test_index of triggered images must be"),
     (put("triggered_elsewhere", lambda mask: mask[1:]), "elsewhere of triggered images: 5 images"),
     (put("triggered_elsewhere", lambda mask: ~mask), "counts.triggered"),
@@ -545,7 +550,8 @@ PARQUET: list[tuple[Callable[[Path], None], str]] = [
     (column("is_poison", lambda old: [int(x) for x in old]), "`is_poison` must be bool"),
     (column("image", lambda old: [x["bytes"] for x in old]), "`image` must be a struct"),
     (column("image", lambda old: [None, *old[1:]]), "`image` has missing values"),
-    (column("image", lambda old: [{"bytes": None, "path": "x"}, *old[1:]]), "row 0 has no image"),
+    (column("image", lambda old: [{"bytes": None, "path": "x"}, *old[1:]]),
+     r"data/train-00000-of-00001\.parquet: row 0 has no image"),
     (lambda root: (root / "data/train-00000-of-00001.parquet").write_bytes(b"PAR1"),
      "not a valid Parquet file"),
 ]  # fmt: skip

@@ -115,9 +115,10 @@ def test_options_that_a_layout_does_not_use_are_refused(tmp_path: Path) -> None:
 def test_an_unknown_layout_is_refused_with_a_list_of_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"card\.json of kind dataset.*BackdoorBench.*toolbox"):
         PoisonedSet(root=str(tmp_path)).imported()
-    (tmp_path / "card.json").write_text('{"kind": "network"}')
-    with pytest.raises(DataError, match="not a poisoned data set in a known layout"):
-        PoisonedSet(root=str(tmp_path)).imported()
+    for text, said in (('{"kind": "network"}', "is 'network'"), ("{}", "is missing")):
+        (tmp_path / "card.json").write_text(text)
+        with pytest.raises(DataError, match=rf"card\.json: `kind` {said}, but .* 'dataset'"):
+            PoisonedSet(root=str(tmp_path)).imported()
     with pytest.raises(DataError, match="no such folder"):
         PoisonedSet(root=str(tmp_path / "gone")).read()
     (tmp_path / "file").touch()

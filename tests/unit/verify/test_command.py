@@ -118,12 +118,12 @@ def test_the_clean_images_that_a_record_lacks_are_asked_for(tmp_path: Path, caps
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("value", "must satisfy 0 <= claims.nat.value <= 1, got nan"),
+        ("value", "card.json is not valid JSON (NaN: numbers must be finite)"),
         ("negative", "got -0.1"),
         ("percent", "got 91.2"),
         ("text", "for 91.2 %, write 0.912"),
         ("flag", "got True"),
-        ("infinity", "got inf"),
+        ("infinity", "card.json is not valid JSON (Infinity: numbers must be finite)"),
         ("n", "`claims.nat.n` must be a whole number"),
         ("none", "`claims.nat.n` must satisfy 1 <= claims.nat.n"),
         ("key", "is not known"),
@@ -149,6 +149,9 @@ def test_a_value_that_is_no_claim_is_refused(
     [
         ({"kind": "model"}, "`kind` 'model' is not known"),
         ({"format": 2}, "`format` 2 is not known"),
+        ({"format": True}, "`format` True is not known"),
+        ({"format": 1.0}, "`format` 1.0 is not known"),
+        ({"trigger": {"position": [-math.inf]}}, "not valid JSON (-Infinity: numbers must be"),
         ({"claims": {}}, "must have nat, asr or both"),
         ({"claims": [1]}, "`claims` must be an object"),
         ({"claims": {"accuracy": {"value": 1}}}, "'accuracy' is not known"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,13 @@ import numpy as np
 import pytest
 import torch
 
+import backdoor_lab as bl
+from backdoor_lab.core.errors import DataError
 from backdoor_lab.data.base import Split
 from backdoor_lab.data.cache import content_digest
+from backdoor_lab.exchange.card_file import read_card
+from backdoor_lab.exchange.source import PoisonedSet
+from backdoor_lab.results.seal import sealed as with_seal
 from backdoor_lab.verify.__main__ import main
 from tests.helpers.foreign_layouts import CLASSES, clean_file
 from tests.helpers.own_sets import (
@@ -96,8 +102,85 @@ def test_the_source_is_that_of_the_triggered_images(tmp_path: Path, capsys: Out)
     code, fields, report = checked(capsys, root, "--claims", root / "card.json")
     assert (code, report["failed"]) == (1, ["source"])
     said = {each["field"]: each["why"] for each in report["fields"]}
-    assert said["source"] == "the triggered test images are of dog, owl"
+    found = "the triggered test images are of dog, owl"
+    assert said["source"] == f"the card says 'dog', {found}"
     assert fields["target"] == "true"
+    edited(root, "source", None, seal=True)
+    code, _, report = checked(capsys, root, "--claims", root / "card.json")
+    assert (code, report["failed"]) == (1, ["source"])
+    said = {each["field"]: each["why"] for each in report["fields"]}
+    assert said["source"] == f"the card says None, {found}"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [("counts", {"test": 6}, "`counts.train` does not describe the images: expected 0, found 14"),
+     ("counts.poisoned", None, "`counts.poisoned` does not describe"),
+     ("hashes.train", None, "`hashes.train` does not describe the images: expected None"),
+     ("hashes.files", {"card.json": "0" * 64}, "the file was changed or damaged")],
+)  # fmt: skip
+def test_what_an_import_refuses_is_false(
+    field: str, value: Any, said: str, tmp_path: Path, capsys: Out
+) -> None:
+    root = own_set(tmp_path / "set")
+    edited(root, field, value, seal=True)
+    with pytest.raises(DataError, match=said):
+        PoisonedSet(root=str(root)).read()
+    code, _, report = checked(capsys, root, "--claims", root / "card.json")
+    assert code == 1
+    if field != "hashes.files":
+        assert report["failed"] == ["card"]
+        assert said in next(each["why"] for each in report["fields"] if each["field"] == "card")
+    # In a card of others, what is absent is not a claim.
+    copy = tmp_path / "copy.json"
+    copy.write_bytes((root / "card.json").read_bytes())
+    code, fields, _ = checked(capsys, root, "--claims", copy)
+    assert code == (1 if field == "hashes.files" else 0)
+    assert "card" not in fields
+
+
+def test_a_file_that_the_card_does_not_list_is_false(tmp_path: Path, capsys: Out) -> None:
+    root = own_set(tmp_path / "set", "folder")
+    files = json.loads((root / "card.json").read_text())["hashes"]["files"]
+    del files["train/cat/0.png"]
+    edited(root, "hashes.files", files, seal=True)
+    code, _, report = checked(capsys, root, "--claims", root / "card.json")
+    assert (code, report["failed"]) == (1, ["card"])
+    why = next(each["why"] for each in report["fields"] if each["field"] == "card")
+    assert "`hashes.files` does not list train/cat/0.png" in why
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, [-math.inf]])
+def test_numbers_that_are_not_finite_are_refused(value: Any, tmp_path: Path, capsys: Out) -> None:
+    root = own_set(tmp_path / "set")
+    card = json.loads((root / "card.json").read_text())
+    card["trigger"]["color"] = value
+    del card["seal"]
+    (root / "card.json").write_text(with_seal(json.dumps(card)))
+    with pytest.raises(DataError, match=r"card\.json is not valid JSON \(-?(NaN|Infinity): "):
+        PoisonedSet(root=str(root)).identity()
+    assert main([str(root), "--claims", str(root / "card.json")]) == 2
+    assert "numbers must be finite" in capsys.readouterr().err
+
+
+def test_a_number_too_large_for_a_float_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "card.json"
+    path.write_text('{"kind": "network", "ratio": 1e999}')
+    with pytest.raises(DataError, match=r"not valid JSON \(Infinity: numbers must be finite\)"):
+        read_card(path)
+
+
+def test_a_saved_result_is_checked_without_test_images(tmp_path: Path, capsys: Out) -> None:
+    images = np.random.default_rng(0).integers(0, 255, (40, 3, 8, 8), dtype=np.uint8)
+    root = tmp_path / "set"
+    bl.poison(images, np.arange(40) % 4, "pixel", target=2, ratio=0.4).save(root)
+    code, fields, _ = checked(capsys, root, "--claims", root / "card.json")
+    assert code == 0
+    for field in ("seal", "counts.train", "counts.test", "hashes.train", "hashes.files", "target"):
+        assert fields[field] == "true"
+    edited(root, "counts.train", 45, seal=True)
+    code, _, report = checked(capsys, root, "--claims", root / "card.json")
+    assert (code, report["failed"]) == (1, ["counts.train"])
 
 
 def test_a_set_without_test_images_is_checked_with_those_of_another_data_set(
@@ -105,8 +188,8 @@ def test_a_set_without_test_images_is_checked_with_those_of_another_data_set(
 ) -> None:
     root = own_set(tmp_path / "set", "npz", without_test(poisoned_arrays()))
     claims = ("--claims", root / "card.json")
-    assert main([*map(str, (root, *claims))]) == 2
-    assert "set --clean" in capsys.readouterr().err
+    code, fields, _ = checked(capsys, root, *claims)
+    assert (code, fields["counts.test"]) == (0, "true")
     clean = clean_file(tmp_path / "clean.npz")
     code, fields, _ = checked(capsys, root, *claims, "--clean", clean)
     assert code == 0
