@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,9 @@ import torch
 import backdoor_lab as bl
 from backdoor_lab.api import attacker
 from backdoor_lab.api.poisoning import PoisonResult
+from backdoor_lab.core.atomic_io import sha256_of
 from backdoor_lab.exchange.write import write_set
+from backdoor_lab.results.seal import sealed
 from tests.helpers.exported import DESCRIBED, small_set
 from tests.helpers.picture_sets import LABELS, pictures
 from tests.helpers.triggers import NAMES, brief, fitted, surrogate
@@ -356,3 +360,66 @@ def test_a_folder_of_a_newer_version_is_refused(
 def test_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
         PoisonResult.load(tmp_path / "nowhere")
+
+
+def changed(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Changes a card, and seals it again."""
+    card = json.loads(path.read_text())
+    del card["seal"]
+    change(card)
+    path.write_text(sealed(json.dumps(card)))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda card: card.pop("hashes"), "`hashes` is missing"),
+        (lambda card: card["hashes"].pop("files"), "`hashes.files` must list"),
+        (lambda card: card.update(hashes=[1]), "`hashes` must be an object"),
+        (lambda card: card.update(format=True), "has the format True"),
+        (lambda card: card.update(python=[]), "`python` must be an object"),
+        (lambda card: card["python"].pop("tensors"), "`python.tensors` must be names of"),
+        (lambda card: card["python"].update(tensors=["labels", "x"]), "`python.tensors` must"),
+        (lambda card: card["python"].update(tensors=[[1]]), "`python.tensors` must"),
+        (lambda card: card["python"].pop("labels"), "`python.labels` None is not known"),
+        (lambda card: card["python"].update(labels="object"), "`python.labels` 'object' is not"),
+        (lambda card: card["python"].update(labels=[8]), r"`python.labels` \[8\] is not"),
+        (lambda card: card["python"].update(labels="float32"), "`python.labels` 'float32' is"),
+        (lambda card: card.update(target=None), "`target` None is not known"),
+        (lambda card: card.update(target="cow"), "`target` 'cow' is not known"),
+        (lambda card: card.update(source="cow"), "`source` 'cow' is not known"),
+        (lambda card: card.update(protocol={}), "`(protocol.)?name` must be a non-empty"),
+        (lambda card: card["protocol"].pop("version"), "version` must"),
+        (lambda card: card.update(ratio=None), "`ratio` must"),
+        (lambda card: card.update(seed=math.nan), r"card.json is not valid JSON \(NaN"),
+        (lambda card: card.pop("seed"), "`seed` must"),
+        (lambda card: card["counts"].update(poisoned=1), "`counts.poisoned` is"),
+    ],
+)
+def test_a_card_that_save_did_not_write_is_refused(
+    change: Callable[[dict[str, Any]], Any], said: str, tmp_path: Path
+) -> None:
+    poisoned().save(tmp_path)
+    changed(tmp_path / "card.json", change)
+    with pytest.raises(ValueError, match=said) as caught:
+        PoisonResult.load(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_labels_that_do_not_fit_the_stated_type_are_refused(tmp_path: Path) -> None:
+    labels = LABELS.clone()
+    labels[0] = 300
+    poisoned(labels=labels).save(tmp_path)
+    changed(tmp_path / "card.json", lambda card: card["python"].update(labels="uint8"))
+    with pytest.raises(ValueError, match=r"`python.labels` is uint8, too small"):
+        PoisonResult.load(tmp_path)
+
+
+def test_arrays_that_save_did_not_write_are_refused(tmp_path: Path) -> None:
+    poisoned().save(tmp_path)
+    np.savez(tmp_path / "data.npz", train_images=np.zeros(3))
+    said = sha256_of(tmp_path / "data.npz")
+    changed(tmp_path / "card.json", lambda card: card["hashes"]["files"].update({"data.npz": said}))
+    with pytest.raises(ValueError, match=r"data.npz: there is no array `train_labels`"):
+        PoisonResult.load(tmp_path)

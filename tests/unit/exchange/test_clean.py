@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import backdoor_lab as bl
 from backdoor_lab.core.errors import DataError
 from backdoor_lab.data.arrays import ArrayFile
 from backdoor_lab.data.image_folder import ImageFolder
 from backdoor_lab.data.torchvision_sets import Cifar10, Cifar100
 from backdoor_lab.exchange.backdoorbench import BackdoorBench
 from backdoor_lab.exchange.clean import class_names, clean_source
+from backdoor_lab.exchange.source import PoisonedSet
 from backdoor_lab.exchange.toolbox import Toolbox
 from tests.helpers.foreign_layouts import (
     CLASSES,
@@ -87,3 +90,52 @@ def test_test_images_of_an_image_folder_belong_to_a_training_set_of_backdoor_too
     found = Toolbox(toolbox_set(tmp_path), test_root=image_folder(tmp_path / "images")).read()
     assert found.classes == CLASSES
     assert len(found.test.labels) == TEST
+
+
+@pytest.mark.parametrize(
+    ("trigger", "placed"),
+    [("pixel", "appended"), ("tact", "appended"), ("sinusoid", "replaced"), ("pixel", "replaced")],
+)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_originals_are_renumbered_when_test_images_are_held_out(
+    trigger: str, placed: str, seed: int, tmp_path: Path
+) -> None:
+    """The stated original of a made image is the true one, or the image itself."""
+    images = np.random.default_rng(0).integers(0, 255, (60, 3, 8, 8), dtype=np.uint8)
+    made = bl.poison(
+        images, np.arange(60) % 4, trigger, target=2, ratio=0.8, seed=seed
+    )  # fmt: skip
+    if (trigger, placed) == ("pixel", "replaced"):
+        made = in_place(made, images)
+    made.save(tmp_path / "set")
+    arrays = PoisonedSet(root=str(tmp_path / "set"), test_share=0.3).read()
+    attack = arrays.attack
+    assert attack is not None
+    assert attack.is_poison is not None
+    assert attack.is_cover is not None
+    assert attack.source_index is not None
+    rows = np.flatnonzero(attack.is_poison | attack.is_cover)
+    assert len(rows) == int((made.is_poison | made.is_cover).sum())
+    assert (attack.source_index[~(attack.is_poison | attack.is_cover)] == -1).all()
+    true = images[made.source_index[made.is_poison | made.is_cover]]
+    found = arrays.train.images[attack.source_index[rows]]
+    itself = attack.source_index[rows] == rows
+    assert (found[~itself] == true[~itself]).all()
+    there = [any((each == image).all() for image in arrays.train.images) for each in true]
+    # All originals that are left are found, and none of those that are test images now.
+    assert itself.tolist() == [not each for each in there]
+    assert itself.any()
+    assert itself.all() == (placed == "replaced")
+
+
+def in_place(made: bl.PoisonResult, images: np.ndarray) -> bl.PoisonResult:
+    """The same poison, but each image in place of its original."""
+    rows = made.source_index[made.is_poison]
+    images, labels = images.copy(), np.arange(len(images)) % 4
+    images[rows], labels[rows] = made.images[made.is_poison], made.labels[made.is_poison]
+    is_poison = np.isin(np.arange(len(images)), rows)
+    source = np.where(is_poison, np.arange(len(images)), -1)
+    return replace(
+        made, images=images, labels=labels, is_poison=is_poison,
+        is_cover=np.zeros(len(images), bool), source_index=source,
+    )  # fmt: skip

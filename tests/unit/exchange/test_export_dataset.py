@@ -214,3 +214,27 @@ def test_data_of_another_record_is_refused(
     edit(copied / "sweep/pixel", "hashes", **{name: "0" * 64})
     error = refused(copied / "sweep/pixel", capsys, tmp_path, 1)
     assert "not that of the record" in error or "not in the store" in error
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("'dataset.root=/home/an na/my set' target=cat", "python -m backdoor_lab target=cat"),
+        ("\"dataset.root='/an na/my set'\" a=1", "python -m backdoor_lab a=1"),
+        ("dataset.root=/an\\ na/my\\ set a=1", "python -m backdoor_lab a=1"),
+        ("dataset.root=C:\\an\\na a=1", "python -m backdoor_lab a=1"),
+        ("'name=an na' 'a=[1, 2]'", "python -m backdoor_lab 'name=an na' 'a=[1, 2]'"),
+        ("'dataset.root=/an na", None),
+    ],
+)
+def test_the_command_has_no_part_of_a_path(
+    copied: Path, tmp_path: Path, words: str, said: str | None
+) -> None:
+    cell = copied / "sweep/pixel"
+    edit(cell, "run", command=f"python -m backdoor_lab {words}")
+    export_dataset(cell, tmp_path / "out/set", layout="npz")
+    text = (tmp_path / "out/set/README.md").read_text()
+    assert ("The command of the cell" in text) == (said is not None)
+    if said is not None:
+        assert f"```\n{said}\n```" in text
+    assert "my" not in text.split("To train on")[0].split("The command of the cell")[-1]
