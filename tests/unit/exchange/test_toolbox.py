@@ -135,7 +135,10 @@ def test_clean_test_images_can_be_held_out_of_the_training_images(tmp_path: Path
     assert np.array_equal(found.train.images, whole.train.images[kept])
     assert whole.attack is not None
     assert whole.attack.source_index is not None
-    assert np.array_equal(found.attack.source_index, whole.attack.source_index[kept])
+    # The poisoned images have replaced their originals, and each states its own row.
+    assert np.array_equal(whole.attack.source_index[[1, 2, 5, 7]], [1, 2, 5, 7])
+    made = whole.attack.source_index[kept] >= 0
+    assert np.array_equal(found.attack.source_index, np.where(made, np.arange(len(kept)), -1))
     held = sorted(set(range(TRAIN)) - set(kept))
     assert np.array_equal(found.test.images, whole.train.images[held])
     assert not set(held) & {1, 2, 5, 7}
