@@ -14,6 +14,7 @@ _HOMES = {
     "PoisonedDataset": "lazy_dataset", "evaluate": "evaluation", "extract_features": "features",
     "get_filter": "filters", "get_repair": "repairs", "get_trigger": "named_triggers",
     "list_methods": "methods", "poison": "poisoning", "read_results": "results",
+    "scan_dataset": "scanning",
 }  # fmt: skip
 _CLASSES = {
     "Evaluation": "evaluation", "Filter": "filters", "PoisonResult": "poisoning",
@@ -21,7 +22,7 @@ _CLASSES = {
 }  # fmt: skip
 __all__ = [
     "PoisonedDataset", "evaluate", "extract_features", "get_filter", "get_repair", "get_trigger",
-    "list_methods", "poison", "read_results",
+    "list_methods", "poison", "read_results", "scan_dataset",
 ]  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from backdoor_lab.api.poisoning import poison as poison
 from backdoor_lab.api.repairs import Repair as Repair
 from backdoor_lab.api.repairs import get_repair as get_repair
 from backdoor_lab.api.results import read_results as read_results
+from backdoor_lab.api.scanning import scan_dataset as scan_dataset
 from backdoor_lab.api.triggers import Trigger as Trigger
 
 __version__: str
@@ -25,4 +26,5 @@ __all__ = [
     "list_methods",
     "poison",
     "read_results",
+    "scan_dataset",
 ]

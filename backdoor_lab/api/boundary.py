@@ -14,7 +14,7 @@ from backdoor_lab.core.errors import ConfigError, DataError, DivergedError
 
 _REPLACED = (
     (re.compile(r"\b(?:raise|set) protocol\.clean_holdout\b"), "pass more images in `clean`"),
-    (re.compile(r"\b(?:trigger|defense|protocol|recipe)\.(?=[a-z_]+)"), ""),
+    (re.compile(r"\b(?:trigger|defense|protocol|recipe|scan)\.(?=[a-z_]+)"), ""),
     (re.compile(r"\b(?:trigger|defense)=(?=[a-z_]+)"), ""),
 )
 """Patterns of configuration keys in messages, and the text that replaces them in the errors of

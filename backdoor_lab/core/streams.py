@@ -77,6 +77,15 @@ TUNING = Stream("tuning")
 UNLEARNING = Stream("unlearning")
 UNLEARNING_AUGMENTATION = Stream("unlearning augmentation")
 
+# Scans.
+SCAN_NETWORK = Stream("scan network")
+SCAN_SAMPLE = Stream("scan sample")
+SCAN_FILTER = Stream("scan filter")
+SCAN_FOLDS = Stream("scan folds")
+SCAN_FOLD = Stream("scan fold")
+SCAN_PERMUTATIONS = Stream("scan permutations")
+SCAN_REFERENCE = Stream("scan reference")
+
 
 def unlearning_pass(number: int, sign: float) -> Stream:
     """Returns the stream label of one pass of alternating unlearning, such as ``unlearning 0

@@ -69,6 +69,8 @@ WRITERS = {
     "page/document.py:write_page": "tables",
     "page/write.py:write_as_named": ATOMIC, "page/write.py:write_files": "tables",
     "compare/__main__.py:_compare": ATOMIC, "export.py:_export": ATOMIC,
+    "scan/report.py:to_html": ATOMIC, "scan/report.py:write": ATOMIC,
+    "scan/reference_file.py:write_reference": ATOMIC,
     "results/__main__.py:freeze": ATOMIC, "verify/__main__.py:_verify": ATOMIC,
     "core/small_files.py:make_folder": "folder", "core/small_files.py:write_json": "json",
     "core/small_files.py:write_ours": "json",

@@ -36,7 +36,7 @@ LAYERS: dict[str, int] = {
         ["tables", "training"],
         ["compare", "pipeline"],
         ["page"],
-        ["sweep"],
+        ["scan", "sweep"],
         ["api", "distortion", "export", "export_dataset", "export_weights", "figures", "reports",
          "run", "separation", "status", "verify", "visibility"],
         ["__main__", "preview"],

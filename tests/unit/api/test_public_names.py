@@ -16,7 +16,7 @@ from tests.helpers.cells import environment
 PACKAGE = Path(bl.__file__).parent
 NAMES = [
     "PoisonedDataset", "evaluate", "extract_features", "get_filter", "get_repair", "get_trigger",
-    "list_methods", "poison", "read_results",
+    "list_methods", "poison", "read_results", "scan_dataset",
 ]  # fmt: skip
 #: Classes of results, which can be imported but are not in `__all__`.
 CLASSES = ["Evaluation", "Filter", "PoisonResult", "Rate", "Repair", "Trigger"]
@@ -43,7 +43,7 @@ def test_dir_lists_the_public_names_before_they_are_loaded() -> None:
 def test_an_unknown_attribute_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="module 'backdoor_lab' has no attribute 'get_filtr'"):
         bl.get_filtr  # noqa: B018
-    assert not hasattr(bl, "scan_dataset")
+    assert not hasattr(bl, "scan_datasets")
     with pytest.raises(ImportError, match="cannot import name 'nothing'"):
         from backdoor_lab import nothing  # noqa: F401
 

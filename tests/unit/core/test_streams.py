@@ -42,6 +42,9 @@ PINNED = {
     "PRUNING": "pruning", "PRUNING_AUGMENTATION": "pruning augmentation", "REVERSED": "reversed",
     "TRAINING_ON": "training on", "TRANSFORMATION": "transformation", "TUNING": "tuning",
     "UNLEARNING": "unlearning", "UNLEARNING_AUGMENTATION": "unlearning augmentation",
+    "SCAN_NETWORK": "scan network", "SCAN_SAMPLE": "scan sample", "SCAN_FILTER": "scan filter",
+    "SCAN_FOLDS": "scan folds", "SCAN_FOLD": "scan fold",
+    "SCAN_PERMUTATIONS": "scan permutations", "SCAN_REFERENCE": "scan reference",
 }  # fmt: skip
 
 

@@ -1,0 +1,1 @@
+"""Scans a training set for poison, without ground truth and without a test set."""

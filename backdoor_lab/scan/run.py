@@ -1,0 +1,207 @@
+"""Runs a scan: networks, statistics, p values, suspects."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from backdoor_lab.core import streams
+from backdoor_lab.core.errors import many
+from backdoor_lab.core.store import Store
+from backdoor_lab.core.terminal import duration
+from backdoor_lab.core.types import LabeledImages, TrainingSet
+from backdoor_lab.scan.calibration import check_alpha, max_t, studentized
+from backdoor_lab.scan.images import ScanImages, check_sizes, examined, judged
+from backdoor_lab.scan.networks import Report, network_stage
+from backdoor_lab.scan.options import ScanOptions
+from backdoor_lab.scan.reference_file import Bin, bin_for
+from backdoor_lab.scan.report import ClassFinding, ScanReport, Suspect
+from backdoor_lab.scan.statistics import FILTERS, FLOOR, SetStatistics, mean_statistics
+from backdoor_lab.scan.trusted import (
+    FEWEST_TRUSTED,
+    Fold,
+    class_p,
+    combined,
+    folds,
+    permutations_for,
+    same_classes,
+)
+from backdoor_lab.training.device import ComputeDevice
+
+log = logging.getLogger(__name__)
+SUSPECTS = 10
+"""One in this many images of a class is listed as a suspect: the share that the filter assumes to
+be poisoned. How many images of the class are poisoned is not known."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """P values of the judged classes, in their order; None where there is none. `text` says what
+    they are relative to, or why there are none."""
+
+    p: Sequence[float | None]
+    text: str
+    population: str | None = None
+
+
+@dataclass
+class _Clock:
+    """Logs each epoch with the time left for all `networks` of a scan."""
+
+    networks: int
+    began: float = field(default_factory=time.monotonic)
+    finished: int = 0
+
+    def report(self, number: int, epoch: int, epochs: int, seconds: float) -> None:
+        """Logs the end of an epoch that took `seconds`."""
+        left = seconds * ((self.networks - number) * epochs - epoch)
+        log.info(
+            "network %d of %d, epoch %d of %d, about %s left",
+            number + 1, self.networks, epoch, epochs, duration(max(0.0, left)),
+        )  # fmt: skip
+
+
+def run_scan(
+    given: ScanImages,
+    options: ScanOptions,
+    store: Store,
+    machine: ComputeDevice,
+    bins: Sequence[Bin],
+    *,
+    trusted: ScanImages | None = None,
+) -> ScanReport:
+    """Scans a training set relative to the reference `bins`, or with `trusted` clean images. Stored
+    networks and statistics are reused. Raises ConfigError if
+    `scan.alpha` is too small for the reference, and DataError if `trusted` does not fit."""
+    check_sizes(given)
+    found = given.part(examined(given, options.seed))
+    classes = judged(found)
+    checked = None if trusted is None else same_classes(trusted, found)
+    chosen, why = bin_for(bins, found, options)
+    if checked is None and chosen is not None:
+        check_alpha(options.alpha, len(chosen.null))
+    clock = _Clock(options.networks + 2 * (checked is not None))
+    statistics = mean_statistics(found, options, store, machine, clock.report)
+    against = studentized(statistics.statistics, FLOOR)
+    if checked is None:
+        calibration = by_reference(against, chosen, why)
+    else:
+        calibration = by_trusted(found, checked, options, store, machine, clock.report)
+    return _report(given, found, classes, against, statistics, calibration, options)
+
+
+def by_reference(against: NDArray[np.float64], chosen: Bin | None, why: str) -> Calibration:
+    """Returns the p values of the studentized statistics (filters, classes) relative to a bin; none
+    if there is no bin, for the reason `why`."""
+    if chosen is None:
+        return Calibration([None] * against.shape[1], f"not calibrated: {why}")
+    p = max_t(against.max(axis=0), chosen.null)
+    return Calibration([float(each) for each in p], why, chosen.population)
+
+
+def by_trusted(
+    found: ScanImages, trusted: LabeledImages, options: ScanOptions, store: Store,
+    machine: ComputeDevice, report: Report | None = None,
+) -> Calibration:  # fmt: skip
+    """Returns p values from trusted images: a network is trained on each fold."""
+    labels, classes = found.labeled.labels, judged(found)
+    fold = folds(labels, len(found.classes), options.seed)
+    number = permutations_for(len(classes), options.alpha, options.permutations)
+    p: list[list[float | None]] = []
+    for own in (0, 1):
+        training = found.part((fold == own).nonzero().flatten()).training_set()
+        rest = found.part((fold != own).nonzero().flatten())
+        shown = together(rest.labeled, trusted)
+        layers = network_stage(
+            training, shown, options.networks + own, options, store, machine,
+            purpose=streams.SCAN_FOLD, report=report,
+        )  # fmt: skip
+        ours = torch.arange(len(shown)) < len(rest)
+        log.info("fold %d of 2: %s", own + 1, many(number, "permutation"))
+        p.append([
+            class_p(_fold(list(layers.values.values()), shown.labels, ours, label), label, own,
+                    number, options.seed)
+            for label in classes
+        ])  # fmt: skip
+    text = (
+        f"p values are from {number} permutations of the examined and the trusted images of each"
+        " class: valid if the trusted images and the clean images of the set are exchangeable"
+    )
+    few = [found.classes[y] for y, each in zip(classes, p[0], strict=True) if each is None]
+    if few:
+        text += f". Fewer than {FEWEST_TRUSTED} trusted images: {', '.join(few)}"
+    return Calibration(combined(*p), text)
+
+
+def together(first: LabeledImages, second: LabeledImages) -> TrainingSet:
+    """Returns the images of both sets, the first before the second."""
+    images = torch.cat([first.images, second.images])
+    labels = torch.cat([first.labels, second.labels])
+    digest = f"{first.digest}+{second.digest}"
+    return TrainingSet(images, images[:0], torch.arange(len(images)), labels, first.classes, digest)
+
+
+def _fold(
+    layers: Sequence[torch.Tensor], labels: torch.Tensor, ours: torch.Tensor, label: int
+) -> Fold:
+    of_class = labels == label
+    return Fold(
+        [values[of_class & ours] for values in layers],
+        [values[of_class & ~ours] for values in layers],
+    )
+
+
+def _report(
+    given: ScanImages, found: ScanImages, classes: Sequence[int], against: NDArray[np.float64],
+    statistics: SetStatistics, calibration: Calibration, options: ScanOptions,
+) -> ScanReport:  # fmt: skip
+    positions = {label: column for column, label in enumerate(classes)}
+    findings = []
+    for label, name in enumerate(given.classes):
+        column = positions.get(label)
+        images, seen = given.sizes[label], found.sizes[label]
+        if column is None:
+            findings.append(ClassFinding(name, images, seen))
+            continue
+        p = calibration.p[column]
+        strongest = int(against[:, column].argmax())
+        findings.append(ClassFinding(
+            name, images, seen, float(against[strongest, column]), list(FILTERS)[strongest], p,
+            p is not None and p <= options.alpha,
+        ))  # fmt: skip
+    shown = [label for label in classes if findings[label].alarm]
+    if not shown and any(p is None for p in calibration.p):
+        # Without p values, the most conspicuous class is shown, but is no alarm.
+        shown = [classes[int(against.max(axis=0).argmax())]]
+    suspects = [
+        each
+        for label in shown
+        for each in _suspects(found, label, against[:, positions[label]], statistics)
+    ]
+    return ScanReport(
+        given.name, options.alpha, findings, suspects, calibration.text, calibration.population,
+        statistics.accuracies, found, options,
+    )  # fmt: skip
+
+
+def _suspects(
+    found: ScanImages, label: int, against: NDArray[np.float64], statistics: SetStatistics
+) -> list[Suspect]:
+    """Returns the suspects of a class, the most suspicious first, by the scores of the filter whose
+    statistic is the largest."""
+    where = (found.labeled.labels == label).nonzero().flatten()
+    scores = statistics.scores[int(against.argmax())][where]
+    number = max(1, len(where) // SUSPECTS)
+    order = scores.sort(descending=True, stable=True).indices[:number]
+    return [
+        Suspect(found.names[i], i, found.classes[label], float(scores[at]), rank)
+        for rank, (at, i) in enumerate(
+            zip(order.tolist(), where[order].tolist(), strict=True), 1
+        )
+    ]  # fmt: skip

@@ -1,0 +1,212 @@
+"""The statistics of the classes of a set: one per class and filter, averaged over networks.
+
+Each filter scores the images of every class by the features of one layer, and gives a statistic of
+the class that is large if a few images differ from the others in the same way. `FILTERS` was chosen
+on the development triggers only (pixel, pattern, blended, sinusoid, adaptive_blend, tact).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from backdoor_lab import identity
+from backdoor_lab.core import streams
+from backdoor_lab.core.artifacts import TensorFile
+from backdoor_lab.core.progress import track
+from backdoor_lab.core.rng import derive
+from backdoor_lab.core.store import Store
+from backdoor_lab.defenses.base import DefenderKnowledge, SampleFilter
+from backdoor_lab.defenses.options import FilterOptions
+from backdoor_lab.defenses.spectre import SPECTRE
+from backdoor_lab.scan.images import ScanImages, judged
+from backdoor_lab.scan.networks import Layers, Report, network_stage
+from backdoor_lab.scan.options import ScanOptions
+from backdoor_lab.training.device import ComputeDevice
+
+STAGE = "scan_statistics"
+STATISTICS_FILE = TensorFile("statistics.safetensors", ("statistics", "scores"))
+"""float64 `statistics` (filters, judged classes) and `scores` (filters, n), NaN for images of
+classes that are not judged."""
+SUSPECTS = 25
+"""One in this many images of a class is compared with the class, but at least `FEWEST_SUSPECTS`."""
+FEWEST_SUSPECTS = 10
+OPTIONS = FilterOptions(filter_scope="all", removal_budget="15%")
+
+
+def spectre() -> SampleFilter:
+    """Returns the filter whose scores and statistics are used. It assumes that a tenth of a class
+    is poisoned."""
+    return SPECTRE(OPTIONS, max_rank=25)
+
+
+@dataclass(frozen=True)
+class _Class:
+    """The images of one class, uint8 (n, C, H, W). By layer: the `quality` and the `scores` (n,) of
+    SPECTRE, and the `margins` (n,) of the class means."""
+
+    images: Tensor
+    quality: dict[str, float]
+    scores: dict[str, Tensor]
+    margins: dict[str, Tensor]
+
+
+def _quality(layer: str) -> Statistic:
+    return lambda found: (_log(found.quality[layer]), found.scores[layer])
+
+
+def _largest_signal(layer: str) -> Statistic:
+    def of_class(found: _Class) -> tuple[float, Tensor]:
+        scores = found.margins[layer]
+        return _log(float(shared_signal(found.images, scores).max()) ** 0.5), scores
+
+    return of_class
+
+
+def _mean_signal(layer: str) -> Statistic:
+    def of_class(found: _Class) -> tuple[float, Tensor]:
+        scores = found.margins[layer]
+        return _log(float(shared_signal(found.images, scores).mean())), scores
+
+    return of_class
+
+
+def _log(value: float) -> float:
+    """Returns the logarithm, whose tails are shorter."""
+    return math.log(max(value, 1e-12))
+
+
+Statistic = Callable[[_Class], tuple[float, Tensor]]
+FILTERS: dict[str, Statistic] = {
+    "spectre, middle layer": _quality("middle"),
+    "spectre, last layer": _quality("last"),
+    "largest shared signal": _largest_signal("last"),
+    "mean shared signal": _mean_signal("logits"),
+}
+"""The statistics, by name. Each returns the statistic of a class and the scores of its images.
+
+SPECTRE finds images that a network represents in an unusual way, such as those with a trigger that
+it has learned. The margin finds images that look like another class, and the shared signal tells a
+trigger from other such images: the images with the largest margins differ from the class in the
+same pixels (largest: in one pixel; mean: in all).
+"""
+FLOOR: Sequence[float] = (0.05, 0.2, 0.05, 0.05)
+"""Added to the spread of each statistic over the other classes, see `studentized`."""
+
+
+@dataclass(frozen=True)
+class SetStatistics:
+    """The statistics of a set, averaged over networks: `statistics` (filters, judged classes),
+    `scores` float64 (filters, n); and the accuracy of each network on its training images."""
+
+    statistics: NDArray[np.float64]
+    scores: Tensor
+    accuracies: list[float]
+
+
+def mean_statistics(
+    found: ScanImages, options: ScanOptions, store: Store, machine: ComputeDevice,
+    report: Report | None = None,
+) -> SetStatistics:  # fmt: skip
+    """Trains the networks of a set and computes its statistics, or reads the stored ones."""
+    training = found.training_set()
+    statistics, scores, accuracies = [], [], []
+    for number in range(options.networks):
+        layers = network_stage(training, training, number, options, store, machine, report=report)
+        mine, rated = statistics_stage(found, layers, options, store, machine)
+        statistics.append(mine.numpy())
+        scores.append(rated)
+        accuracies.append(layers.accuracy)
+    return SetStatistics(np.mean(statistics, axis=0), torch.stack(scores).mean(dim=0), accuracies)
+
+
+def statistics_stage(
+    found: ScanImages, layers: Layers, options: ScanOptions, store: Store, machine: ComputeDevice
+) -> tuple[Tensor, Tensor]:
+    """Computes the statistics (filters, judged classes) and the scores (filters, n) of one network,
+    or reads the stored ones."""
+    classes, seed = judged(found), derive(options.seed, streams.SCAN_FILTER)
+    inputs: dict[str, Any] = {
+        "version": identity.stage(STAGE), "layers": layers.id, "classes": classes,
+        "filters": list(FILTERS), "defenses": components(),
+        "seed": seed,
+    }  # fmt: skip
+
+    def make(folder: Path) -> dict[str, Any]:
+        torch.set_num_threads(machine.threads)
+        statistics = torch.zeros(len(FILTERS), len(classes), dtype=torch.float64)
+        scores = torch.full((len(FILTERS), len(found)), torch.nan, dtype=torch.float64)
+        for column, label in enumerate(track(classes, "class")):
+            where = (found.labeled.labels == label).nonzero().flatten()
+            of_class = _scored(found, layers, label, where, seed)
+            for row, filter_of in enumerate(FILTERS.values()):
+                statistics[row, column], scores[row, where] = filter_of(of_class)
+        STATISTICS_FILE.write(folder, {"statistics": statistics, "scores": scores})
+        return {"filters": list(FILTERS)}
+
+    read = STATISTICS_FILE.read(store.get(STAGE, inputs, make).path)
+    return read["statistics"], read["scores"]
+
+
+def components() -> dict[str, Any]:
+    """Returns the versions of the filters that the statistics use."""
+    return dict(identity.of("defenses", spectre())["defenses"])
+
+
+def shared_signal(images: Tensor, scores: Tensor) -> Tensor:
+    """Returns how far the mean of the images with the highest `scores` (n,) is from the mean of all
+    `images` uint8 (n, C, H, W): for each value of an image, the squared difference in units of its
+    variance for images drawn at random, float64 (C * H * W,). About 1 for such images."""
+    number = max(FEWEST_SUSPECTS, len(scores) // SUSPECTS)
+    top = scores.sort(descending=True, stable=True).indices[:number]
+    values = images.flatten(1).double()
+    variance = values.var(dim=0, correction=0).clamp(min=1.0)
+    difference = values[top].mean(dim=0) - values.mean(dim=0)
+    return difference.square() * number / variance
+
+
+def margins(values: Tensor, means: Tensor, label: int) -> Tensor:
+    """Returns the distance of each row of `values` (n, d) from the mean of its own class `label`
+    minus the distance from the nearest other class mean, float64 (n,). `means` is (classes, d), NaN
+    for classes without images."""
+    distances = torch.cdist(values.double(), means.double()).nan_to_num(torch.inf)
+    own = distances[:, label].clone()
+    distances[:, label] = torch.inf
+    return own - distances.amin(dim=1)
+
+
+def relative(scores: Tensor) -> Tensor:
+    """Returns positive scores (n,) divided by their median, so that those of several networks can
+    be averaged."""
+    return scores / scores.median().clamp(min=1e-12)
+
+
+def _scored(found: ScanImages, layers: Layers, label: int, where: Tensor, seed: int) -> _Class:
+    known = DefenderKnowledge(found.classes, None, None, seed)
+    labels, classes = found.labeled.labels, range(len(found.classes))
+    scored = {
+        name: spectre().score_class(values[where], label, known)
+        for name, values in layers.values.items()
+        if name != "logits"
+    }
+    return _Class(
+        found.labeled.images[where],
+        {name: float(each.suspicion or 0.0) for name, each in scored.items()},
+        {name: relative(each.scores) for name, each in scored.items()},
+        {
+            name: margins(
+                values[where], torch.stack([values[labels == y].mean(dim=0) for y in classes]),
+                label,
+            )
+            for name, values in layers.values.items()
+            if name != "middle"
+        },
+    )  # fmt: skip
