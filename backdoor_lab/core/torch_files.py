@@ -249,8 +249,8 @@ def _reason(error: Exception) -> str:
         return "is in torch's old tar format, which can run code; it is not loaded"
     if found := _OPERAND.search(text):
         return (
-            "not a file of torch.save, but another pickle, which is refused (it has the"
-            f" instruction {found[1]}): {_REMEDY}"
+            f"not a valid file of torch.save (read as a pickle, it has the instruction {found[1]},"
+            f" which is refused): {_REMEDY}"
         )
     lines = [line.strip() for line in text.rpartition(_DETAIL)[2].splitlines() if line.strip()]
     said = ": ".join([type(error).__name__, *lines[:1]])
