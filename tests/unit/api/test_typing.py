@@ -43,6 +43,8 @@ assert_type(poisoned.source, int | None)
 assert_type(poisoned.protocol, str)
 poisoned.save("poisoned")
 again = type(poisoned).load("poisoned")
+report = bl.scan_dataset(images, labels, trusted=(images, labels), alpha=0.1, networks=1)
+assert_type(report.exit_code, int)
 clean = again.images[again.source_index < 0], again.labels[~again.is_poison & ~again.is_cover]
 
 rows = TensorDataset(tensors, torch.from_numpy(labels))
