@@ -174,8 +174,8 @@ def shared_signal(images: Tensor, scores: Tensor) -> Tensor:
 
 
 def margins(values: Tensor, means: Tensor, label: int) -> Tensor:
-    """Returns the distance of each row of `values` (n, d) from the mean of its own class `label`
-    minus the distance from the nearest other class mean, float64 (n,). `means` is (classes, d), NaN
+    """Returns float64 (n,): for each row of `values` (n, d), its distance to the mean of its class
+    `label` minus its distance to the nearest mean of another class. `means` is (classes, d), NaN
     for classes without images."""
     distances = torch.cdist(values.double(), means.double()).nan_to_num(torch.inf)
     own = distances[:, label].clone()

@@ -38,9 +38,9 @@ def test_the_function_and_the_command_give_the_same_statistics(tmp_path: Path) -
     code = main([str(tmp_path / "images.npz"), *words, "trainer=cpu", f"store.root={store}",
                  "--out", str(tmp_path / "out")])  # fmt: skip
     assert code == 4
-    told = (tmp_path / "out/classes.csv").read_text()
+    written = (tmp_path / "out/classes.csv").read_text()
     for value in report.classes["statistic"]:
-        assert repr(value) in told
+        assert repr(value) in written
     # The command read the network that the function stored.
     assert len(list((store / "scan_network").glob("*/manifest.json"))) == 1
 

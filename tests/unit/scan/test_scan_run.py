@@ -184,9 +184,9 @@ def test_a_class_that_is_too_small_is_listed_and_never_clean(store: Store) -> No
 def test_the_files_of_a_report_agree_with_it(store: Store, tmp_path: Path) -> None:
     report = run_scan(found_of(*arrays()), OPTIONS, store, CPU, [reference(8.0)])
     report.write(tmp_path / "out")
-    told = json.loads((tmp_path / "out/scan.json").read_text())
-    assert (told["exit_code"], told["population"]) == (3, "invented sets")
-    assert [each["alarm"] for each in told["classes"]] == [False, False, True, False, False]
+    written = json.loads((tmp_path / "out/scan.json").read_text())
+    assert (written["exit_code"], written["population"]) == (3, "invented sets")
+    assert [each["alarm"] for each in written["classes"]] == [False, False, True, False, False]
     suspects = pd.read_csv(tmp_path / "out/suspects.csv")
     assert suspects["path"].tolist() == report.suspects["path"].tolist()
     keep = pd.read_csv(tmp_path / "out/keep.csv")
