@@ -236,6 +236,25 @@ class ImportedAttack:
         """The number of poisoned images; None if the ground truth is unknown."""
         return None if self.is_poison is None else int(self.is_poison.sum())
 
+    def originals(self, n: int) -> NDArray[np.int64]:
+        """For each of the `n` training images, the row of the clean image that it was made from,
+        int64 (n,); its own row if it is clean, or if the set does not contain the clean image.
+
+        Appended rows follow the clean training set in its own order. In other sets, the original is
+        not in the set: the image has replaced it, or the order is unknown.
+        """
+        import numpy as np
+
+        found = np.arange(n)
+        if self.is_poison is None or self.is_cover is None or self.source_index is None:
+            return found
+        made = self.is_poison | self.is_cover
+        n_clean = n - int(made.sum())
+        if not made[:n_clean].any():
+            there = made & (self.source_index >= 0) & (self.source_index < n_clean)
+            found[there] = self.source_index[there]
+        return found
+
     def without(self, rest: NDArray[np.bool_]) -> ImportedAttack:
         """Returns a copy without the triggered images that were made from test images for which
         `rest`, bool (t,), is false. `test_index` becomes the index among the others."""

@@ -117,31 +117,16 @@ def held_out(arrays: Arrays, chosen: HeldOut, root: Path) -> Arrays:
         if (values := getattr(attack, name)) is not None
     }
     if attack.source_index is not None:
+        rows, original = np.cumsum(left) - 1, attack.originals(len(left))
+        source = np.where(left[original], rows[original], rows)
         made = attack.is_poison | attack.is_cover
-        marks["source_index"] = _renumbered(attack.source_index, made, left)
+        marks["source_index"] = np.where(made, source, -1)[left]
     return replace(
         arrays,
         train=Split(train.images[left], train.labels[left]),
         test=Split(train.images[held], train.labels[held]),
         attack=replace(attack, **marks),
     )
-
-
-def _renumbered(
-    source: NDArray[np.int64], made: NDArray[np.bool_], left: NDArray[np.bool_]
-) -> NDArray[np.int64]:
-    """The `source_index` of the rows in `left`, which include all that were `made`."""
-    rows = np.cumsum(left) - 1
-    n_clean = int((~made).sum())
-    found = np.where(made, rows, -1)
-    # Appended rows follow the clean training set in its own order; in other sets, the original of
-    # a made image is not in the set, because the made image has replaced it or because the order
-    # is unknown.
-    if not made[:n_clean].any():
-        there = made & (source >= 0) & (source < n_clean)
-        there[there] = left[source[there]]
-        found[there] = rows[source[there]]
-    return found[left]
 
 
 def stored_labels(path: Path) -> NDArray[np.int64]:

@@ -28,7 +28,7 @@ def imported_stage(
         at = torch.cat([poison, covers])
         index = torch.arange(n)
         index[at] = n + torch.arange(len(at))
-        original = _originals(attack, at, n)
+        original = torch.from_numpy(attack.originals(n))[at]
         rows, labels = data.train.images[at], data.train.labels.clone()
         POISON.write(folder, {
             "rows": rows, "index": index, "labels": labels,
@@ -51,16 +51,3 @@ def marked(attack: ImportedAttack, n: int) -> tuple[Tensor, Tensor]:
         return nothing, nothing
     poison, covers = (torch.from_numpy(mask) for mask in (attack.is_poison, attack.is_cover))
     return poison.nonzero().flatten(), covers.nonzero().flatten()
-
-
-def _originals(attack: ImportedAttack, at: Tensor, n: int) -> Tensor:
-    """Returns the index in the training set of the clean image that each image in `at` was made
-    from; the image's own index if the set does not contain the clean image."""
-    if attack.source_index is None or attack.is_poison is None or attack.is_cover is None:
-        return at
-    original = torch.from_numpy(attack.source_index)[at]
-    is_clean = torch.from_numpy(~(attack.is_poison | attack.is_cover))
-    first_made = int(at.min()) if len(at) else n
-    # Appended rows follow the clean training set in its own order.
-    there = (original >= 0) & (original < first_made) & is_clean[original.clamp(0, n - 1)]
-    return torch.where(there & bool(first_made == n - len(at)), original, at)
