@@ -3,6 +3,7 @@ instead of training one."""
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from backdoor_lab.core.errors import ConfigError, DataError, many
 from backdoor_lab.core.lazy import Tensor, torch
 from backdoor_lab.exchange.card_file import CARD, Normalization
 from backdoor_lab.exchange.network_file import NetworkFile, network_file
-from backdoor_lab.training.models import DEPTHS, OWN, build_model
+from backdoor_lab.training.models import DEPTHS, OWN, WIDE, build_model
 
 WEIGHTS, NORMALIZATION = "attacked", "attacked_normalization"
 HOW = f"`{NORMALIZATION}=[[mean, ...],[std, ...]]`"
@@ -209,9 +210,10 @@ def recognized(shapes: Shapes) -> Recognized | None:
         return None
     stem = "cifar" if first[2] == 3 else "imagenet"
     width = shapes.get("group1.conv1.weight", first)[0]
-    options = [*((name, None) for name in OWN), *((name, stem) for name in DEPTHS)]
-    for name, stem_of in options:
-        model = {"name": name, "width": width, "stem": stem_of}
+    options = [*((name, width, None) for name in OWN), *((name, width, stem) for name in DEPTHS)]
+    options = [(name, None, None) for name in _wide(shapes)] or options
+    for name, wide, stem_of in options:
+        model = {"name": name, "width": wide, "stem": stem_of}
         if not 0 < width <= 4096 or not 0 < first[1] <= 4096 or last[-1][0] < 1:
             return None
         if not _differences(shapes, shapes_of(model, first[1], last[-1][0])):
@@ -219,11 +221,19 @@ def recognized(shapes: Shapes) -> Recognized | None:
     return None
 
 
+def _wide(shapes: Shapes) -> list[str]:
+    """The name of the wide ResNet whose first group has these shapes, if it is one."""
+    first = shapes.get("block1.layer.0.conv1.weight", ())
+    units = [name for name in shapes if re.fullmatch(r"block1\.layer\.\d+\.conv1\.weight", name)]
+    return [f"{WIDE}{6 * len(units) + 4}_{first[0] // 16}"] if first and first[0] >= 16 else []
+
+
 def words(model: dict[str, Any]) -> str:
     """The words that choose a network on the command line: ``model=resnet18 model.width=16``."""
     name, width, stem = (model[key] for key in ("name", "width", "stem"))
     groups = ("resnet18", *OWN)
-    said = [f"model={name}"] if name in groups else [f"model=torchvision model.name={name}"]
+    library = WIDE if name.startswith(WIDE) else "torchvision"
+    said = [f"model={name}"] if name in groups else [f"model={library} model.name={name}"]
     if name not in groups:
         said += [] if width is None else [f"model.width={width}"]
         said += [] if stem is None else [f"model.stem={stem}"]

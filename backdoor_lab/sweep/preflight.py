@@ -41,7 +41,7 @@ from backdoor_lab.sweep.requirements import (
 from backdoor_lab.sweep.trial import check_layer, try_network
 from backdoor_lab.training.device import check_trainer, machine_of
 from backdoor_lab.training.logs import check_logger
-from backdoor_lab.training.models import QUICKLY_KNOWN, build_model, check_model
+from backdoor_lab.training.models import build_model, check_model, is_quickly_known
 from backdoor_lab.training.transformations import check_fits
 
 
@@ -79,7 +79,7 @@ class Preflight:
         config = with_attack(config, self._imported(config.get("dataset")))
         parts = check_keys(config)
         self._check_elsewhere(config)
-        if config["model"]["name"] in QUICKLY_KNOWN:
+        if is_quickly_known(config["model"]["name"]):
             check_model(config["model"])
         key = _data_key(config)
         if key not in self._names:

@@ -1,8 +1,10 @@
 """Builds networks: torchvision's ResNets with any width and a CIFAR or ImageNet stem, airbench and
-the pre-activation ResNet18 with any width, and torchvision's other classifiers by name."""
+the pre-activation ResNet18 with any width, wide ResNets for small images, and torchvision's other
+classifiers by name."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -22,22 +24,49 @@ DEPTHS = {
     "resnet101": [3, 4, 23, 3],
 }
 """The number of blocks in each stage of a ResNet. These ResNets can have any width."""
-QUICKLY_KNOWN = (*DEPTHS, *OWN)
-"""The networks that `check_model` accepts without importing torchvision."""
+WIDE, WIDE_NAMES = "wideresnet", "wideresnet<6k+4>_<widening factor>, such as wideresnet16_4"
+"""The first letters of the names of wide ResNets, and how these names are formed."""
+_WIDE_NAME = re.compile(r"wideresnet([1-9]\d{0,2})_([1-9]\d{0,2})")
+_KEYS = ("name", "width", "stem")
+
+
+def is_quickly_known(name: object) -> bool:
+    """Whether `check_model` needs no library of networks for a network of this name."""
+    return name in DEPTHS or name in OWN or str(name).startswith(WIDE)
+
+
+def depth_and_factor(name: str) -> tuple[int, int] | None:
+    """The depth and the widening factor in a name; None if it is not the name of such a network.
+
+    >>> depth_and_factor("wideresnet16_4")
+    (16, 4)
+    >>> depth_and_factor("wideresnet18_4"), depth_and_factor("wide_resnet50_2")
+    (None, None)
+    """
+    found = _WIDE_NAME.fullmatch(name)
+    if found is None:
+        return None
+    depth, factor = int(found[1]), int(found[2])
+    return (depth, factor) if depth >= 10 and depth % 6 == 4 else None
 
 
 def check_model(config: dict[str, Any]) -> None:
     """Raises ConfigError if a `model` group has an unknown name, or a width or stem that this
     network cannot have."""
-    validation.keys("model", config, ("name", "width", "stem"))
+    validation.keys("model", config, _KEYS)
     name, width, stem = config["name"], config["width"], config["stem"]
-    if name not in QUICKLY_KNOWN and name not in (names := [*classifiers(), *OWN]):
-        raise unknown("`model.name`", name, names)
+    if not is_quickly_known(name) and name not in (names := [*classifiers(), *OWN]):
+        raise unknown("`model.name`", name, names, f", {WIDE_NAMES}")
     if name in OWN:
         if stem is not None:
             raise ConfigError(f"`model.name={name}` has no `stem`; set `model.stem` to null")
         _check_width(width)
         return
+    if name.startswith(WIDE) and depth_and_factor(name) is None:
+        raise ConfigError(
+            f"`model.name={name}`: the depth of a wide ResNet must be 10, 16, 22, 28 and so on, and"
+            f" its widening factor at least 1: {WIDE_NAMES}"
+        )
     if not _is_resnet(name):
         if width is not None or stem is not None:
             raise ConfigError(f"`model.name={name}` has no `width` or `stem`; set both to null")
@@ -80,6 +109,10 @@ def build_model(config: dict[str, Any], *, channels: int, classes: int, seed: in
             from backdoor_lab.training.preact_resnet import PreActResNet18
 
             net = PreActResNet18(config["width"], channels, classes)
+        elif (wide := depth_and_factor(config["name"])) is not None:
+            from backdoor_lab.training.wide_resnet import WideResNet
+
+            net = WideResNet(*wide, channels, classes)
         else:
             net = _other(config["name"], channels, classes)
     return net
