@@ -22,7 +22,12 @@ from backdoor_lab.core.streams import Stream
 from backdoor_lab.core.types import TrainingSet
 from backdoor_lab.scan.options import ScanOptions
 from backdoor_lab.training.device import ComputeDevice
-from backdoor_lab.training.evaluate import channel_stats, extract, training_accuracy
+from backdoor_lab.training.evaluate import (
+    accuracy,
+    channel_stats,
+    extract_layers,
+    training_accuracy,
+)
 from backdoor_lab.training.train import TrainingJob, fit
 
 STAGE = "scan_network"
@@ -62,12 +67,14 @@ def network_stage(
         watch = [_Watch(number, report)]
         module = fit(job, machine, scratch=store.scratch(STAGE, inputs), callbacks=watch)
         failpoints.point(f"{STAGE}.trained")
-        found = {
-            name: extract(module, shown, layer, machine).values for name, layer in LAYERS.items()
-        }
+        values = extract_layers(module, shown, list(LAYERS.values()), machine)
+        found = {name: values[layer].contiguous() for name, layer in LAYERS.items()}
         LAYERS_FILE.write(folder, found)
-        accuracy = training_accuracy(module, training, machine)
-        return {"accuracy": accuracy, "loss": module.history, "machine": machine.describe()}
+        if shown is training:
+            share = accuracy(found["logits"].argmax(dim=1), training.labels)
+        else:
+            share = training_accuracy(module, training, machine)
+        return {"accuracy": share, "loss": module.history, "machine": machine.describe()}
 
     entry = store.get(STAGE, network_inputs(training, shown, number, options, purpose), make)
     return Layers(LAYERS_FILE.read(entry.path), entry.id, entry.meta["accuracy"], entry.seconds)

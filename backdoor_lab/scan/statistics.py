@@ -45,36 +45,33 @@ OPTIONS = FilterOptions(filter_scope="all", removal_budget="15%")
 def spectre() -> SampleFilter:
     """Returns the filter whose scores and statistics are used. It assumes that a tenth of a class
     is poisoned."""
-    return SPECTRE(OPTIONS, max_rank=25)
+    return SPECTRE(OPTIONS, max_rank=6)
 
 
 @dataclass(frozen=True)
 class _Class:
-    """The images of one class, uint8 (n, C, H, W). By layer: the `quality` and the `scores` (n,) of
-    SPECTRE, and the `margins` (n,) of the class means."""
+    """The images of one class, uint8 (n, C, H, W), and their features by layer, float32 (n, d).
+    `means` are those of all classes by layer, float32 (classes, d)."""
 
+    label: int
     images: Tensor
-    quality: dict[str, float]
-    scores: dict[str, Tensor]
-    margins: dict[str, Tensor]
+    layers: dict[str, Tensor]
+    means: dict[str, Tensor]
+    known: DefenderKnowledge
 
 
-def _quality(layer: str) -> Statistic:
-    return lambda found: (_log(found.quality[layer]), found.scores[layer])
-
-
-def _largest_signal(layer: str) -> Statistic:
+def _spectre(layer: str) -> Statistic:
     def of_class(found: _Class) -> tuple[float, Tensor]:
-        scores = found.margins[layer]
-        return _log(float(shared_signal(found.images, scores).max()) ** 0.5), scores
+        scored = spectre().score_class(found.layers[layer], found.label, found.known)
+        return _log(float(scored.suspicion or 0.0)), relative(scored.scores)
 
     return of_class
 
 
-def _mean_signal(layer: str) -> Statistic:
+def _largest_signal(layer: str) -> Statistic:
     def of_class(found: _Class) -> tuple[float, Tensor]:
-        scores = found.margins[layer]
-        return _log(float(shared_signal(found.images, scores).mean())), scores
+        scores = margins(found.layers[layer], found.means[layer], found.label)
+        return _log(float(shared_signal(found.images, scores).max()) ** 0.5), scores
 
     return of_class
 
@@ -86,19 +83,17 @@ def _log(value: float) -> float:
 
 Statistic = Callable[[_Class], tuple[float, Tensor]]
 FILTERS: dict[str, Statistic] = {
-    "spectre, middle layer": _quality("middle"),
-    "spectre, last layer": _quality("last"),
+    "spectre, middle layer": _spectre("middle"),
     "largest shared signal": _largest_signal("last"),
-    "mean shared signal": _mean_signal("logits"),
 }
 """The statistics, by name. Each returns the statistic of a class and the scores of its images.
 
 SPECTRE finds images that a network represents in an unusual way, such as those with a trigger that
 it has learned. The margin finds images that look like another class, and the shared signal tells a
 trigger from other such images: the images with the largest margins differ from the class in the
-same pixels (largest: in one pixel; mean: in all).
+same pixels.
 """
-FLOOR: Sequence[float] = (0.05, 0.2, 0.05, 0.05)
+FLOOR: Sequence[float] = (0.05, 0.15)
 """Added to the spread of each statistic over the other classes, see `studentized`."""
 
 
@@ -146,7 +141,7 @@ def statistics_stage(
         scores = torch.full((len(FILTERS), len(found)), torch.nan, dtype=torch.float64)
         for column, label in enumerate(track(classes, "class")):
             where = (found.labeled.labels == label).nonzero().flatten()
-            of_class = _scored(found, layers, label, where, seed)
+            of_class = _class(found, layers, label, where, seed)
             for row, filter_of in enumerate(FILTERS.values()):
                 statistics[row, column], scores[row, where] = filter_of(of_class)
         STATISTICS_FILE.write(folder, {"statistics": statistics, "scores": scores})
@@ -189,24 +184,12 @@ def relative(scores: Tensor) -> Tensor:
     return scores / scores.median().clamp(min=1e-12)
 
 
-def _scored(found: ScanImages, layers: Layers, label: int, where: Tensor, seed: int) -> _Class:
-    known = DefenderKnowledge(found.classes, None, None, seed)
+def _class(found: ScanImages, layers: Layers, label: int, where: Tensor, seed: int) -> _Class:
     labels, classes = found.labeled.labels, range(len(found.classes))
-    scored = {
-        name: spectre().score_class(values[where], label, known)
+    means = {
+        name: torch.stack([values[labels == y].mean(dim=0) for y in classes])
         for name, values in layers.values.items()
-        if name != "logits"
     }
-    return _Class(
-        found.labeled.images[where],
-        {name: float(each.suspicion or 0.0) for name, each in scored.items()},
-        {name: relative(each.scores) for name, each in scored.items()},
-        {
-            name: margins(
-                values[where], torch.stack([values[labels == y].mean(dim=0) for y in classes]),
-                label,
-            )
-            for name, values in layers.values.items()
-            if name != "middle"
-        },
-    )  # fmt: skip
+    features = {name: values[where] for name, values in layers.values.items()}
+    known = DefenderKnowledge(found.classes, None, None, seed)
+    return _Class(label, found.labeled.images[where], features, means, known)

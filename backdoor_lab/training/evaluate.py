@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 
 import torch
@@ -58,18 +59,31 @@ def extract(
     TF32 and bfloat16 are off even if training uses them, since scores are small differences from a
     mean. Raises DivergedError if a feature is not finite.
     """
+    return Features(extract_layers(module, training, [layer], machine)[layer], training.labels)
+
+
+def extract_layers(
+    module: Classifier, training: TrainingSet, layers: Sequence[str], machine: ComputeDevice
+) -> dict[str, Tensor]:
+    """Compute the features at several `layers` in one pass, as `extract` does at one of them.
+    Returns float32 (n, d) for each layer."""
     machine = replace(machine, bf16=False)
-    with torch.inference_mode(), without_tf32(), FeatureHook(module.net, layer) as tap:
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode())
+        stack.enter_context(without_tf32())
+        taps = [stack.enter_context(FeatureHook(module.net, layer)) for layer in layers]
         values = _over(
-            module, len(training), machine, _shown(training), lambda _: tap.values.float()
-        )
+            module, len(training), machine, _shown(training),
+            lambda _: torch.cat([tap.values.float() for tap in taps], dim=1),
+        )  # fmt: skip
     bad = (~torch.isfinite(values)).any(dim=1).nonzero().flatten()
     if len(bad):
         raise DivergedError(
             f"the features of {many(len(bad), 'example')} are not finite, the first at index"
             f" {int(bad[0])}"
         )
-    return Features(values, training.labels)
+    widths = [tap.values.shape[1] for tap in taps]
+    return dict(zip(layers, values.split(widths, dim=1), strict=True))
 
 
 @torch.inference_mode()
