@@ -42,6 +42,21 @@ def wilson(share: float, n: int, level: float = LEVEL) -> tuple[float, float]:
     return low, min(1.0, middle + half) if share < 1 else 1.0
 
 
+def exact(successes: int, n: int, level: float = LEVEL) -> tuple[float, float]:
+    """Returns the exact interval of a proportion of `n` independent trials (Clopper and Pearson
+    1934), of which `successes` succeeded.
+
+    >>> [round(bound, 3) for bound in exact(11, 11)]
+    [0.715, 1.0]
+    """
+    from scipy.special import betaincinv  # type: ignore[import-untyped]
+
+    tail = (1 - level) / 2
+    low = 0.0 if successes == 0 else float(betaincinv(successes, n - successes + 1, tail))
+    high = 1.0 if successes == n else float(betaincinv(successes + 1, n - successes, 1 - tail))
+    return low, high
+
+
 def newcombe(share: float, n: int, other: float, m: int) -> tuple[float, float]:
     """Returns the 95 % interval of the difference ``share - other`` between two proportions.
 

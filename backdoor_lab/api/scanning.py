@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from backdoor_lab.api.arrays import as_images, as_labels, as_seed
 from backdoor_lab.api.boundary import boundary
 from backdoor_lab.api.context import pair
 from backdoor_lab.core.store import Store
-from backdoor_lab.data.arrays import resized
+from backdoor_lab.scan.canaries import as_text
 from backdoor_lab.scan.images import ScanImages, check_sizes, scan_images
 from backdoor_lab.scan.options import ScanOptions
 from backdoor_lab.scan.reference_file import read_reference
@@ -29,7 +30,8 @@ TRAINER = {
 
 def scan_dataset(
     images: Any, labels: Any, *, trusted: tuple[Any, Any] | None = None, alpha: float = 0.05,
-    networks: int = 2, seed: int = 0, size: int = 32, width: int = 8, epochs: int = 6,
+    networks: int = 2, canaries: str | Sequence[str] = "default", minutes: float = 20.0,
+    seed: int = 0, size: int = 32, width: int = 8, epochs: int = 6,
     store: str | Path | None = None, reference: str | Path | None = None,
 ) -> ScanReport:  # fmt: skip
     """Scans a training set for poison, without ground truth.
@@ -47,6 +49,9 @@ def scan_dataset(
             same source, at least ten of a class. P values are then from permutations.
         alpha: A class with p <= `alpha` raises an alarm.
         networks: The number of networks; their statistics are averaged.
+        canaries: Backdoors that are planted into copies of the set to measure what the scan finds:
+            ``"default"``, ``"none"`` or a list of triggers. There are none without p values.
+        minutes: How long the scans of these copies may take. It determines their number.
         seed: Determines all random numbers; it corresponds to the seed of the command line.
         size: Height and width of the networks' input, in pixels.
         width: The width of the networks.
@@ -58,7 +63,7 @@ def scan_dataset(
 
     Returns:
         The report: ``exit_code`` (0 no alarm, 3 alarm, 4 not calibrated), the data frames
-        ``classes`` and ``suspects``, ``text()``, ``json()``, ``to_html(path)`` and
+        ``classes``, ``suspects`` and ``power``, ``text()``, ``json()``, ``to_html(path)`` and
         ``write(folder)``. In ``suspects``, the path of an image is its row number.
 
     Raises:
@@ -77,16 +82,18 @@ def scan_dataset(
     with boundary():
         options = ScanOptions(
             networks=networks, alpha=alpha, size=size, width=width, epochs=epochs,
-            seed=as_seed(seed),
+            canaries=as_text(canaries), minutes=minutes, seed=as_seed(seed),
         )  # fmt: skip
         bins = read_reference(None if reference is None else Path(reference))
-        values, given = _images("images", images, labels, options.size)
-        found = _named(values, given, int(given.max()) + 1 if len(given) else 0)
+        values, given = _images("images", images, labels)
+        classes = int(given.max()) + 1 if len(given) else 0
+        found = _named(values, given, classes, options.size)
         check_sizes(found)
         clean = None
         if trusted is not None:
             first, second = pair("trusted", trusted)
-            clean = _named(*_images("trusted", first, second, options.size), len(found.classes))
+            shown, true = _images("trusted", first, second)
+            clean = _named(shown, true, len(found.classes), options.size)
         machine = machine_of(TRAINER)
         if store is not None:
             return run_scan(found, options, Store(store), machine, bins, trusted=clean)
@@ -94,12 +101,12 @@ def scan_dataset(
             return run_scan(found, options, Store(folder), machine, bins, trusted=clean)
 
 
-def _images(name: str, images: object, labels: object, size: int) -> tuple[Any, Tensor]:
+def _images(name: str, images: object, labels: object) -> tuple[Any, Tensor]:
     values, _ = as_images(name, images)
     given = as_labels("labels", labels, len(values))
-    return resized(np.ascontiguousarray(values.numpy()), size), given
+    return np.ascontiguousarray(values.numpy()), given
 
 
-def _named(images: Any, labels: Tensor, classes: int) -> ScanImages:
+def _named(images: Any, labels: Tensor, classes: int, size: int) -> ScanImages:
     names = [str(row) for row in range(len(images))]
-    return scan_images(images, labels.numpy(), [*map(str, range(classes))], names, "images")
+    return scan_images(images, labels.numpy(), [*map(str, range(classes))], names, "images", size)

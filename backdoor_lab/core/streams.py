@@ -85,6 +85,7 @@ SCAN_FOLDS = Stream("scan folds")
 SCAN_FOLD = Stream("scan fold")
 SCAN_PERMUTATIONS = Stream("scan permutations")
 SCAN_REFERENCE = Stream("scan reference")
+SCAN_CANARY = Stream("scan canary")
 
 
 def unlearning_pass(number: int, sign: float) -> Stream:

@@ -59,6 +59,7 @@ STAGES = {
     "repair": (f"{_STAGES}/context.py:repair_stage", f"{_STAGES}/defense.py:nothing_removed"),
     "scan_network": ("scan/networks.py:network_stage",),
     "scan_statistics": ("scan/statistics.py:mean_statistics", "scan/calibration.py:studentized"),
+    "scan_canary": ("scan/canaries.py:plant", "scan/copies.py:scan_copies"),
     "record": (
         "pipeline/after_training.py", "pipeline/cell_pipeline.py", "pipeline/record.py",
         "defenses/curves.py",

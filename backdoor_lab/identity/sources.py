@@ -35,7 +35,8 @@ NEUTRAL = frozenset((
     "exchange/write_toolbox.py",
     "pipeline/imported.py", "pipeline/keys.py", "pipeline/participants.py", "pipeline/progress.py",
     "pipeline/test_sets.py", "training/logs.py",
-    "scan/__init__.py", "scan/__main__.py", "scan/page.py", "scan/reading.py", "scan/reference.py",
+    "scan/__init__.py", "scan/__main__.py", "scan/history.py", "scan/page.py", "scan/reading.py",
+    "scan/reference.py",
     "scan/reference_file.py", "scan/report.py", "scan/run.py", "scan/terms.py",
     "scan/trusted.py",
 ))  # fmt: skip

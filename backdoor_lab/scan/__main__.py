@@ -143,6 +143,7 @@ def estimate(
 ) -> str:
     """Returns what a scan would examine and how long it would take, as text. Trains on a few
     batches to measure the time."""
+    from backdoor_lab.scan.canaries import copies_for, kinds_of
     from backdoor_lab.scan.images import examined, judged
     from backdoor_lab.scan.networks import seconds_per_epoch, stored
     from backdoor_lab.scan.reference_file import bin_for
@@ -152,7 +153,8 @@ def estimate(
     ready = len(stored(training, options, store))
     # The two folds together are as large as the set.
     missing = options.networks - ready + trusted
-    seconds = seconds_per_epoch(training, options, machine) * options.epochs * missing
+    each = seconds_per_epoch(training, options, machine) * options.epochs
+    seconds = each * missing
     chosen, why = bin_for(bins, part, options)
     small = [name for y, name in enumerate(part.classes) if y not in judged(part)]
     lines = [
@@ -162,6 +164,10 @@ def estimate(
         "p values: from trusted images" if trusted
         else why if chosen is not None else f"not calibrated: {why}",
     ]  # fmt: skip
+    if kinds_of(options.canaries) and (trusted or chosen is not None):
+        one = each * (options.networks + trusted)
+        copies = copies_for(options.minutes, one)
+        lines.append(f"canaries: about {copies} copies of the set, in {options.minutes:g} min")
     if small:
         lines.append(f"too small to judge: {', '.join(map(plain, small))}")
     return "\n".join(lines)

@@ -14,6 +14,7 @@ from backdoor_lab.core.errors import DataError, many
 from backdoor_lab.core.lazy import Tensor, torch
 from backdoor_lab.core.rng import numpy_generator
 from backdoor_lab.core.types import LabeledImages, TrainingSet
+from backdoor_lab.data.arrays import resized
 from backdoor_lab.data.base import Split
 from backdoor_lab.data.cache import content_digest
 from backdoor_lab.data.validate import byte_images, whole_labels
@@ -26,11 +27,14 @@ LARGEST, DRAWN = 600, 500
 
 @dataclass(frozen=True)
 class ScanImages:
-    """The labeled images of a scan. `names` has the path of each image, or its row number."""
+    """The labeled images of a scan. `names` has the path of each image, or its row number.
+    `originals` are the images before they were resized, uint8 (n, C, H, W); None if they were not
+    resized or had different sizes."""
 
     labeled: LabeledImages
     names: tuple[str, ...]
     name: str
+    originals: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -47,8 +51,10 @@ class ScanImages:
     def part(self, where: Tensor) -> ScanImages:
         """Returns the images with indices `where`, int64 (m,)."""
         images, labels = self.labeled.images[where], self.labeled.labels[where]
+        originals = None if self.originals is None else self.originals[where]
+        names = tuple(self.names[i] for i in where.tolist())
         labeled = _digested(images, labels, self.classes)
-        return replace(self, labeled=labeled, names=tuple(self.names[i] for i in where.tolist()))
+        return replace(self, labeled=labeled, names=names, originals=originals)
 
     def training_set(self) -> TrainingSet:
         """Returns all images as a training set."""
@@ -61,10 +67,10 @@ class ScanImages:
 
 def scan_images(
     images: NDArray[Any], labels: NDArray[Any], classes: Sequence[str], names: Sequence[str],
-    name: str,
+    name: str, size: int | None = None,
 ) -> ScanImages:  # fmt: skip
-    """Validates labeled images, uint8 (n, C, H, W) and integers (n,). Raises DataError if they
-    break a rule or if there are fewer than two classes."""
+    """Validates labeled images, uint8 (n, C, H, W) and integers (n,), and resizes them to `size` x
+    `size`. Raises DataError if they break a rule or if there are fewer than two classes."""
     where = f"data set {name}"
     images, labels = byte_images(images, where), whole_labels(labels, where)
     if len(images) != len(labels):
@@ -74,11 +80,26 @@ def scan_images(
         raise DataError(f"{where}: a scan compares classes, so it needs at least two; got {count}")
     if int(labels.max()) >= len(classes):
         raise DataError(f"{where}: label {int(labels.max())} has no class name")
-    labeled = _digested(
-        torch.from_numpy(np.require(images, requirements=["C", "W"])),
-        torch.from_numpy(np.require(labels, requirements=["C", "W"])), tuple(classes),
-    )  # fmt: skip
-    return ScanImages(labeled, tuple(names), name)
+    given, small = _tensor(images), _tensor(resized(images, size))
+    labeled = _digested(small, _tensor(labels), tuple(classes))
+    same = given.shape == small.shape
+    return ScanImages(labeled, tuple(names), name, None if same else given)
+
+
+def changed(found: ScanImages, images: Tensor, labels: Tensor) -> ScanImages:
+    """Returns a copy with other `images`, uint8 (m, C, H, W), of which those after the first n are
+    additional, and their `labels`, int64 (m,)."""
+    names = (*found.names, *[""] * (len(images) - len(found)))
+    labeled = _digested(images, labels, found.classes)
+    return replace(found, labeled=labeled, names=names, originals=None)
+
+
+def together(first: LabeledImages, second: LabeledImages) -> TrainingSet:
+    """Returns the images of both sets, the first before the second."""
+    images = torch.cat([first.images, second.images])
+    labels = torch.cat([first.labels, second.labels])
+    digest = f"{first.digest}+{second.digest}"
+    return TrainingSet(images, images[:0], torch.arange(len(images)), labels, first.classes, digest)
 
 
 def check_sizes(found: ScanImages) -> None:
@@ -114,6 +135,10 @@ def judged(found: ScanImages) -> list[int]:
 def class_sizes(labels: Tensor, classes: int) -> list[int]:
     """Returns the number of images of each class."""
     return [int(n) for n in torch.bincount(labels, minlength=classes)]
+
+
+def _tensor(values: NDArray[Any]) -> Tensor:
+    return torch.from_numpy(np.require(values, requirements=["C", "W"]))
 
 
 def _digested(images: Tensor, labels: Tensor, classes: tuple[str, ...]) -> LabeledImages:

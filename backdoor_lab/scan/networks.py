@@ -50,6 +50,10 @@ class Layers:
     accuracy: float
     seconds: float
 
+    def first(self, n: int) -> Layers:
+        """Returns the features of the first `n` images."""
+        return replace(self, values={name: rows[:n] for name, rows in self.values.items()})
+
 
 def network_stage(
     training: TrainingSet, shown: TrainingSet, number: int, options: ScanOptions, store: Store,

@@ -9,6 +9,7 @@ from typing import Any
 from backdoor_lab.core import validation
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.paths import absolute
+from backdoor_lab.scan.canaries import as_text, kinds_of
 from backdoor_lab.training.recipe import Recipe
 
 BATCH = 64
@@ -26,6 +27,8 @@ class ScanOptions:
     width: int = 8
     epochs: int = 6
     permutations: int = 999
+    canaries: str = "default"
+    minutes: float = 20.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -36,6 +39,8 @@ class ScanOptions:
         validation.whole("scan.width", self.width, low=1, below=513)
         validation.whole("scan.epochs", self.epochs, low=1)
         validation.whole("scan.permutations", self.permutations, low=999)
+        kinds_of(self.canaries)
+        validation.number("scan.minutes", self.minutes, low=0)
         validation.whole("seed", self.seed, low=0, below=2**63)
 
     @classmethod
@@ -44,6 +49,7 @@ class ScanOptions:
         `scan.reference`. Raises ConfigError for invalid values."""
         given = dict(config["scan"])
         paths = [_path(f"scan.{key}", given.pop(key)) for key in ("trusted", "reference")]
+        given["canaries"] = as_text(given["canaries"])
         return cls(**given, seed=config["seed"]), paths[0], paths[1]
 
     @property

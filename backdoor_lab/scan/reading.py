@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from backdoor_lab.core.errors import DataError, many
 from backdoor_lab.core.small_files import read_small
 from backdoor_lab.data.archives import members
-from backdoor_lab.data.arrays import ArrayFile, resized
+from backdoor_lab.data.arrays import ArrayFile
 from backdoor_lab.data.base import Source
 from backdoor_lab.data.decode import decode_all
 from backdoor_lab.data.image_folder import ImageFolder
@@ -60,9 +60,9 @@ def read_training_set(source: Source, size: int) -> ScanImages:
     if isinstance(source, ArrayFile):
         source.held_out = _NoTestSplit()
     arrays = source.limited()
-    images = resized(np.asarray(arrays.train.images), size)
+    images = np.asarray(arrays.train.images)
     names = [str(row) for row in range(len(images))]
-    return scan_images(images, arrays.train.labels, arrays.classes, names, source.name)
+    return scan_images(images, arrays.train.labels, arrays.classes, names, source.name, size)
 
 
 def _of_folder(source: ImageFolder, size: int) -> ScanImages:
@@ -150,5 +150,5 @@ def _decoded(
     numbers = {name: number for number, name in enumerate(classes)}
     rows = [found.rows[path] for path, _ in kept]
     labels = np.array([numbers[name] for _, name in kept], np.int64)
-    images = resized(found.images[rows], size)
-    return scan_images(images, labels, classes, [path for path, _ in kept], source.name)
+    paths = [path for path, _ in kept]
+    return scan_images(found.images[rows], labels, classes, paths, source.name, size)

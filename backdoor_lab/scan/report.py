@@ -11,14 +11,17 @@ from typing import TYPE_CHECKING, Any
 from backdoor_lab.core.atomic_io import readable, write_atomic
 from backdoor_lab.core.errors import EXIT_DONE
 from backdoor_lab.core.small_files import make_folder
-from backdoor_lab.scan.images import FEWEST, ScanImages
+from backdoor_lab.scan.history import EarlierScan
+from backdoor_lab.scan.images import FEWEST as SMALLEST
+from backdoor_lab.scan.images import ScanImages
 from backdoor_lab.scan.options import ScanOptions
+from backdoor_lab.scan.power import FEWEST, Outcome, frame, poison_range, powers, smallest_found
 from backdoor_lab.scan.terms import (
     EXIT_ALARM,
     EXIT_NOT_CALIBRATED,
     FILES,
-    LIMITS,
     MEANING,
+    limits,
 )
 from backdoor_lab.tables.sheets import csv_of_frame
 
@@ -30,7 +33,7 @@ if TYPE_CHECKING:
 class ClassFinding:
     """The verdict on a class of `images` images, of which `examined` were examined. `statistic` is
     the largest studentized statistic, that of `filter`; None if the class is too small to judge.
-    `p` is None without calibration."""
+    `p` is None without calibration; for `counted`, see `backdoor_lab.scan.power.counted`."""
 
     name: str
     images: int
@@ -39,12 +42,13 @@ class ClassFinding:
     filter: str | None = None
     p: float | None = None
     alarm: bool = False
+    counted: int = 0
 
     @property
     def note(self) -> str:
         """Why there is no verdict, or an empty string."""
         if self.statistic is None:
-            return f"too small to judge (fewer than {FEWEST} images)"
+            return f"too small to judge (fewer than {SMALLEST} images)"
         return "" if self.p is not None else "not calibrated"
 
 
@@ -69,6 +73,9 @@ class ScanReport:
             but a class was not judged or is not calibrated, so that nothing is known about it.
         calibration: What the p values are relative to, or why there are none.
         population: The sets of the reference; None without a reference.
+        outcomes: The scans of copies with canaries; `power_note` says how many there were, or why
+            there are none.
+        earlier: Other scans of the same images in the store.
     """
 
     name: str
@@ -80,6 +87,9 @@ class ScanReport:
     accuracies: Sequence[float]
     images: ScanImages
     options: ScanOptions
+    power_note: str = ""
+    outcomes: Sequence[Outcome] = ()
+    earlier: Sequence[EarlierScan] = ()
 
     @property
     def classes(self) -> DataFrame:
@@ -111,6 +121,14 @@ class ScanReport:
         return pd.DataFrame(rows, columns=["path", "class", "score", "rank", "alarm"])
 
     @property
+    def power(self) -> DataFrame:
+        """One row per kind and rate of canaries: kind, rate (share of the class), images, copies,
+        found, share, its exact 95 % interval low and high, asr (mean attack success rate), learned
+        (copies whose networks learned the trigger), verdict (reliable, blind or undecided). Empty
+        without canaries."""
+        return frame(powers(self.outcomes))
+
+    @property
     def alarmed(self) -> list[str]:
         """The names of the classes that raised an alarm."""
         return [each.name for each in self.findings if each.alarm]
@@ -131,6 +149,24 @@ class ScanReport:
             return "not calibrated: whether a class is unusual cannot be said"
         return f"no alarm at {self.alpha:g}"
 
+    def number_of(self, finding: ClassFinding) -> str:
+        """The number of poisoned images of a class with an alarm, as a range, or why it is not
+        known."""
+        scale = finding.images / max(1, finding.examined)
+        found = poison_range(finding.counted, self.outcomes, scale)
+        if found is None:
+            return f"number of images unknown: fewer than {FEWEST} canaries were found"
+        low, high = min(found[0], finding.images), min(found[1], finding.images)
+        return f"{low} to {high} images, if they are like the canaries that were found"
+
+    def smallest(self) -> list[str]:
+        """For each kind of canary, the smallest rate that was found reliably, as text."""
+        lines = []
+        for kind, each in smallest_found(powers(self.outcomes)).items():
+            rate = "no rate" if each is None else f"{100 * each.rate:g} % of a class and more"
+            lines.append(f"{kind}: {rate} found reliably")
+        return lines
+
     def text(self) -> str:
         """The report for people."""
         lines = [f"{self.name}: {self.verdict}"]
@@ -138,13 +174,18 @@ class ScanReport:
         for each in self.findings:
             p = "-" if each.p is None else f"{each.p:.4f}"
             statistic = "-" if each.statistic is None else f"{each.statistic:.2f}"
-            mark = "ALARM" if each.alarm else each.note
+            mark = f"ALARM: {self.number_of(each)}" if each.alarm else each.note
             lines.append(
                 f"  {each.name:{width}}  p {p:6}  statistic {statistic:>8}  {mark}".rstrip()
             )
         lines += [self.calibration]
         lines += [MEANING] if self.alarmed else []
-        return "\n".join([*lines, LIMITS])
+        lines += [self.power_note] if self.power_note else []
+        lines += [f"  {each}" for each in powers(self.outcomes)]
+        lines += [f"  {each}" for each in self.smallest()]
+        for scan in self.earlier:
+            lines.append(f"earlier scan of {scan.date}: {scan.options}: {scan.verdict}")
+        return "\n".join([*lines, limits(bool(self.outcomes))])
 
     def json(self) -> dict[str, Any]:
         """The report as JSON data."""
@@ -161,7 +202,11 @@ class ScanReport:
             "options": asdict(self.options),
             "classes": [asdict(each) | {"note": each.note} for each in self.findings],
             "suspects": [asdict(each) for each in self.listed],
-            "limits": LIMITS,
+            "power_note": self.power_note,
+            "power": [asdict(each) | {"verdict": each.verdict} for each in powers(self.outcomes)],
+            "copies": [asdict(each) for each in self.outcomes],
+            "earlier": [asdict(each) for each in self.earlier],
+            "limits": limits(bool(self.outcomes)),
         }
 
     def to_html(self, path: str | Path) -> Path:
@@ -180,6 +225,7 @@ class ScanReport:
         write_atomic(folder / FILES["json"], readable(self.json()).encode())
         write_atomic(folder / FILES["classes"], _csv(self.classes))
         write_atomic(folder / FILES["suspects"], _csv(self.suspects))
+        write_atomic(folder / FILES["power"], _csv(self.power))
         write_atomic(folder / FILES["keep"], _csv(self._kept()))
         self.to_html(folder / FILES["page"])
 

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from backdoor_lab.core import streams
+from backdoor_lab.core.atomic_io import digest
 from backdoor_lab.core.errors import many
 from backdoor_lab.core.store import Store
 from backdoor_lab.core.terminal import duration
-from backdoor_lab.core.types import LabeledImages, TrainingSet
+from backdoor_lab.core.types import LabeledImages
 from backdoor_lab.scan.calibration import check_alpha, max_t, studentized
-from backdoor_lab.scan.images import ScanImages, check_sizes, examined, judged
+from backdoor_lab.scan.canaries import copies_for, kinds_of, schedule
+from backdoor_lab.scan.copies import scan_copies
+from backdoor_lab.scan.history import remembered
+from backdoor_lab.scan.images import ScanImages, check_sizes, examined, judged, together
 from backdoor_lab.scan.networks import Report, network_stage
 from backdoor_lab.scan.options import ScanOptions
+from backdoor_lab.scan.power import Outcome, counted
 from backdoor_lab.scan.reference_file import Bin, bin_for
 from backdoor_lab.scan.report import ClassFinding, ScanReport, Suspect
 from backdoor_lab.scan.statistics import FILTERS, FLOOR, SetStatistics, mean_statistics
@@ -35,6 +40,7 @@ from backdoor_lab.scan.trusted import (
 from backdoor_lab.training.device import ComputeDevice
 
 log = logging.getLogger(__name__)
+PValues = Sequence[float | None]
 SUSPECTS = 10
 """One in this many images of a class is listed as a suspect: the share that the filter assumes to
 be poisoned. How many images of the class are poisoned is not known."""
@@ -45,7 +51,7 @@ class Calibration:
     """P values of the judged classes, in their order; None where there is none. `text` says what
     they are relative to, or why there are none."""
 
-    p: Sequence[float | None]
+    p: PValues
     text: str
     population: str | None = None
 
@@ -93,7 +99,50 @@ def run_scan(
         calibration = by_reference(against, chosen, why)
     else:
         calibration = by_trusted(found, checked, options, store, machine, clock.report)
-    return _report(given, found, classes, against, statistics, calibration, options)
+    report = _report(given, found, classes, against, statistics, calibration, options)
+
+    def p_values(copy: ScanImages, of_copy: NDArray[np.float64], networks: Store) -> PValues:
+        if checked is None:
+            return by_reference(of_copy, chosen, why).p
+        return by_trusted(copy, checked, options, networks, machine).p
+
+    relative_to = digest(None if chosen is None else chosen.maxima)
+    if checked is not None:
+        relative_to = f"trusted {checked.digest}"
+    seconds = statistics.seconds * (1 + (checked is not None))
+    power = _power(report, seconds, p_values, relative_to, store, machine)
+    finished = replace(report, power_note=power[0], outcomes=power[1])
+    return replace(finished, earlier=remembered(finished, relative_to, store))
+
+
+def _power(
+    report: ScanReport, seconds: float, p_values: Callable[..., PValues], relative_to: str,
+    store: Store, machine: ComputeDevice,
+) -> tuple[str, list[Outcome]]:  # fmt: skip
+    """Scans copies of the set with canaries, of which one takes about `seconds`. Returns what was
+    done as text, and the outcomes."""
+    options, found = report.options, report.images
+    kinds = kinds_of(options.canaries)
+    if not kinds:
+        return "no canaries were planted (scan.canaries=none)", []
+    findings = report.findings
+    quiet = [y for y in judged(found) if findings[y].p is not None and not findings[y].alarm]
+    if not quiet:
+        return "no canaries were planted: no class has a p value without an alarm", []
+    usable = torch.ones(len(found), dtype=torch.bool)
+    usable[[each.index for each in report.listed]] = False
+    copies = copies_for(options.minutes, seconds)
+    if not copies:
+        return (
+            f"no canaries were planted: one copy takes about {duration(seconds)}, more than"
+            f" scan.minutes={options.minutes:g}"
+        ), []
+    canaries = schedule(found, kinds, quiet, copies, options.seed)
+    outcomes = scan_copies(found, canaries, usable, options, p_values, relative_to, store, machine)
+    planted_in = found.labeled.images if found.originals is None else found.originals
+    where = " x ".join(map(str, planted_in.shape[2:])) + " pixels"
+    said = "1 copy" if copies == 1 else f"{copies} copies"
+    return f"{said} with one canary each, planted at {where}", outcomes
 
 
 def by_reference(against: NDArray[np.float64], chosen: Bin | None, why: str) -> Calibration:
@@ -139,14 +188,6 @@ def by_trusted(
     return Calibration(combined(*p), text)
 
 
-def together(first: LabeledImages, second: LabeledImages) -> TrainingSet:
-    """Returns the images of both sets, the first before the second."""
-    images = torch.cat([first.images, second.images])
-    labels = torch.cat([first.labels, second.labels])
-    digest = f"{first.digest}+{second.digest}"
-    return TrainingSet(images, images[:0], torch.arange(len(images)), labels, first.classes, digest)
-
-
 def _fold(
     layers: Sequence[torch.Tensor], labels: torch.Tensor, ours: torch.Tensor, label: int
 ) -> Fold:
@@ -171,9 +212,10 @@ def _report(
             continue
         p = calibration.p[column]
         strongest = int(against[:, column].argmax())
+        scores = statistics.scores[strongest][found.labeled.labels == label]
         findings.append(ClassFinding(
             name, images, seen, float(against[strongest, column]), list(FILTERS)[strongest], p,
-            p is not None and p <= options.alpha,
+            p is not None and p <= options.alpha, counted(scores),
         ))  # fmt: skip
     shown = [label for label in classes if findings[label].alarm]
     if not shown and any(p is None for p in calibration.p):

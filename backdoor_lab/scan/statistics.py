@@ -100,11 +100,13 @@ FLOOR: Sequence[float] = (0.05, 0.15)
 @dataclass(frozen=True)
 class SetStatistics:
     """The statistics of a set, averaged over networks: `statistics` (filters, judged classes),
-    `scores` float64 (filters, n); and the accuracy of each network on its training images."""
+    `scores` float64 (filters, n); the accuracy of each network on its training images, and the time
+    that all of them took to train."""
 
     statistics: NDArray[np.float64]
     scores: Tensor
     accuracies: list[float]
+    seconds: float
 
 
 def mean_statistics(
@@ -113,14 +115,26 @@ def mean_statistics(
 ) -> SetStatistics:  # fmt: skip
     """Trains the networks of a set and computes its statistics, or reads the stored ones."""
     training = found.training_set()
-    statistics, scores, accuracies = [], [], []
-    for number in range(options.networks):
-        layers = network_stage(training, training, number, options, store, machine, report=report)
-        mine, rated = statistics_stage(found, layers, options, store, machine)
-        statistics.append(mine.numpy())
-        scores.append(rated)
-        accuracies.append(layers.accuracy)
-    return SetStatistics(np.mean(statistics, axis=0), torch.stack(scores).mean(dim=0), accuracies)
+    layers = [
+        network_stage(training, training, number, options, store, machine, report=report)
+        for number in range(options.networks)
+    ]
+    return statistics_of(found, layers, options, store, machine)
+
+
+def statistics_of(
+    found: ScanImages, networks: Sequence[Layers], options: ScanOptions, store: Store,
+    machine: ComputeDevice,
+) -> SetStatistics:  # fmt: skip
+    """Computes the statistics of a set from the features of its images in `networks`, or reads the
+    stored ones."""
+    each = [statistics_stage(found, layers, options, store, machine) for layers in networks]
+    return SetStatistics(
+        np.mean([statistics.numpy() for statistics, _ in each], axis=0),
+        torch.stack([scores for _, scores in each]).mean(dim=0),
+        [layers.accuracy for layers in networks],
+        sum(layers.seconds for layers in networks),
+    )
 
 
 def statistics_stage(

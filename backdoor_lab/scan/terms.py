@@ -7,12 +7,22 @@ MEANING = (
     "An alarm means that the class has a coherent subgroup of unusual images: a backdoor, a"
     " mislabeled group, duplicates or a subclass. Look at the suspects."
 )
-LIMITS = (
-    "A scan without an alarm does not show that the set is clean. It cannot see a trigger that its"
-    " networks did not learn, poison in every class (all-to-all), or poison in images that were not"
-    " examined. How much poison would have been found in this set was not measured."
-)
 FILES = {
     "page": "index.html", "json": "scan.json", "classes": "classes.csv",
-    "suspects": "suspects.csv", "keep": "keep.csv",
+    "suspects": "suspects.csv", "power": "power.csv", "keep": "keep.csv",
 }  # fmt: skip
+
+
+def limits(measured: bool) -> str:
+    """Returns what a scan cannot see. `measured`: whether canaries were planted."""
+    power = (
+        "Its power was measured with the planted triggers only; other triggers may be missed more"
+        " often."
+        if measured
+        else "How much poison would have been found in this set was not measured."
+    )
+    return (
+        "A scan without an alarm does not show that the set is clean. It cannot see a trigger that"
+        " its networks did not learn, poison in every class (all-to-all), or poison in images that"
+        f" were not examined. {power}"
+    )

@@ -26,9 +26,9 @@ from backdoor_lab.scan.run import run_scan
 from backdoor_lab.scan.statistics import FILTERS, margins, shared_signal
 from tests.helpers.cells import CPU
 
-OPTIONS = ScanOptions(networks=1, size=8, width=2, epochs=2)
-TINY = ("scan.networks=1", "scan.size=8", "scan.width=2", "scan.epochs=2", "trainer=cpu",
-        "trainer.threads=1")  # fmt: skip
+OPTIONS = ScanOptions(networks=1, size=8, width=2, epochs=2, canaries="none")
+TINY = ("scan.networks=1", "scan.size=8", "scan.width=2", "scan.epochs=2",
+        "scan.canaries=none", "trainer=cpu", "trainer.threads=1")  # fmt: skip
 CLASSES = 5
 POISONED = 6
 """The number of images of class 2 that show the trigger."""
