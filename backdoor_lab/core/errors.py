@@ -108,11 +108,14 @@ def failed_status(reason: str) -> str:
     return f"failed: {(reason.splitlines() or ['unknown'])[0][:300]}"
 
 
-def unknown(what: str, given: object, known: Iterable[object], more: str = "") -> ConfigError:
-    """Returns a ConfigError for a name that is not in `known`; suggests the most similar known
-    name. `more` follows the list of the known names."""
+def unknown(
+    what: str, given: object, known: Iterable[object], more: str = "", *, also: Iterable[str] = ()
+) -> ConfigError:
+    """Returns a ConfigError for a name that is not in `known`; suggests the most similar name in
+    `known` or, if it is more similar, in `also`, which is not listed. `more` follows the list of
+    the known names."""
     names = [str(name) for name in known]
-    near = difflib.get_close_matches(str(given), names, n=1)
+    near = difflib.get_close_matches(str(given), [*names, *also], n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     listed = ", ".join(names) if len(names) <= LISTED else f"{len(names)} names"
     return ConfigError(f"{what} {given!r} is not known.{hint} Known: {listed}{more}.")

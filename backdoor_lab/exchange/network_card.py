@@ -21,6 +21,7 @@ from backdoor_lab.exchange.card_file import (
     normalization_of,
     part,
 )
+from backdoor_lab.exchange.network_file import NEEDED, OPTIONAL, architecture
 
 RATES = ("nat", "asr")
 PRECISIONS = ("fp32", "bf16")
@@ -65,7 +66,7 @@ def network_card(
         "cell": record.get("id"),
         "network": "before the defense" if which == 1 else "after the defense",
         "defense": chosen.get("defense"),
-        "model": {key: config["model"].get(key) for key in ("name", "width", "stem")},
+        "model": architecture(config["model"]),
         "classes": classes,
         "image": image,
         "normalization": normalization,
@@ -180,5 +181,5 @@ def _model(said: Any) -> dict[str, Any] | None:
         return None
     if not isinstance(said, dict):
         raise ConfigError(f"`model` must be an object with name, width and stem, got {said!r}")
-    validation.keys("model", said, ("name", "width", "stem"))
-    return {key: said.get(key) for key in ("name", "width", "stem")}
+    validation.keys("model", said, (*NEEDED, *OPTIONAL))
+    return architecture(said)

@@ -26,6 +26,13 @@ CONTAINERS = ("state_dict", "model_state_dict", "model", "net", "network", "weig
 """The keys below which a file of ``torch.save`` may hold the state_dict."""
 PREFIXES = ("module.", "model.", "net.", "_orig_mod.")
 """Prefixes that DataParallel, Lightning and torch.compile put before the name of every tensor."""
+NEEDED = ("name", "width", "stem")
+LIBRARY, OPTIONS, INPUT_SIZE, NORMALIZE, WEIGHTS = OPTIONAL = (
+    "library", "options", "input_size", "normalize", "weights",
+)  # fmt: skip
+"""The keys that may be missing: the library that defines the network (null: torchvision or this
+package), the library's options, the size to which images are resized, their normalization, and a
+file with initial weights."""
 _HEADER = 8
 _LISTED = 8
 
@@ -223,8 +230,8 @@ def _described(file: NetworkFile, said: dict[str, Any], where: str) -> NetworkFi
     """Add what `said`, which was found in `where`, states about a network and `file` does not."""
     known: dict[str, Any] = {}
     model = said.get("model")
-    if isinstance(model, dict) and {"name", "width", "stem"} <= model.keys():
-        known["model"] = {key: model[key] for key in ("name", "width", "stem")}
+    if isinstance(model, dict) and model.keys() >= {*NEEDED}:
+        known["model"] = architecture(model)
     for key, kind in (("classes", str), ("image", int)):
         values = said.get(key)
         if isinstance(values, list) and all(type(each) is kind for each in values):
@@ -246,3 +253,23 @@ def _normalization(path: Path, said: Any, where: str) -> Normalization:
         return normalization_of(said)
     except ConfigError as error:
         raise DataError(f"{path}: in {where}, {error}") from error
+
+
+def without_defaults(group: Mapping[str, Any]) -> dict[str, Any]:
+    """A `model` group without the optional keys that are not set.
+
+    >>> without_defaults({"name": "resnet18", "width": 64, "stem": "cifar", "input_size": None})
+    {'name': 'resnet18', 'width': 64, 'stem': 'cifar'}
+    """
+    return {
+        key: value
+        for key, value in group.items()
+        if key not in OPTIONAL or (value is not None and value != {})
+    }
+
+
+def architecture(group: Mapping[str, Any]) -> dict[str, Any]:
+    """What determines the function of a network with given weights and normalization."""
+    found = {key: group.get(key) for key in NEEDED}
+    more = {key: group.get(key) for key in OPTIONAL if key not in (NORMALIZE, WEIGHTS)}
+    return found | without_defaults(more)

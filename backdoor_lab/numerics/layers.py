@@ -9,9 +9,9 @@ from backdoor_lab.core.errors import ConfigError, unknown
 from backdoor_lab.core.lazy import Tensor, nn, torch
 
 PENULTIMATE = "penultimate"
-POOLED, CLS, INPUT = ":pool", ":cls", ":input"
+POOLED, CLS, MEAN, INPUT = SUFFIXES = ":pool", ":cls", ":mean", ":input"
 """Suffixes of a layer name: the mean of the module's output over all positions, the first token of
-its output, or its input."""
+its output, the mean of its tokens for parts of the image (without class tokens), or its input."""
 LAST_STAGE_INPUT = "last_stage_input"
 """The layer name that selects the input of the last part of a network that contains convolutions;
 see `last_stage`."""
@@ -37,9 +37,11 @@ class FeatureHook:
 
     `layer` is ``penultimate`` (the input of the last linear layer), ``last_stage_input`` (see
     `last_stage`) or the name of a module, whose output is flattened (``layer4``), averaged over
-    all positions (``layer4:pool``) or reduced to the first token (``blocks.10:cls``). With
-    ``layer4:input``, the features are the flattened input of the module. Outputs are feature maps
-    (n, channels, ...) or tokens (n, tokens, d). Of a tuple or mapping, the first tensor is used.
+    all positions (``layer4:pool``) or, for tokens (n, tokens, d), reduced to the first token
+    (``blocks.10:cls``) or averaged over the tokens of the image (``blocks.10:mean``; see
+    `prefix_tokens`). With ``layer4:input``, the features are the flattened input of the module.
+    Outputs are feature maps (n, channels, ...) or tokens. Of a tuple or mapping, the first tensor
+    is used.
 
     `tap.values` are the features of the last call of the module, float (n, d), `tap.channels` the
     number of channels before flattening and `tap.calls` the number of calls. `key` is the option
@@ -52,6 +54,12 @@ class FeatureHook:
         self._handle: Any = None
         self._module, self._before = layer_of(net, layer, key)
         self._layer, self._key = layer, key
+        self._prefix = prefix_tokens(net)
+        if layer.endswith(CLS) and self._prefix == 0:
+            raise ConfigError(
+                f"`{key}={layer}`: {type(net).__name__} has no class token; use"
+                f" {layer.removesuffix(CLS)}{MEAN}"
+            )
 
     def __enter__(self) -> FeatureHook:
         if self._before:
@@ -69,13 +77,14 @@ class FeatureHook:
 
     def _catch_output(self, _: nn.Module, __: object, output: object) -> None:
         found = self._tensor(output)
-        if self._layer.endswith(CLS):
+        if self._layer.endswith((CLS, MEAN)):
             if found.ndim != 3:
                 shape = ", ".join(["n", *map(str, found.shape[1:])])
                 raise ConfigError(
                     f"`{self._key}={self._layer}` needs tokens (n, tokens, d), got shape ({shape})"
                 )
-            found = found[:, 0]
+            cls = self._layer.endswith(CLS)
+            found = found[:, 0] if cls else found[:, self._prefix or 0 :].mean(dim=1)
         self._record(found)
 
     def _record(self, found: Tensor) -> None:
@@ -115,7 +124,7 @@ def layer_of(net: nn.Module, layer: str, key: str = "protocol.layer") -> tuple[n
     if layer == LAST_STAGE_INPUT:
         return last_stage(net) or head(net), True
     known = dict(net.named_modules(remove_duplicate=False))
-    suffix = next((each for each in (POOLED, CLS, INPUT) if layer.endswith(each)), "")
+    suffix = next((each for each in SUFFIXES if layer.endswith(each)), "")
     name = layer.removesuffix(suffix)
     if name not in known or not name:
         names = [name for name, _ in net.named_children()]
@@ -127,8 +136,21 @@ def layer_of(net: nn.Module, layer: str, key: str = "protocol.layer") -> tuple[n
             if inner
             else ""
         )
-        raise ConfigError(f"{unknown(f'`{key}`', layer, whole)}{parts}")
+        also = [f"{name}{suffix}" for name in known if name]
+        raise ConfigError(f"{unknown(f'`{key}`', layer, whole, also=also)}{parts}")
     return known[name], suffix == INPUT
+
+
+def prefix_tokens(net: nn.Module) -> int | None:
+    """How many tokens precede those of the image, such as a class token: as timm's networks state
+    it, 1 for torchvision's vision transformer, None for other networks, whose tokens are all
+    averaged by ``:mean``."""
+    for module in net.modules():
+        if isinstance(found := getattr(module, "num_prefix_tokens", None), int):
+            return found
+        if isinstance(getattr(module, "class_token", None), nn.Parameter):
+            return 1
+    return None
 
 
 def before_pooling(network: nn.Module, images: Tensor) -> Tensor:

@@ -150,5 +150,6 @@ class DefendCell:
             self.cell, repair, training, provided, self.store, self.machine
         )
         self.stages["repair"] = entry
-        weights, given = entry.meta["weights"], self.cell.parts.attacked
+        weights = self.cell.parts.network_id(entry.meta["weights"])
+        given = self.cell.parts.attacked
         return Trained(repaired, weights if given is None else given.identify(weights))

@@ -14,18 +14,20 @@ from backdoor_lab.core.atomic_io import digest
 from backdoor_lab.core.errors import ConfigError, DataError, many
 from backdoor_lab.core.lazy import Tensor, torch
 from backdoor_lab.exchange.card_file import CARD, Normalization
-from backdoor_lab.exchange.network_file import NetworkFile, network_file
+from backdoor_lab.exchange.network_file import (
+    LIBRARY,
+    NEEDED,
+    NetworkFile,
+    architecture,
+    network_file,
+)  # fmt: skip
+from backdoor_lab.training.initial import COUNTER, Shapes, differences
 from backdoor_lab.training.models import DEPTHS, OWN, WIDE, build_model
 
 WEIGHTS, NORMALIZATION = "attacked", "attacked_normalization"
 HOW = f"`{NORMALIZATION}=[[mean, ...],[std, ...]]`"
 CLOSE = 0.5
 """How far, on the 0..255 scale, a normalization on the command line may differ from the file's."""
-COUNTER = "num_batches_tracked"
-"""A buffer of BatchNorm that old files lack. Nothing here depends on its value."""
-_LISTED = 3
-
-Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -66,9 +68,9 @@ class AttackedNetwork:
         the message says how to choose the network in the file, if it is recognized."""
         given = self.file.shapes
         expected = shapes_of(model, channels, len(classes))
-        said = _differences(given, expected)
+        said = differences(given, expected)
         named = self.file.model
-        if said or (named is not None and named != model):
+        if said or (named is not None and named != architecture(model)):
             raise ConfigError(
                 f"`{WEIGHTS}`={self.file.path} does not hold the weights of `{words(model)}` for"
                 f" {many(channels, 'channel')} and classes 0 to {len(classes) - 1}"
@@ -88,12 +90,12 @@ class AttackedNetwork:
 
     def _instead(self, model: dict[str, Any], channels: int, classes: int) -> str:
         found = recognized(self.file.shapes)
-        if self.file.model is not None and self.file.model != model:
+        if self.file.model is not None and self.file.model != architecture(model):
             return f". The file says that it is `{words(self.file.model)}`: set these"
         if found is None:
             name = self.file.model_name
             return f". The file calls the network {name}: choose it with `model=`" if name else ""
-        if found.model != model:
+        if found.model != architecture(model):
             return f". The shapes are those of `{words(found.model)}`: set these"
         differing = [f"another number of {what} ({n})" for n, wanted, what in (
             (found.classes, classes, "classes"), (found.channels, channels, "image channels"),
@@ -210,13 +212,14 @@ def recognized(shapes: Shapes) -> Recognized | None:
         return None
     stem = "cifar" if first[2] == 3 else "imagenet"
     width = shapes.get("group1.conv1.weight", first)[0]
+    options: list[tuple[str, int | None, str | None]]
     options = [*((name, width, None) for name in OWN), *((name, width, stem) for name in DEPTHS)]
     options = [(name, None, None) for name in _wide(shapes)] or options
     for name, wide, stem_of in options:
         model = {"name": name, "width": wide, "stem": stem_of}
         if not 0 < width <= 4096 or not 0 < first[1] <= 4096 or last[-1][0] < 1:
             return None
-        if not _differences(shapes, shapes_of(model, first[1], last[-1][0])):
+        if not differences(shapes, shapes_of(model, first[1], last[-1][0])):
             return Recognized(model, first[1], last[-1][0])
     return None
 
@@ -230,7 +233,13 @@ def _wide(shapes: Shapes) -> list[str]:
 
 def words(model: dict[str, Any]) -> str:
     """The words that choose a network on the command line: ``model=resnet18 model.width=16``."""
-    name, width, stem = (model[key] for key in ("name", "width", "stem"))
+    name, width, stem = (model[key] for key in NEEDED)
+    more = {k: v for k, v in architecture(model).items() if k not in (*NEEDED, LIBRARY)}
+    if more or model.get(LIBRARY) is not None:
+        plain = {key: model[key] for key in NEEDED}
+        library = model.get(LIBRARY)
+        first = words(plain) if library is None else f"model={library} model.name={name}"
+        return " ".join([first, *(f"model.{key}={value}" for key, value in more.items())])
     groups = ("resnet18", *OWN)
     library = WIDE if name.startswith(WIDE) else "torchvision"
     said = [f"model={name}"] if name in groups else [f"model={library} model.name={name}"]
@@ -241,21 +250,3 @@ def words(model: dict[str, Any]) -> str:
     said += [] if width == 64 else [f"model.width={width}"]
     said += [] if stem in (None, "cifar") else [f"model.stem={stem}"]
     return " ".join(said)
-
-
-def _differences(given: Shapes, expected: Shapes) -> str:
-    """The first tensors that are missing, unexpected or of another shape; empty if none is."""
-    missing = [n for n in expected if n not in given and not n.endswith(COUNTER)]
-    unexpected = [name for name in given if name not in expected]
-    reshaped = [
-        f"{name} has the shape {given[name]} instead of {shape}"
-        for name, shape in expected.items()
-        if name in given and given[name] != shape
-    ]
-    found = ((missing, "missing "), (unexpected, "unexpected "), (reshaped, ""))
-    return "; ".join(f"{what}{_few(names)}" for names, what in found if names)
-
-
-def _few(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return f"{', '.join(names[:_LISTED])}{more}"

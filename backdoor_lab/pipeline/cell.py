@@ -18,6 +18,7 @@ from backdoor_lab.defenses.options import OPTION_KEYS
 from backdoor_lab.pipeline.classes import class_number
 from backdoor_lab.pipeline.participants import marks
 from backdoor_lab.pipeline.parts import Choice, Parts, model_label, shared
+from backdoor_lab.training import model_group
 from backdoor_lab.training.recipe import Recipe
 from backdoor_lab.training.transformations import canonical_names
 
@@ -66,9 +67,8 @@ class Cell:
     @property
     def _classes_named(self) -> list[str]:
         """The target class, preceded by the source class if the configuration names one."""
-        return (
-            [self.target] if self.config["source"] is None else [f"{self.source}-to-{self.target}"]
-        )
+        named = self.config["source"] is not None
+        return [f"{self.source}-to-{self.target}"] if named else [self.target]
 
     def decides(self) -> dict[str, Any]:
         """The configuration that affects results: the input of the cell's hash.
@@ -77,7 +77,7 @@ class Cell:
         its networks with the otherwise identical cell without transformations.
         """
         return {
-            "model": self.config["model"],
+            "model": self.model_facts,
             "trigger": {"name": self.config["trigger"]["name"], **self.trigger_facts},
             "protocol": {k: v for k, v in self.protocol.items() if k not in OPTION_KEYS},
             "defense": self.used_options,
@@ -136,7 +136,7 @@ class Cell:
         return names | {
             # If `dataset_label` is unset: the name of the archive or file.
             "dataset": self.config.get("dataset_label") or names["dataset"] or self.parts.data.name,
-            "model": model_label(self.config["model"], self.parts.attacked),
+            "model": model_label(self.model, self.parts.attacked),
             "target": self.target,
             "source": self.source,
             "ratio": self.ratio,
@@ -187,7 +187,7 @@ class Cell:
         if not self.trigger.uses_surrogate:
             return {}
         code = [identity.stage("train"), self.code["models"]]
-        return {"surrogate": [self.config["model"], self.recipe.decides(), *code]}
+        return {"surrogate": [self.model_facts, self.recipe.decides(), *code]}
 
     @cached_property
     def trigger_facts(self) -> dict[str, Any]:
@@ -261,8 +261,12 @@ class Cell:
 
     @property
     def model(self) -> dict[str, Any]:
-        """The `model` group of the configuration."""
-        return dict(self.config["model"])
+        """The `model` group of the configuration; see `Parts`."""
+        return self.parts.model
+
+    @property
+    def model_facts(self) -> dict[str, Any]:
+        return model_group.decides(self.model)
 
     @property
     def store_root(self) -> str:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from backdoor_lab.core.output import IN_FILE_ONLY
 from backdoor_lab.core.store import Artifact, Store
 from backdoor_lab.core.types import Dataset, FilterResult, TrainingSet
 from backdoor_lab.data.cache import open_dataset, overlap
+from backdoor_lab.exchange.network_file import LIBRARY, WEIGHTS
 from backdoor_lab.identity.own_code import own_code_error
 from backdoor_lab.pipeline.after_training import Attacked, DefendCell, Trained
 from backdoor_lab.pipeline.cell import Cell
@@ -143,7 +145,8 @@ class CellPipeline:
         self.stages[stage] = entry
         if not entry.made:
             self.progress.stored(stage)
-        return self._fitted(stage, Trained(module, entry.meta["weights"]), data, training)
+        trained = Trained(module, self.cell.parts.network_id(entry.meta["weights"]))
+        return self._fitted(stage, trained, data, training)
 
     def _first(self, data: Dataset, training: TrainingSet) -> Trained:
         """Trains the network to be attacked, or reads it if it is given."""
@@ -153,7 +156,8 @@ class CellPipeline:
         self.progress.stage("attacked")
         module, entry = attacked_stage(self.cell, given, training, self.store, self.machine)
         self.stages["attacked"] = entry
-        trained = Trained(module, given.identify(entry.meta["weights"]))
+        weights = self.cell.parts.network_id(entry.meta["weights"])
+        trained = Trained(module, given.identify(weights))
         return self._fitted("train", trained, data, training)
 
     def _fitted(
@@ -231,6 +235,7 @@ def run_cell(cell: Cell, folder: Path, chain: CellPipeline, *, command: str) -> 
         run |= {"allow_plugins": sorted(cell.config.get("allow_plugins") or [])}
         attacked = cell.parts.attacked
         run |= {} if attacked is None else {"attacked": attacked.origin()}
+        run |= _network_facts(cell, chain.stages)
         run |= {"modified": identity.modified(cell.code), "code": identity.details(cell.code)}
         record = {**head, **body, "run": run}
         failpoints.point("record.before")
@@ -252,3 +257,15 @@ def failure(error: Exception, cell: Cell) -> dict[str, Any]:
         return {"status": f"diverged: {error}", "error": str(error)}
     reason = reason_of(error)
     return {"status": failed_status(reason), "error": reason}
+
+
+def _network_facts(cell: Cell, stages: dict[str, Artifact]) -> dict[str, Any]:
+    """The entries of a record about the file of initial weights and the layers they were used for,
+    and about timm's version; empty if the initial weights are random and timm is not used."""
+    library = cell.model.get(LIBRARY)
+    found = {} if library is None else {library: metadata.version(library)}
+    if WEIGHTS not in cell.model:
+        return found
+    trained = (stages[name].meta for name in ("train", "retrain") if name in stages)
+    used = next((meta["initial_weights"] for meta in trained if "initial_weights" in meta), None)
+    return found | {"initial_weights": {**cell.model[WEIGHTS], "used_for": used}}

@@ -7,8 +7,10 @@ from typing import Any
 from backdoor_lab.attacks.plan import LABEL_MODES, check_ratio
 from backdoor_lab.core import validation
 from backdoor_lab.core.errors import ConfigError, unknown
+from backdoor_lab.exchange.network_file import NEEDED as NEEDED_OF_MODEL
 from backdoor_lab.pipeline.cell import DECIDES
 from backdoor_lab.pipeline.parts import Parts
+from backdoor_lab.training.model_group import check_optional
 from backdoor_lab.training.transformations import canonical_names
 
 PLAIN = ("target", "source", "ratio", "label_mode", "cover_rate", "retrain", "retrain_seed", "seed")
@@ -23,7 +25,7 @@ RETRAIN_SEEDS = ("new", "same")
 MEASURE = ("asr_under",)
 NEEDED = {
     "protocol": PROTOCOL,
-    "model": ("name", "width", "stem"),
+    "model": NEEDED_OF_MODEL,
     "trainer": ("accelerator", "precision", "channels_last", "threads", "progress", "checkpoint"),
     "logger": (),
     "measure": MEASURE,
@@ -44,6 +46,7 @@ def check_keys(config: dict[str, Any]) -> Parts:
         validation.safe_name(f"{group}.name", config[group].get("name") or "unnamed")
     validation.keys("protocol", config["protocol"], PROTOCOL)
     validation.keys("store", config["store"], ("root",))
+    check_optional(config["model"])
     validation.keys("measure", config["measure"], MEASURE)
     canonical_names(config["measure"]["asr_under"])
     validation.choice("retrain_seed", config["retrain_seed"], RETRAIN_SEEDS)

@@ -6,12 +6,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from backdoor_lab.attacks.base import Trigger
+from backdoor_lab.core.atomic_io import digest
 from backdoor_lab.core.instantiate import Shared, build
 from backdoor_lab.data.base import Source
 from backdoor_lab.defenses.base import Defense, OracleControl
 from backdoor_lab.defenses.networks import ModelRepair
 from backdoor_lab.defenses.options import OPTION_KEYS, FilterOptions
+from backdoor_lab.exchange.network_file import NEEDED, architecture, without_defaults
 from backdoor_lab.pipeline.attacked import AttackedNetwork, attacked_of
+from backdoor_lab.training import model_group
+from backdoor_lab.training.initial import with_weights
 from backdoor_lab.training.recipe import Recipe
 
 Choice = Defense | OracleControl | ModelRepair
@@ -20,12 +24,17 @@ Choice = Defense | OracleControl | ModelRepair
 @dataclass(frozen=True)
 class Parts:
     """The data set (not loaded), the trigger, the defense and the recipe of one cell, and the
-    attacked network if it is given (None if the cell trains it)."""
+    attacked network if it is given (None if the cell trains it).
+
+    `model` is the `model` group without keys that are not set; instead of the path of a file with
+    initial weights, it has the path and the hash.
+    """
 
     data: Source
     trigger: Trigger
     defense: Choice
     recipe: Recipe
+    model: dict[str, Any]
     attacked: AttackedNetwork | None = None
 
     @classmethod
@@ -35,7 +44,14 @@ class Parts:
         recipe = Recipe.of(config["recipe"])
         trigger = build("trigger", config["trigger"], Trigger)
         defense = defense_of(config)
-        return cls(source_of(config), trigger, defense, recipe, attacked_of(config))
+        model = with_weights(without_defaults(config["model"]))
+        return cls(source_of(config), trigger, defense, recipe, model, attacked_of(config))
+
+    def network_id(self, weights: str) -> str:
+        """The stage input that stands for a network with weights of this hash: with the same
+        weights, networks with other options or another input size compute something else."""
+        options = architecture(self.model)
+        return weights if options.keys() == {*NEEDED} else digest([weights, options], 64)
 
     @property
     def clean_source(self) -> Source | None:
@@ -65,12 +81,8 @@ def shared(config: dict[str, Any]) -> dict[str, Any]:
     return {key: config["protocol"][key] for key in OPTION_KEYS}
 
 
-def model_label(config: dict[str, Any], attacked: AttackedNetwork | None = None) -> str:
-    """The network's label in tables: ``resnet18``, or ``resnet18-w16`` for a width other than 64;
+def model_label(model: dict[str, Any], attacked: AttackedNetwork | None = None) -> str:
+    """The network's label in tables (see `model_group.label`): ``resnet18-w16``;
     ``resnet18 (attacked 0a1b2c3d)``, with the hash of its weights, for a given network."""
-    width, stem = config["width"], config["stem"]
-    label = str(config["name"])
-    if width not in (None, 64):
-        label += f"-w{width}"
-    label = label if stem in (None, "cifar") else f"{label}-{stem}"
+    label = model_group.label(model)
     return label if attacked is None else f"{label} (attacked {attacked.label})"

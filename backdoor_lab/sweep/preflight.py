@@ -20,6 +20,7 @@ from backdoor_lab.core.types import Dataset, ImportedFacts
 from backdoor_lab.data.base import Source
 from backdoor_lab.data.cache import classes_and_fingerprint, open_dataset
 from backdoor_lab.defenses.base import Defense, OracleControl
+from backdoor_lab.exchange.network_file import WEIGHTS
 from backdoor_lab.identity.own_code import explained
 from backdoor_lab.pipeline.cell import Cell
 from backdoor_lab.pipeline.imported import check_numbers, with_attack
@@ -40,8 +41,14 @@ from backdoor_lab.sweep.requirements import (
 )
 from backdoor_lab.sweep.trial import check_layer, try_network
 from backdoor_lab.training.device import check_trainer, machine_of
+from backdoor_lab.training.initial import check_fits_file
 from backdoor_lab.training.logs import check_logger
-from backdoor_lab.training.models import build_model, check_model, is_quickly_known
+from backdoor_lab.training.models import (
+    build_model,
+    check_model,
+    is_quickly_known,
+    stated_normalization,
+)
 from backdoor_lab.training.transformations import check_fits
 
 
@@ -79,7 +86,7 @@ class Preflight:
         config = with_attack(config, self._imported(config.get("dataset")))
         parts = check_keys(config)
         self._check_elsewhere(config)
-        if is_quickly_known(config["model"]["name"]):
+        if is_quickly_known(config["model"]):
             check_model(config["model"])
         key = _data_key(config)
         if key not in self._names:
@@ -196,7 +203,10 @@ class Preflight:
         key = canonical(["network", model, layer, list(shape), len(data.classes),
                          cell.options])  # fmt: skip
         if key not in self._seen:
+            stated_normalization(model, shape[0])
             net, features = try_network(model, layer, shape, len(data.classes))
+            if WEIGHTS in model:
+                check_fits_file(net, model)
             if not isinstance(cell.defense, OracleControl):
                 cell.defense.check_network(net, features)
             self._seen.add(key)

@@ -20,7 +20,8 @@ class Classifier(pl.LightningModule):
     Training, feature extraction and evaluation therefore use the same normalization: `mean` and
     `std`, float (C,) on the 0..255 scale, are buffers of the module. Batches, uint8 (b, C, H, W)
     with labels int64 (b,), must already be on the module's device. Weights and activations have the
-    given `memory_format`, whatever the format of the images.
+    given `memory_format`, whatever the format of the images. `initial` describes the initial
+    weights, if they were read from a file.
     """
 
     mean: Tensor
@@ -42,6 +43,7 @@ class Classifier(pl.LightningModule):
         self.register_buffer("mean", mean.view(1, -1, 1, 1))
         self.register_buffer("std", std.view(1, -1, 1, 1))
         self.loss = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
+        self.initial: str | None = None
         self.history: list[float] = []
         self.resumed_after = 0
         self.seconds_before = 0.0

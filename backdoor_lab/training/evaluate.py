@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from backdoor_lab.core.types import Features, LabeledImages, TrainingSet
 from backdoor_lab.numerics.layers import FeatureHook
 from backdoor_lab.training.classifier import Classifier
 from backdoor_lab.training.device import ComputeDevice, without_tf32
+from backdoor_lab.training.models import stated_normalization
 
 CHUNK = 512
 
@@ -36,12 +38,14 @@ def channel_stats(images: Tensor) -> tuple[Tensor, Tensor]:
     return mean.float(), variance.sqrt().clamp(min=1.0).float()
 
 
-def normalization_of(training: TrainingSet) -> tuple[Tensor, Tensor]:
+def normalization_of(training: TrainingSet, model: dict[str, Any]) -> tuple[Tensor, Tensor]:
     """The mean and standard deviation of each channel by which a network normalizes the images of
-    `training`, as `channel_stats` returns them."""
-    if training.normalization is None:
+    `training`: those that the `model` group states, those that came with the data set, or those of
+    the images, as `channel_stats` returns them."""
+    stated = stated_normalization(model, training.base.shape[1]) or training.normalization
+    if stated is None:
         return channel_stats(training.base)
-    mean, std = (torch.tensor(values, dtype=torch.float32) for values in training.normalization)
+    mean, std = (torch.tensor(values, dtype=torch.float32) for values in stated)
     return mean, std
 
 

@@ -1,17 +1,21 @@
 """Builds networks: torchvision's ResNets with any width and a CIFAR or ImageNet stem, airbench and
-the pre-activation ResNet18 with any width, wide ResNets for small images, and torchvision's other
-classifiers by name."""
+the pre-activation ResNet18 with any width, wide ResNets for small images, torchvision's other
+classifiers by name, and the networks of timm. Resizes images if a network has an input size."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from backdoor_lab.core import streams, validation
 from backdoor_lab.core.errors import ConfigError, unknown
-from backdoor_lab.core.lazy import nn, torch
+from backdoor_lab.core.lazy import Tensor, nn, torch
 from backdoor_lab.core.rng import derive
+from backdoor_lab.exchange.network_file import INPUT_SIZE, LIBRARY, NEEDED, NORMALIZE, OPTIONAL
+from backdoor_lab.training.model_group import IMAGENET, TIMM, check_optional
+from backdoor_lab.training.timm_models import build_timm, check_timm, input_size_of, mean_and_std
 
 STEMS = ("cifar", "imagenet")
 AIRBENCH, PREACT = "airbench", "preactresnet18"
@@ -27,12 +31,13 @@ DEPTHS = {
 WIDE, WIDE_NAMES = "wideresnet", "wideresnet<6k+4>_<widening factor>, such as wideresnet16_4"
 """The first letters of the names of wide ResNets, and how these names are formed."""
 _WIDE_NAME = re.compile(r"wideresnet([1-9]\d{0,2})_([1-9]\d{0,2})")
-_KEYS = ("name", "width", "stem")
 
 
-def is_quickly_known(name: object) -> bool:
-    """Whether `check_model` needs no library of networks for a network of this name."""
-    return name in DEPTHS or name in OWN or str(name).startswith(WIDE)
+def is_quickly_known(model: dict[str, Any]) -> bool:
+    """Whether `check_model` needs no library of networks for this `model` group."""
+    name = model["name"]
+    known = name in DEPTHS or name in OWN or str(name).startswith(WIDE)
+    return known and model.get(LIBRARY) is None
 
 
 def depth_and_factor(name: str) -> tuple[int, int] | None:
@@ -51,15 +56,24 @@ def depth_and_factor(name: str) -> tuple[int, int] | None:
 
 
 def check_model(config: dict[str, Any]) -> None:
-    """Raises ConfigError if a `model` group has an unknown name, or a width or stem that this
-    network cannot have."""
-    validation.keys("model", config, _KEYS)
+    """Raises ConfigError if a `model` group has an unknown name, or a width, stem or other option
+    that this network cannot have."""
+    validation.keys("model", config, (*NEEDED, *OPTIONAL))
+    check_optional(config)
     name, width, stem = config["name"], config["width"], config["stem"]
-    if not is_quickly_known(name) and name not in (names := [*classifiers(), *OWN]):
+    if config.get(LIBRARY) == TIMM:
+        check_timm(config)
+        return
+    if not is_quickly_known(config) and name not in (names := [*classifiers(), *OWN]):
         raise unknown("`model.name`", name, names, f", {WIDE_NAMES}")
     if name in OWN:
         if stem is not None:
             raise ConfigError(f"`model.name={name}` has no `stem`; set `model.stem` to null")
+        if name == AIRBENCH and config.get(INPUT_SIZE) is not None:
+            raise ConfigError(
+                f"`model.{INPUT_SIZE}` does not apply to airbench, whose first convolution is"
+                " computed from the images: set dataset.size instead"
+            )
         _check_width(width)
         return
     if name.startswith(WIDE) and depth_and_factor(name) is None:
@@ -95,27 +109,62 @@ def classifiers() -> list[str]:
 def build_model(config: dict[str, Any], *, channels: int, classes: int, seed: int) -> nn.Module:
     """Build a network with random weights, which depend only on `seed` and the shapes.
 
-    Input float (n, channels, H, W), output logits float (n, classes).
+    Input float (n, channels, H, W), output logits float (n, classes). If `config` has an input
+    size, the network resizes its images to this size first, bilinearly with antialiasing.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, streams.WEIGHTS))
-        if _is_resnet(config["name"]):
-            net = _resnet(config["name"], config["width"], config["stem"], channels, classes)
-        elif config["name"] == AIRBENCH:
-            from backdoor_lab.training.airbench import Airbench
-
-            net = Airbench(config["width"], channels, classes)
-        elif config["name"] == PREACT:
-            from backdoor_lab.training.preact_resnet import PreActResNet18
-
-            net = PreActResNet18(config["width"], channels, classes)
-        elif (wide := depth_and_factor(config["name"])) is not None:
-            from backdoor_lab.training.wide_resnet import WideResNet
-
-            net = WideResNet(*wide, channels, classes)
-        else:
-            net = _other(config["name"], channels, classes)
+        net = _random(config, channels, classes)
+    if (size := input_size_of(config)) is not None:
+        net.register_forward_pre_hook(partial(_resized, size=size))
     return net
+
+
+def _random(config: dict[str, Any], channels: int, classes: int) -> nn.Module:
+    name = config["name"]
+    if config.get(LIBRARY) == TIMM:
+        return build_timm(config, channels, classes)
+    if _is_resnet(name):
+        return _resnet(name, config["width"], config["stem"], channels, classes)
+    if name == AIRBENCH:
+        from backdoor_lab.training.airbench import Airbench
+
+        return Airbench(config["width"], channels, classes)
+    if name == PREACT:
+        from backdoor_lab.training.preact_resnet import PreActResNet18
+
+        return PreActResNet18(config["width"], channels, classes)
+    if (wide := depth_and_factor(name)) is not None:
+        from backdoor_lab.training.wide_resnet import WideResNet
+
+        return WideResNet(*wide, channels, classes)
+    return _other(name, channels, classes)
+
+
+def _resized(_: nn.Module, inputs: tuple[Tensor, ...], *, size: int) -> tuple[Tensor, ...] | None:
+    images, *more = inputs
+    if images.shape[-2:] == (size, size):
+        return None
+    resize = torch.nn.functional.interpolate
+    return resize(images, (size, size), mode="bilinear", antialias=True), *more
+
+
+def stated_normalization(
+    model: dict[str, Any], channels: int
+) -> tuple[list[float], list[float]] | None:
+    """The mean and the standard deviation of each channel that `model.normalize` states, on the
+    0..255 scale; None if it states none. Raises ConfigError for another number of channels."""
+    said = model.get(NORMALIZE)
+    if said is None:
+        return None
+    pair = {"imagenet": IMAGENET}.get(said) if isinstance(said, str) else said
+    mean, std = pair or mean_and_std(model["name"])
+    if len(mean) != channels:
+        raise ConfigError(
+            f"`model.{NORMALIZE}={said}` has {len(mean)} channels, but the images have {channels}:"
+            f" set model.{NORMALIZE}=[[mean, ...],[std, ...]] with a number for each channel"
+        )
+    return [255.0 * value for value in mean], [255.0 * value for value in std]
 
 
 def _is_resnet(name: str) -> bool:

@@ -20,11 +20,13 @@ from backdoor_lab.core.errors import DivergedError
 from backdoor_lab.core.rng import derive, torch_generator
 from backdoor_lab.core.small_files import check_regular, set_aside
 from backdoor_lab.core.types import TrainingSet
+from backdoor_lab.exchange.network_file import WEIGHTS
 from backdoor_lab.training.airbench import WHITENING_IMAGES, Airbench, whiten
 from backdoor_lab.training.autoencoder import CHUNK
 from backdoor_lab.training.classifier import Classifier
 from backdoor_lab.training.data_loader import BatchLoader
 from backdoor_lab.training.device import ComputeDevice
+from backdoor_lab.training.initial import load_initial
 from backdoor_lab.training.memory_format import memory_format_of
 from backdoor_lab.training.models import build_model
 from backdoor_lab.training.recipe import Recipe
@@ -49,14 +51,16 @@ class TrainingJob:
 
 
 def new_classifier(job: TrainingJob, machine: ComputeDevice, total_steps: int = 1) -> Classifier:
-    """Create a classifier with random initial weights. For airbench, the first convolution is
-    computed from the training set instead."""
+    """Create a classifier with initial weights: random, or those of the file in the `model` group.
+    For airbench, the first convolution is computed from the training set instead."""
     module = _random_classifier(job, machine, total_steps)
     if isinstance(module.net, Airbench):
         generator = torch_generator(job.seed, streams.WHITENING)
         chosen = torch.randperm(len(job.training), generator=generator)[:WHITENING_IMAGES]
         parts = chosen.split(CHUNK)
         whiten(module.net, (module.normalised(job.training.shown(part)) for part in parts))
+    if WEIGHTS in job.model:
+        module.initial = load_initial(module.net, job.model)
     return module
 
 

@@ -38,7 +38,7 @@ PRINTS = r"--cfg|--help|dry_run=true"
 TRIAL = [
     (r"^(?!.*(--cfg|--help))", ["trainer=cpu", "trainer.threads=1"]),
     # A narrow network, few images, and one epoch for the commands that compute cells.
-    (r"^(?!.*(--cfg|--help|torchvision))", ["model.width=8"]),
+    (r"^(?!.*(--cfg|--help|torchvision|timm))", ["model.width=8"]),
     (RUNS, ["recipe.epochs=1"]),
     (r"experiment=(?!report|readings|photographs|cifar10)(?!.*dataset[.=])",
      ["dataset.per_class_train=100", "dataset.per_class_test=40"]),

@@ -97,7 +97,7 @@ def context_facts(
         "version": identity.stage("context"),
         "weights": weights,
         **normalization(module),
-        "model": [cell.model, cell.code["models"]],
+        "model": [cell.model_facts, cell.code["models"]],
         "recipe": cell.recipe.decides(),
         **(aside if "clean images" in cell.requires else {}),
     }

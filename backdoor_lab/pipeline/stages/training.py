@@ -151,14 +151,14 @@ def train_stage(
     `stage` is ``train``, ``retrain`` or ``surrogate``; each has its own seed for initial weights
     and the order of images. With ``retrain_seed=same``, ``retrain`` uses the seed of ``train``.
     """
-    mean, std = normalization_of(training)
+    mean, std = normalization_of(training, cell.model)
     drawn_as = "train" if stage == "retrain" and cell.same_seed else stage
     seed = derive(cell.seed, TRAININGS[drawn_as])
     job = TrainingJob(cell.model, cell.recipe, training, seed, mean, std)
     inputs = {
         "version": identity.stage("train"),
         "training": training.digest,
-        "model": [cell.model, cell.code["models"]],
+        "model": [cell.model_facts, cell.code["models"]],
         "recipe": cell.recipe.decides(),
         "bf16": machine.bf16,
         "seed": seed,
@@ -170,6 +170,7 @@ def train_stage(
         weights = module.net.state_dict()
         WEIGHTS.write(folder, weights)
         facts = {"loss": module.history, "n_train": len(training), "training": training.digest}
+        facts |= {} if module.initial is None else {"initial_weights": module.initial}
         where = computed_on(machine, module.memory_format)
         where["resumed_after"] = module.resumed_after
         where["seconds_before"] = round(module.seconds_before, 3)

@@ -37,12 +37,28 @@ def test_tokens_are_flattened_averaged_or_reduced_to_the_first() -> None:
     assert torch.equal(first, whole[:, 0])
     mean = bl.extract_features(net, images, layer=f"{block}:pool")
     assert torch.allclose(mean, whole.mean(dim=1), atol=1e-6)
+    patches = bl.extract_features(net, images, layer=f"{block}:mean")
+    assert torch.allclose(patches, whole[:, 1:].mean(dim=1), atol=1e-6)
     entering = bl.extract_features(net, images, layer=f"{block}:input")
     before = bl.extract_features(net, images, layer="encoder.layers.encoder_layer_0")
     assert torch.equal(entering, before)
     # The first token of the last layer, normalized, is what the head sees.
     last = bl.extract_features(net, images, layer="encoder.ln:cls")
     assert torch.equal(last, bl.extract_features(net, images))
+
+
+def test_tokens_of_a_vision_transformer_of_timm() -> None:
+    timm = pytest.importorskip("timm")
+    options = {"img_size": 16, "patch_size": 8, "depth": 2, "embed_dim": 12, "num_heads": 3}
+    net = timm.create_model("vit_tiny_patch16_224", num_classes=4, **options)
+    images = some_images()
+    whole = bl.extract_features(net, images, layer="blocks.1").unflatten(1, (5, 12))
+    first = bl.extract_features(net, images, layer="blocks.1:cls")
+    assert torch.equal(first, whole[:, 0])
+    patches = bl.extract_features(net, images, layer="blocks.1:mean")
+    assert torch.allclose(patches, whole[:, 1:].mean(dim=1), atol=1e-6)
+    with pytest.raises(ValueError, match=r"Did you mean 'blocks.1:cls'"):
+        bl.extract_features(net, images, layer="blocks.12:cls")
 
 
 def test_feature_maps_are_flattened_or_averaged() -> None:

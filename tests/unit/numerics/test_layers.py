@@ -39,9 +39,10 @@ def test_the_head_of_a_network_is_its_last_linear_layer() -> None:
         head(nn.Tanh())
 
 
-def test_only_two_modules_register_forward_hooks() -> None:
-    """These are `numerics.layers`, and `training.unused_columns`, whose hook reads only shapes."""
-    allowed = {"numerics/layers.py", "training/unused_columns.py"}
+def test_only_three_modules_register_forward_hooks() -> None:
+    """These are `numerics.layers`; `training.unused_columns`, whose hook reads only shapes; and
+    `training.models`, whose hook resizes images before the first layer."""
+    allowed = {"numerics/layers.py", "training/models.py", "training/unused_columns.py"}
     package = Path(backdoor_lab.__file__).parent
     found = {
         path.relative_to(package).as_posix()
@@ -110,3 +111,58 @@ def test_the_recorded_input_of_an_in_place_relu_is_not_overwritten() -> None:
 def test_the_error_for_an_unknown_layer_names_the_option_that_set_it() -> None:
     with pytest.raises(ConfigError, match=r"`defense\.layer`.*layer9.*last_stage_input"):
         layer_of(network("resnet18"), "layer9:input", "defense.layer")
+
+
+class Tokens(nn.Module):
+    """Four tokens per image, the first `num_prefix_tokens` of which are class tokens."""
+
+    def __init__(self, prefix: int | None) -> None:
+        super().__init__()
+        if prefix is not None:
+            self.num_prefix_tokens = prefix
+        self.blocks = nn.Sequential(nn.Identity(), nn.Identity())
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.blocks(tokens)
+        return found
+
+
+@pytest.mark.parametrize(("prefix", "expected"), [(None, 1.5), (0, 1.5), (1, 2.0), (2, 2.5)])
+def test_mean_averages_the_tokens_of_the_image_only(prefix: int | None, expected: float) -> None:
+    tokens = torch.arange(4.0).view(1, 4, 1).expand(2, 4, 3)
+    net = Tokens(prefix)
+    with FeatureHook(net, "blocks.0:mean") as tap:
+        net(tokens)
+    assert torch.equal(tap.values, torch.full((2, 3), expected))
+    with FeatureHook(net, "blocks.0:pool") as tap:
+        net(tokens)
+    assert torch.equal(tap.values, torch.full((2, 3), 1.5))
+
+
+def test_cls_is_the_first_token_and_is_refused_without_class_tokens() -> None:
+    net = Tokens(1)
+    with FeatureHook(net, "blocks.0:cls") as tap:
+        net(torch.arange(4.0).view(1, 4, 1))
+    assert tap.values.tolist() == [[0]]
+    with pytest.raises(ConfigError, match=r"Tokens has no class token; use blocks.0:mean"):
+        FeatureHook(Tokens(0), "blocks.0:cls")
+
+
+def test_mean_needs_tokens() -> None:
+    net = nn.Sequential(nn.Identity(), nn.Flatten(), nn.Linear(12, 2))
+    with (
+        pytest.raises(
+            ConfigError, match=r"needs tokens \(n, tokens, d\), got shape \(n, 3, 2, 2\)"
+        ),
+        FeatureHook(net, "0:mean"),
+    ):
+        net(torch.zeros(1, 3, 2, 2))
+
+
+@pytest.mark.parametrize(
+    ("layer", "nearest"),
+    [("blocks.2:cls", "blocks.[01]:cls"), ("block.1:mean", "blocks.1:mean"), ("bloks", "blocks")],
+)
+def test_the_nearest_layer_is_suggested_with_its_suffix(layer: str, nearest: str) -> None:
+    with pytest.raises(ConfigError, match=f"{layer}' is not known. Did you mean '{nearest}'"):
+        FeatureHook(Tokens(1), layer)

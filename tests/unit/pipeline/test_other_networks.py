@@ -1,0 +1,77 @@
+"""Every defense runs on a vision transformer and on a wide ResNet, or refuses it before any work;
+layers of tokens; files of such networks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.export_weights import export_weights
+from backdoor_lab.run import conf_dir
+from tests.helpers.cells import cell_of, lasting, run_here
+from tests.helpers.small_networks import VIT_WORDS, WIDE_WORDS
+
+pytest.importorskip("timm")
+NETWORKS = {"vit": (*VIT_WORDS, "protocol.layer=blocks.1:cls"), "wide": WIDE_WORDS}
+DEFENSES = sorted(path.stem for path in Path(conf_dir(), "defense").glob("*.yaml"))
+BRIEF = {
+    "steps": 3, "epochs": 1, "pretrain_epochs": 1, "training_epochs": 1, "unlearning_epochs": 1,
+    "first_epochs": 1, "tuning_epochs": 1, "passes": 1, "rounds": 1,
+}  # fmt: skip
+REFUSED = {("vit", "anp"): "`defense=anp` needs a network with batch normalization"}
+
+
+def brief(defense: str) -> list[str]:
+    """Overrides that make a defense's own training as short as possible."""
+    known = OmegaConf.load(Path(conf_dir(), "defense", f"{defense}.yaml"))
+    return [f"defense.{key}={value}" for key, value in BRIEF.items() if key in known]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store that all cells share, so that each network is trained once."""
+    return tmp_path_factory.mktemp("networks")
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("defense", DEFENSES)
+def test_every_defense_runs_or_refuses_the_network_before_any_work(
+    network: str, defense: str, root: Path, tmp_path: Path
+) -> None:
+    words = [*NETWORKS[network], f"defense={defense}", *brief(defense)]
+    words += ["protocol.clean_holdout=20", "retrain=false"]
+    message = REFUSED.get((network, defense))
+    if message is not None:
+        with pytest.raises(ConfigError, match=message):
+            cell_of(root, *words)
+        return
+    record = run_here(root, tmp_path / "cell", *words)
+    assert record["status"] == "done", record["error"]
+    stages = record["run"]["stages"]
+    assert ("filter" in stages) != ("repair" in stages)
+    assert 0 <= record["nat1"] <= 1
+    assert ("nat2" in record and record["nat2"] is not None) == ("repair" in stages)
+
+
+def test_an_exported_vit_is_attacked_again_with_the_same_results(tmp_path: Path) -> None:
+    ours = run_here(tmp_path / "store", tmp_path / "cell", *VIT_WORDS)
+    path = tmp_path / "w.safetensors"
+    export_weights(tmp_path / "cell", path, which=1, store=tmp_path / "store")
+    given = run_here(tmp_path / "other", tmp_path / "cell2", *VIT_WORDS, f"attacked={path}")
+    first, second = lasting(ours), lasting(given)
+    assert {key for key in first if first[key] != second[key]} == {"id", "choices", "config"}
+    with pytest.raises(ConfigError, match="the file says that it is `model=timm model.name=vit_t"):
+        cell_of(tmp_path / "store", f"attacked={path}")
+
+
+def test_the_input_size_decides_what_an_attacked_network_sees(tmp_path: Path) -> None:
+    ours = run_here(tmp_path / "store", tmp_path / "cell", *WIDE_WORDS)
+    path = tmp_path / "w.safetensors"
+    export_weights(tmp_path / "cell", path, which=1, store=tmp_path / "store")
+    words = (*WIDE_WORDS, f"attacked={path}")
+    with pytest.raises(ConfigError, match="set these"):
+        cell_of(tmp_path / "store", *words, "model.input_size=12")
+    assert cell_of(tmp_path / "store", *words).id != ours["id"]
