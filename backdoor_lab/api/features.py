@@ -17,7 +17,7 @@ from backdoor_lab.api.boundary import boundary
 from backdoor_lab.api.inference import inference
 from backdoor_lab.api.networks import Normalize, dtype_of, normalizer
 from backdoor_lab.core.errors import ConfigError
-from backdoor_lab.numerics.layers import LAST_STAGE_INPUT, PENULTIMATE, FeatureHook
+from backdoor_lab.numerics.layers import LAST_STAGE_INPUT, PENULTIMATE, SUFFIXES, FeatureHook
 from backdoor_lab.training.device import without_tf32
 
 LISTED = 200
@@ -50,10 +50,10 @@ def extract_features(
             ``"last_stage_input"`` (the input of the last part of the model that contains
             convolutions), or the name of a module as in ``model.named_modules()``, whose output is
             flattened. With a suffix: ``"name:pool"`` is the mean of the output over all
-            positions, ``"name:cls"`` the first token of an output (b, tokens, d), and
-            ``"name:input"`` the flattened input of the module. If an input or output is a tuple or
-            a dictionary, its first tensor is used; of a module that is called several times, such
-            as a shared ReLU, the last call.
+            positions, ``"name:cls"`` the first token of an output (b, tokens, d), ``"name:mean"``
+            the mean of the tokens that are not class tokens, and ``"name:input"`` the flattened
+            input of the module. If an input or output is a tuple or a dictionary, its first tensor
+            is used; of a module that is called several times, such as a shared ReLU, the last call.
         batch_size: Number of images per forward pass. Features may depend on it by rounding.
         device: Where to run; the model is moved there and back. None: where the model is.
         normalize: What precedes the model. None: images are scaled to 0..1. ``(mean, std)``, each
@@ -129,9 +129,12 @@ def _full_precision(device: torch.device) -> Iterator[None]:
 def _hook(model: nn.Module, layer: str) -> FeatureHook:
     try:
         return FeatureHook(model, layer, "layer")
-    except ConfigError:
+    except ConfigError as error:
         names = [name for name, _ in model.named_modules() if name]
-        near = difflib.get_close_matches(layer.partition(":")[0], names, n=1)
+        name, colon, suffix = layer.partition(":")
+        if name in names and f":{suffix}" in SUFFIXES:
+            raise ValueError(str(error)) from None
+        near = [f"{each}{colon}{suffix}" for each in difflib.get_close_matches(name, names, n=1)]
         rule = f"`layer` {layer!r} is not known."
         if layer in (PENULTIMATE, LAST_STAGE_INPUT):
             rule = f"`layer='{layer}'` needs a torch.nn.Linear in the model."

@@ -63,7 +63,7 @@ def test_an_exported_vit_is_attacked_again_with_the_same_results(tmp_path: Path)
     given = run_here(tmp_path / "other", tmp_path / "cell2", *VIT_WORDS, f"attacked={path}")
     first, second = lasting(ours), lasting(given)
     assert {key for key in first if first[key] != second[key]} == {"id", "choices", "config"}
-    with pytest.raises(ConfigError, match="the file says that it is `model=timm model.name=vit_t"):
+    with pytest.raises(ConfigError, match="The file says that it is `model=timm model.name=vit_t"):
         cell_of(tmp_path / "store", f"attacked={path}")
 
 
