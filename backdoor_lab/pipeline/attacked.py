@@ -231,6 +231,13 @@ def _wide(shapes: Shapes) -> list[str]:
     return [f"{WIDE}{6 * len(units) + 4}_{first[0] // 16}"] if first and first[0] >= 16 else []
 
 
+def _word(key: str, value: Any) -> str:
+    if not isinstance(value, dict):
+        return f"model.{key}={value}"
+    inside = ", ".join(f"{name}: {each}" for name, each in value.items())
+    return f'"model.{key}={{{inside}}}"'
+
+
 def words(model: dict[str, Any]) -> str:
     """The words that choose a network on the command line: ``model=resnet18 model.width=16``."""
     name, width, stem = (model[key] for key in NEEDED)
@@ -239,7 +246,7 @@ def words(model: dict[str, Any]) -> str:
         plain = {key: model[key] for key in NEEDED}
         library = model.get(LIBRARY)
         first = words(plain) if library is None else f"model={library} model.name={name}"
-        return " ".join([first, *(f"model.{key}={value}" for key, value in more.items())])
+        return " ".join([first, *(_word(key, value) for key, value in more.items())])
     groups = ("resnet18", *OWN)
     library = WIDE if name.startswith(WIDE) else "torchvision"
     said = [f"model={name}"] if name in groups else [f"model={library} model.name={name}"]

@@ -63,7 +63,9 @@ def test_an_exported_vit_is_attacked_again_with_the_same_results(tmp_path: Path)
     given = run_here(tmp_path / "other", tmp_path / "cell2", *VIT_WORDS, f"attacked={path}")
     first, second = lasting(ours), lasting(given)
     assert {key for key in first if first[key] != second[key]} == {"id", "choices", "config"}
-    with pytest.raises(ConfigError, match="The file says that it is `model=timm model.name=vit_t"):
+    options = r"\"model.options={depth: 2, embed_dim: 24, num_heads: 3, patch_size: 4}\""
+    said = f"`model=timm model.name=vit_tiny_patch16_224 {options} model.input_size=16`: set these"
+    with pytest.raises(ConfigError, match=f"The file says that it is {said}"):
         cell_of(tmp_path / "store", f"attacked={path}")
 
 
