@@ -86,6 +86,7 @@ SCAN_FOLD = Stream("scan fold")
 SCAN_PERMUTATIONS = Stream("scan permutations")
 SCAN_REFERENCE = Stream("scan reference")
 SCAN_CANARY = Stream("scan canary")
+SCAN_TRIAL = Stream("scan trial")
 
 
 def unlearning_pass(number: int, sign: float) -> Stream:

@@ -41,14 +41,6 @@ class _NoTestSplit(HeldOut):
         pass
 
 
-def source_config(path: Path) -> list[str]:
-    """Returns the overrides that select the data set at `path`: an .npz file, or otherwise a
-    folder, an archive or a .csv file of images."""
-    group = "arrays" if path.suffix == ".npz" else "image_folder"
-    quoted = str(path).replace("\\", "\\\\").replace('"', '\\"')
-    return [f"dataset={group}", f'dataset.root="{quoted}"']
-
-
 def read_training_set(source: Source, size: int) -> ScanImages:
     """Reads the training images of `source`, resized to `size` x `size`. A test split is ignored
     and may be absent. Raises DataError if images cannot be read or have no labels, or if there are

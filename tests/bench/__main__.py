@@ -17,7 +17,7 @@ from tests.bench.measuring import Figure, hardware, show, write
 
 NAMES = (
     "step", "networks", "data", "spectral", "cells", "overhead", "growth", "resume", "quick",
-    "page",
+    "page", "scan",
 )  # fmt: skip
 ON_REQUEST = ("demo",)
 

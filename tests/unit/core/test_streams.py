@@ -45,7 +45,7 @@ PINNED = {
     "SCAN_NETWORK": "scan network", "SCAN_SAMPLE": "scan sample", "SCAN_FILTER": "scan filter",
     "SCAN_FOLDS": "scan folds", "SCAN_FOLD": "scan fold",
     "SCAN_PERMUTATIONS": "scan permutations", "SCAN_REFERENCE": "scan reference",
-    "SCAN_CANARY": "scan canary",
+    "SCAN_CANARY": "scan canary", "SCAN_TRIAL": "scan trial",
 }  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from backdoor_lab.core.errors import ConfigError, DataError
 from backdoor_lab.core.instantiate import build
 from backdoor_lab.data.base import Source
 from backdoor_lab.data.synthetic_source import Synthetic
-from backdoor_lab.scan.__main__ import composed
+from backdoor_lab.scan.configuration import composed
 from backdoor_lab.scan.images import DRAWN, check_sizes, examined, judged, scan_images
 from backdoor_lab.scan.reading import read_training_set
 

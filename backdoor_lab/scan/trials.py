@@ -1,0 +1,165 @@
+"""python -m backdoor_lab.scan.trials --change blended --out FILE: how often is the right class named?
+
+Scans sets of ten classes of 500 synthetic images, or disjoint parts of a real data set
+(`dataset=cifar10`), relative to the reference of this package. `--change` is what is done to each
+set before: `none`; a trigger, planted in `--rate` of one class; or one of the changes that are no
+backdoor: symmetric_noise, asymmetric_noise, near_duplicates, long_tail, two_classes. Writes one row
+per set to a CSV file. Can be interrupted: the same command resumes.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from backdoor_lab.analysis.intervals import exact
+from backdoor_lab.core import shutdown, streams, validation
+from backdoor_lab.core.atomic_io import digest, write_atomic
+from backdoor_lab.core.errors import EXIT_DONE, ConfigError, DataError
+from backdoor_lab.core.instantiate import build
+from backdoor_lab.core.options import parser_of, path_of
+from backdoor_lab.core.rng import derive, numpy_generator
+from backdoor_lab.core.store import Store
+from backdoor_lab.core.terminal import run_command
+from backdoor_lab.data.base import Source
+from backdoor_lab.scan.canaries import Canary
+from backdoor_lab.scan.changes import CHANGES
+from backdoor_lab.scan.configuration import composed
+from backdoor_lab.scan.copies import scan_copies
+from backdoor_lab.scan.images import ScanImages, judged
+from backdoor_lab.scan.options import ScanOptions
+from backdoor_lab.scan.reading import read_training_set
+from backdoor_lab.scan.reference import PER_CLASS, TRAINER, clean_set, share_of
+from backdoor_lab.scan.reference_file import Bin, bin_for, read_reference
+from backdoor_lab.scan.run import by_reference, run_scan
+from backdoor_lab.tables.sheets import csv_of_frame
+from backdoor_lab.training.device import ComputeDevice, machine_of
+
+log = logging.getLogger(__name__)
+COLUMNS = ("data", "change", "rate", "set", "class", "images", "named", "p", "asr", "other alarms",
+           "exit code")  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command. Exit codes: 0 done, 2 invalid arguments, 75 stopped."""
+    parser = parser_of("scan.trials", __doc__)
+    parser.add_argument(
+        "given", nargs="*", metavar="KEY=VALUE", help="a data set: dataset=NAME ..."
+    )
+    parser.add_argument("--change", default="none", metavar="NAME")
+    parser.add_argument("--rate", type=float, default=0.05, help="share of the class (0.05)")
+    parser.add_argument("--sets", type=int, default=20, metavar="N")
+    parser.add_argument("--out", type=path_of, required=True, metavar="FILE")
+    parser.add_argument("--reference", type=path_of, metavar="FILE")
+    parser.add_argument(
+        "--store", type=path_of, default=Path("multirun_reports/.store"), metavar="DIR"
+    )
+    parser.add_argument("--share", metavar="I/K", help="compute only every K-th set, from set I")
+    parser.add_argument("--threads", type=int, help="default: all cores")
+    return run_command(parser, _run, arguments)
+
+
+def _run(asked: Namespace) -> int:
+    import pandas as pd
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    shutdown.install()
+    number = validation.whole("--sets", asked.sets, low=1)
+    if not 0 < asked.rate <= 0.5:
+        raise ConfigError(f"`--rate` must satisfy 0 < rate <= 0.5, got {asked.rate:g}")
+    first, step = share_of(asked.share)
+    bins = read_reference(asked.reference)
+    if not bins:
+        raise ConfigError("there is no reference in this version: give one with --reference FILE")
+    if not asked.out.parent.is_dir():
+        raise ConfigError(f"`--out` must be a file in an existing folder, got {asked.out}")
+    whole = _given(asked.given)
+    machine, store = machine_of(TRAINER | {"threads": asked.threads}), Store(asked.store)
+    rows = []
+    for each in range(first, number, step):
+        row = trial(each, whole, asked.change, asked.rate, bins, store, machine)
+        rows.append(row)
+        log.info("%s", ", ".join(f"{key} {value}" for key, value in row.items()))
+    frame = pd.DataFrame(rows, columns=list(COLUMNS))
+    write_atomic(asked.out, csv_of_frame(frame).encode())
+    for what in ("named", "other alarms"):
+        hits = int((frame[what] > 0).sum())
+        low, high = exact(hits, len(frame))
+        log.info(
+            "%s: %d of %d sets (%.1f to %.1f %%)", what, hits, len(frame), 100 * low, 100 * high
+        )
+    return EXIT_DONE
+
+
+def trial(
+    number: int, whole: ScanImages | None, change: str, rate: float, bins: Sequence[Bin],
+    store: Store, machine: ComputeDevice,
+) -> dict[str, Any]:  # fmt: skip
+    """Scans set `number`: a synthetic one, or part `number` of `whole`, after a change. Returns a
+    row with `COLUMNS`."""
+    options = ScanOptions(canaries="none", seed=number)
+    seed = derive(number, streams.SCAN_TRIAL)
+    found = clean_set(seed, PER_CLASS, options.size) if whole is None else part_of(whole, number)
+    row = {"data": found.name, "change": change, "rate": rate, "set": number}
+    if change in CHANGES or change == "none":
+        expected: list[int] = []
+        if change in CHANGES:
+            found, expected = CHANGES[change](found, rate, seed)
+        report = run_scan(found, options, store, machine, bins)
+        alarms = [y for y, each in enumerate(report.findings) if each.alarm]
+        p = [each.p for each in report.findings if each.p is not None]
+        return row | {
+            "class": " ".join(found.classes[y] for y in expected), "images": len(found),
+            "named": len(set(alarms) & set(expected)), "p": min(p, default=None), "asr": None,
+            "other alarms": len(set(alarms) - set(expected)), "exit code": report.exit_code,
+        }  # fmt: skip
+    chosen, why = bin_for(bins, found, options)
+    if chosen is None:
+        raise ConfigError(f"no reference applies: {why}")
+    label = int(numpy_generator(seed, streams.SCAN_TRIAL).choice(judged(found)))
+    canary = Canary(number, change, rate, label, max(1, round(rate * found.sizes[label])))
+    [outcome] = scan_copies(
+        found, [canary], torch.ones(len(found), dtype=torch.bool), options,
+        lambda _, against, __: by_reference(against, chosen, why).p, digest(chosen.maxima), store,
+        machine,
+    )  # fmt: skip
+    alarm = outcome.found or outcome.others
+    return row | {
+        "class": found.classes[label], "images": canary.images, "named": int(outcome.found),
+        "p": outcome.p, "asr": outcome.asr, "other alarms": outcome.others,
+        "exit code": 3 if alarm else 0,
+    }  # fmt: skip
+
+
+def part_of(whole: ScanImages, number: int) -> ScanImages:
+    """Returns part `number` of a data set: the next `PER_CLASS` images of each class. Raises
+    DataError if a class has too few."""
+    rows = []
+    for label, name in enumerate(whole.classes):
+        of_class = (whole.labeled.labels == label).nonzero().flatten()
+        taken = of_class[number * PER_CLASS : (number + 1) * PER_CLASS]
+        if len(taken) < PER_CLASS:
+            raise DataError(
+                f"data set {whole.name}: the class {name} has {len(of_class)} images, too few for"
+                f" {number + 1} parts of {PER_CLASS}; reduce --sets"
+            )
+        rows.append(taken)
+    return whole.part(torch.cat(rows).sort().values)
+
+
+def _given(words: Sequence[str]) -> ScanImages | None:
+    """Reads the data set that `words` choose; None if there are no words."""
+    if not words:
+        return None
+    source = build("dataset", composed(words)["dataset"], Source)
+    return read_training_set(source, ScanOptions.size)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
