@@ -1,4 +1,4 @@
-"""python -m backdoor_lab.scan.trials --change blended --out FILE: how often is the right class named?
+"""python -m backdoor_lab.scan.trials --change blended --out FILE: how often is poison found?
 
 Scans sets of ten classes of 500 synthetic images, or disjoint parts of a real data set
 (`dataset=cifar10`), relative to the reference of this package. `--change` is what is done to each
@@ -90,10 +90,8 @@ def _run(asked: Namespace) -> int:
     write_atomic(asked.out, csv_of_frame(frame).encode())
     for what in ("named", "other alarms"):
         hits = int((frame[what] > 0).sum())
-        low, high = exact(hits, len(frame))
-        log.info(
-            "%s: %d of %d sets (%.1f to %.1f %%)", what, hits, len(frame), 100 * low, 100 * high
-        )
+        low, high = (100 * limit for limit in exact(hits, len(frame)))
+        print(f"{what}: {hits} of {len(frame)} sets ({low:.1f} to {high:.1f} %)")
     return EXIT_DONE
 
 

@@ -18,8 +18,10 @@ from tests.bench.measuring import Figure
 IMAGES = 5000
 SECONDS = {"AVX512": 240, "AVX2": 600}
 """The seconds allowed, by the vector instructions that PyTorch uses."""
-WORDS = ("dataset=synthetic", "dataset.size=32", "dataset.per_class_train=500",
-         "dataset.per_class_test=1", "scan.canaries=none", "trainer=cpu", "trainer.progress=none")  # fmt: skip
+WORDS = (
+    "dataset=synthetic", "dataset.size=32", "dataset.per_class_train=500",
+    "dataset.per_class_test=1", "scan.canaries=none", "trainer=cpu", "trainer.progress=none",
+)  # fmt: skip
 
 
 def run() -> list[Figure]:

@@ -70,7 +70,7 @@ WRITERS = {
     "page/write.py:write_as_named": ATOMIC, "page/write.py:write_files": "tables",
     "compare/__main__.py:_compare": ATOMIC, "export.py:_export": ATOMIC,
     "scan/report.py:to_html": ATOMIC, "scan/report.py:write": ATOMIC,
-    "scan/reference_file.py:write_reference": ATOMIC,
+    "scan/reference_file.py:write_reference": ATOMIC, "scan/trials.py:_run": ATOMIC,
     "results/__main__.py:freeze": ATOMIC, "verify/__main__.py:_verify": ATOMIC,
     "core/small_files.py:make_folder": "folder", "core/small_files.py:write_json": "json",
     "core/small_files.py:write_ours": "json",

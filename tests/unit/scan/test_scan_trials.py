@@ -119,7 +119,7 @@ def test_a_row_says_whether_the_poisoned_class_was_named(
     [
         (["--change", "patern"], "Did you mean 'pattern'"),
         (["--rate", "0.9"], "0 < rate <= 0.5"),
-        (["--sets", "0"], "`--sets` must be"),
+        (["--sets", "0"], "`--sets` must satisfy"),
         (["--out", "missing/t.csv"], "existing folder"),
     ],
 )
