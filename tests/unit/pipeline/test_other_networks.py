@@ -6,9 +6,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hydra.utils import get_class
 from omegaconf import OmegaConf
 
 from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.defenses.networks import ModelRepair
 from backdoor_lab.export_weights import export_weights
 from backdoor_lab.run import conf_dir
 from tests.helpers.cells import cell_of, lasting, run_here
@@ -22,6 +24,12 @@ BRIEF = {
     "first_epochs": 1, "tuning_epochs": 1, "passes": 1, "rounds": 1,
 }  # fmt: skip
 REFUSED = {("vit", "anp"): "`defense=anp` needs a network with batch normalization"}
+
+
+def repairs(defense: str) -> bool:
+    """Whether a defense is a repair, which has no result without its network."""
+    known = OmegaConf.load(Path(conf_dir(), "defense", f"{defense}.yaml"))
+    return issubclass(get_class(known["_target_"]), ModelRepair)
 
 
 def brief(defense: str) -> list[str]:
@@ -42,7 +50,7 @@ def test_every_defense_runs_or_refuses_the_network_before_any_work(
     network: str, defense: str, root: Path, tmp_path: Path
 ) -> None:
     words = [*NETWORKS[network], f"defense={defense}", *brief(defense)]
-    words += ["protocol.clean_holdout=20", "retrain=false"]
+    words += ["protocol.clean_holdout=20", f"retrain={'true' if repairs(defense) else 'false'}"]
     message = REFUSED.get((network, defense))
     if message is not None:
         with pytest.raises(ConfigError, match=message):
