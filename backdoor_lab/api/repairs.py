@@ -9,7 +9,7 @@ from torch import nn
 
 from backdoor_lab import returned
 from backdoor_lab.api.boundary import boundary, seeded
-from backdoor_lab.api.context import Inputs, RecipeChoice, context_of
+from backdoor_lab.api.context import Inputs, RecipeChoice, context_of, recipe_of
 from backdoor_lab.api.estimators import Estimator, with_defaults
 from backdoor_lab.api.methods import Kind
 from backdoor_lab.api.networks import Normalize, SelfNormalizing
@@ -86,6 +86,7 @@ class Repair(Estimator):
         with boundary():
             method = self._method()
             self.check_given(self.requires, clean=clean, images=images, labels=labels)
+            method.check_optimizer(recipe_of(recipe).optimizer)
             inputs = Inputs(model, normalize, recipe, images, labels, clean)
             context = context_of(inputs, self.seed)
             with seeded(context.seed):

@@ -21,13 +21,16 @@ class FinePruning(ModelRepair):
 
     The stopping rule is the paper's; the authors' code prunes a fixed number of channels: 48 of 60
     for faces and 250 of 256 for speech. Neither the paper nor the code gives the number of epochs
-    or the learning rate of the fine-tuning; momentum and weight decay are the recipe's.
+    or the learning rate of the fine-tuning; momentum and weight decay are the recipe's, which must
+    use SGD.
 
     The method assumes that some channels are activated only by the trigger. If triggered images
     have the same features as their target class, this layer has no such channels, and pruning stops
     the attack only when it also destroys accuracy. Held-out images that the model already fits
     contribute almost no gradient.
     """
+
+    needs_sgd = True
 
     def __init__(
         self,

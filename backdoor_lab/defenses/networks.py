@@ -105,6 +105,18 @@ class ModelRepair(ABC):
     """
 
     needs_clean: ClassVar[bool] = True
+    #: Whether the repair trains by SGD with the momentum and weight decay of the recipe.
+    needs_sgd: ClassVar[bool] = False
+
+    def check_optimizer(self, name: str) -> None:
+        """Raises ConfigError if the repair cannot reuse the hyperparameters of the optimizer `name`
+        that trained the attacked model."""
+        if self.needs_sgd and name != "sgd":
+            raise ConfigError(
+                f"{type(self).__name__} trains by SGD with the recipe's momentum and weight decay,"
+                f" but `recipe.optimizer={name}`: choose a recipe with recipe.optimizer=sgd, or"
+                " defense=fine_tuning, which has its own"
+            )
 
     def requires(self) -> list[str]:
         """See `Defense.requires`."""

@@ -112,9 +112,10 @@ class NeuralCleanse(ModelRepair):
     smaller for 25 steps. A class is suspicious if its mask size is below the median and its anomaly
     index |size - median| / (1.4826 MAD) is above `threshold`.
 
-    The model is then trained by SGD for `epochs` with learning rate `lr` on the clean images. In
-    each batch, a fraction `patched_ratio` of the images carries the smallest suspicious trigger and
-    keeps the true label. If no class is suspicious, the model is unchanged.
+    The model is then trained by SGD, with the momentum and weight decay of the recipe, for `epochs`
+    with learning rate `lr` on the clean images. In each batch, a fraction `patched_ratio` of the
+    images carries the smallest suspicious trigger and keeps the true label. If no class is
+    suspicious, the model is unchanged.
 
     All numbers are the authors' except the length of the search, `steps` times `batches_per_step`:
     1,000 batches per class. The authors use up to 31,000 batches (1,000 steps of 31;
@@ -123,6 +124,8 @@ class NeuralCleanse(ModelRepair):
 
     The notes contain the mask size and anomaly index of every class, and the detected `target`.
     """
+
+    needs_sgd = True
 
     def __init__(
         self,

@@ -248,8 +248,8 @@ class Bench:
         return trained, self._passed(bf16=self.machine.bf16), self._passed(bf16=False)
 
     def _trained(self, enough: Callable[[int, float, float], bool]) -> Sample:
-        clock = _Clock(enough)
-        trainer = trainer_for(self.machine, epochs=10**6, callbacks=[clock])
+        clock, clip = _Clock(enough), self.module.recipe.clip_norm
+        trainer = trainer_for(self.machine, epochs=10**6, callbacks=[clock], clip_norm=clip)
         trainer.fit(self.module.train(), self.batches)
         return clock.sample
 

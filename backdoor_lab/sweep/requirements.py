@@ -59,8 +59,12 @@ def check_labels(cell: Cell) -> None:
 
 
 def check_repair(cell: Cell) -> None:
-    """Raises ConfigError if the defense is a repair, but the cell has no second network."""
-    if isinstance(cell.defense, ModelRepair) and not cell.retrain:
+    """Raises ConfigError if the defense is a repair, but the cell has no second network, or a
+    recipe that the repair cannot follow."""
+    if not isinstance(cell.defense, ModelRepair):
+        return
+    cell.defense.check_optimizer(cell.recipe.optimizer)
+    if not cell.retrain:
         raise ConfigError(
             f"`defense={cell.choices['defense']}` cannot be used with `retrain=false`:"
             " its only result is the network after the defense"

@@ -93,8 +93,8 @@ class Classifier(pl.LightningModule):
         return float(self._sum) / self.trainer.num_training_batches
 
     def configure_optimizers(self) -> Any:
-        sgd, schedule = optimizer_of(self.recipe, self.net, self.total_steps)
-        return {"optimizer": sgd, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        optimizer, schedule = optimizer_of(self.recipe, self.net, self.total_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["history"] = list(self.history)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from functools import partial
 from typing import Any
@@ -9,24 +10,34 @@ from typing import Any
 from backdoor_lab.core import validation
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.lazy import nn, torch
+from backdoor_lab.training.parameter_groups import parameter_groups
 
-SCHEDULES = ("steps", "onecycle", "cosine", "triangle", "constant")
+SCHEDULES = ("steps", "onecycle", "cosine", "triangle", "warmup_cosine", "constant")
 ALTERNATING = "alternating"
+SGD, ADAMW = "sgd", "adamw"
+OPTIMIZERS = (SGD, ADAMW)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The hyperparameters of training: SGD with a schedule over `epochs` epochs, and augmentation.
+    """The hyperparameters of training: an optimizer, its schedule over `epochs` epochs, and
+    augmentation.
+
+    `optimizer` is ``sgd`` or ``adamw``. AdamW (Loshchilov, Hutter 2019) has β = (0.9, 0.999) and no
+    `momentum`, `nesterov` or `bias_lr`; its weight decay spares biases, normalization, class tokens
+    and position embeddings, and `layer_decay` multiplies the learning rate once per layer below the
+    head, as `parameter_groups` describes. If `clip_norm` is not 0, the gradients of each step are
+    scaled down to at most this Euclidean norm.
 
     `milestones` and `warmup` are fractions of the total training time, so that a schedule scales
     with the number of epochs. `crop_padding` and `cutout` (a side length) are in pixels; `mixup`
     and `cutmix` are the α of a Beta distribution. For these four, 0 means off. `flip` mirrors each
     image with probability 1/2 or, if ``alternating``, in every other epoch.
 
-    The schedule ``triangle`` rises linearly from `lr_start` to 1 and then falls linearly to
-    `lr_end`, in units of `lr`. The shifts of batch normalization have `bias_lr` times the learning
-    rate, and the same weight decay as other parameters (Jordan 2024, arXiv 2404.00498, section
-    3.4).
+    The schedules ``triangle`` and ``warmup_cosine`` rise linearly from `lr_start` to 1, and then
+    fall to `lr_end`, linearly or along half a cosine, in units of `lr`. The shifts of batch
+    normalization have `bias_lr` times the learning rate, and the same weight decay as other
+    parameters (Jordan 2024, arXiv 2404.00498, section 3.4).
     """
 
     name: str
@@ -49,6 +60,9 @@ class Recipe:
     lr_start: float = 0.2
     lr_end: float = 0.0
     bias_lr: float = 1.0
+    optimizer: str = SGD
+    layer_decay: float = 1.0
+    clip_norm: float = 0.0
 
     @classmethod
     def of(cls, config: dict[str, Any]) -> Recipe:
@@ -63,7 +77,8 @@ class Recipe:
             raise ConfigError(
                 f"`recipe.milestones` must be a list such as [0.5, 0.75], got {shares!r}"
             )
-        recipe = cls(**{**config, "milestones": tuple(shares)})
+        absent = {"momentum": 0.0} if config.get("optimizer") == ADAMW else {}
+        recipe = cls(**{**absent, **config, "milestones": tuple(shares)})
         recipe._check()
         return recipe._plain()
 
@@ -79,7 +94,8 @@ class Recipe:
         values = asdict(self)
         values.pop("name")
         # Keys added later are omitted at their default, so that older recipes keep their identity.
-        for key in ("mixup", "cutmix", "lr_start", "lr_end", "bias_lr"):
+        for key in ("mixup", "cutmix", "lr_start", "lr_end", "bias_lr", "optimizer",
+                    "layer_decay", "clip_norm"):  # fmt: skip
             if values[key] == _DEFAULTS[key]:
                 values.pop(key)
         return values | {"milestones": list(self.milestones)}
@@ -105,6 +121,7 @@ class Recipe:
             raise ConfigError(
                 f"`recipe.flip` must be true, false or {ALTERNATING}, got {self.flip!r}"
             )
+        validation.number("recipe.clip_norm", self.clip_norm, low=0)
         validation.flag("recipe.nesterov", self.nesterov)
         for share in self.milestones:
             validation.number("recipe.milestones", share, low=0, below=1)
@@ -114,6 +131,30 @@ class Recipe:
             raise ConfigError(
                 "`recipe.schedule=onecycle` needs a `recipe.warmup` above 0, such as 0.2"
             )
+        self._check_optimizer()
+
+    def _check_optimizer(self) -> None:
+        validation.choice("recipe.optimizer", self.optimizer, OPTIMIZERS)
+        if not 0 < validation.number("recipe.layer_decay", self.layer_decay) <= 1:
+            raise ConfigError(
+                "`recipe.layer_decay` must satisfy 0 < recipe.layer_decay <= 1,"
+                f" got {self.layer_decay!r}"
+            )
+        if self.optimizer == SGD:
+            if self.layer_decay != 1:
+                raise ConfigError(
+                    f"`recipe.layer_decay`={self.layer_decay:g} needs recipe.optimizer=adamw"
+                )
+            return
+        if self.momentum or self.nesterov:
+            raise ConfigError(
+                f"`recipe.optimizer={self.optimizer}` has no momentum: set recipe.momentum=0 and"
+                " recipe.nesterov=false"
+            )
+        if self.bias_lr != 1:
+            raise ConfigError(
+                f"`recipe.bias_lr`={self.bias_lr:g} needs recipe.optimizer=sgd: set it to 1"
+            )
 
 
 _DEFAULTS = {field.name: field.default for field in fields(Recipe)}
@@ -122,10 +163,23 @@ _DEFAULTS = {field.name: field.default for field in fields(Recipe)}
 def optimizer_of(
     recipe: Recipe, net: nn.Module, total_steps: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """Create SGD and the recipe's learning rate schedule, which is stepped `total_steps` times,
-    once per batch."""
+    """Create the recipe's optimizer and its learning rate schedule, which is stepped `total_steps`
+    times, once per batch."""
+    optimizer = (_sgd if recipe.optimizer == SGD else _adamw)(recipe, net)
+    return optimizer, _schedule(recipe, optimizer, total_steps)
+
+
+def _adamw(recipe: Recipe, net: nn.Module) -> torch.optim.Optimizer:
+    groups = parameter_groups(
+        net, lr=recipe.lr, weight_decay=recipe.weight_decay, layer_decay=recipe.layer_decay
+    )
+    fused = all(each.device.type == "cpu" for each in net.parameters()) or None
+    return torch.optim.AdamW(groups, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=fused)
+
+
+def _sgd(recipe: Recipe, net: nn.Module) -> torch.optim.Optimizer:
     parameters = [each for each in net.parameters() if each.requires_grad]
-    sgd = torch.optim.SGD(
+    return torch.optim.SGD(
         parameters if recipe.bias_lr == 1 else _groups(recipe, net, parameters),
         lr=recipe.lr,
         momentum=recipe.momentum,
@@ -135,7 +189,6 @@ def optimizer_of(
         # differ. Otherwise None rather than False: torch then chooses its multi-tensor kernel.
         fused=all(each.device.type == "cpu" for each in parameters) or None,
     )
-    return sgd, _schedule(recipe, sgd, total_steps)
 
 
 def _groups(recipe: Recipe, net: nn.Module, parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
@@ -154,7 +207,7 @@ def _groups(recipe: Recipe, net: nn.Module, parameters: list[nn.Parameter]) -> l
 
 
 def _schedule(
-    recipe: Recipe, sgd: torch.optim.Optimizer, total_steps: int
+    recipe: Recipe, optimizer: torch.optim.Optimizer, total_steps: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
     if recipe.schedule == "onecycle":
         # total_steps + 1, because the scheduler is also stepped after the last batch. torch divides
@@ -162,18 +215,22 @@ def _schedule(
         warmup = recipe.warmup
         if warmup * (total_steps + 1) == 1:
             warmup *= 1.001
-        rates = [group["lr"] for group in sgd.param_groups]
+        rates = [group["lr"] for group in optimizer.param_groups]
         return torch.optim.lr_scheduler.OneCycleLR(
-            sgd, rates, total_steps + 1, pct_start=warmup, cycle_momentum=False
+            optimizer, rates, total_steps + 1, pct_start=warmup, cycle_momentum=False
         )
     if recipe.schedule == "triangle":
-        return torch.optim.lr_scheduler.LambdaLR(sgd, partial(_triangle, recipe, total_steps))
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_triangle, recipe, total_steps))
+    if recipe.schedule == "warmup_cosine":
+        return torch.optim.lr_scheduler.LambdaLR(
+            optimizer, partial(_warm_cosine, recipe, total_steps)
+        )
     if recipe.schedule == "cosine":
-        return torch.optim.lr_scheduler.CosineAnnealingLR(sgd, total_steps)
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total_steps)
     steps = [round(share * total_steps) for share in recipe.milestones]
     if recipe.schedule == "constant":
         steps = []
-    return torch.optim.lr_scheduler.MultiStepLR(sgd, steps, recipe.gamma)
+    return torch.optim.lr_scheduler.MultiStepLR(optimizer, steps, recipe.gamma)
 
 
 def _triangle(recipe: Recipe, total_steps: int, step: int) -> float:
@@ -182,3 +239,12 @@ def _triangle(recipe: Recipe, total_steps: int, step: int) -> float:
     if step < peak:
         return recipe.lr_start + (1 - recipe.lr_start) * step / peak
     return 1 + (recipe.lr_end - 1) * (step - peak) / (total_steps - peak)
+
+
+def _warm_cosine(recipe: Recipe, total_steps: int, step: int) -> float:
+    """The learning rate at `step` (counted from 0), in units of `recipe.lr`."""
+    peak = int(recipe.warmup * total_steps)
+    if step < peak:
+        return _triangle(recipe, total_steps, step)
+    fallen = (1 - math.cos(math.pi * (step - peak) / (total_steps - peak))) / 2
+    return 1 + (recipe.lr_end - 1) * fallen

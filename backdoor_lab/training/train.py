@@ -120,16 +120,18 @@ def fit(
     extra = [] if scratch is None else [_checkpointer(scratch)]
     trainer = trainer_for(
         machine, epochs=job.recipe.epochs, callbacks=[*callbacks, _Reseed(job.seed), *extra],
-        logger=logger,
+        logger=logger, clip_norm=job.recipe.clip_norm,
     )  # fmt: skip
     trainer.fit(module, batches, ckpt_path=checkpoint, weights_only=True)
     return _finished(module)
 
 
 def trainer_for(
-    machine: ComputeDevice, *, epochs: int, callbacks: Sequence[pl.Callback], logger: Any = False
-) -> pl.Trainer:
-    """Create a Lightning Trainer that uses one device and prints nothing."""
+    machine: ComputeDevice, *, epochs: int, callbacks: Sequence[pl.Callback], logger: Any = False,
+    clip_norm: float = 0.0,
+) -> pl.Trainer:  # fmt: skip
+    """Create a Lightning Trainer that uses one device and prints nothing. Gradients are clipped to
+    the norm `clip_norm`; 0: not at all."""
     _quiet()
     trainer = pl.Trainer(
         accelerator="gpu" if machine.device.type == "cuda" else "cpu",
@@ -139,6 +141,7 @@ def trainer_for(
         # off.
         benchmark=machine.device.type == "cuda",
         max_epochs=epochs,
+        gradient_clip_val=clip_norm or None,
         logger=logger,
         log_every_n_steps=1,
         callbacks=list(callbacks),

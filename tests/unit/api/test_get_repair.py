@@ -156,3 +156,12 @@ def test_unknown_names_and_options_are_refused() -> None:
         bl.get_repair("fine_pruning", epoch=2)
     with pytest.raises(ValueError, match="`lr` must satisfy 0 <= lr, got -1"):
         bl.get_repair("fine_pruning", lr=-1)
+
+
+@pytest.mark.parametrize("name", ["fine_pruning", "neural_cleanse"])
+def test_repairs_that_reuse_momentum_and_weight_decay_refuse_adamw(name: str) -> None:
+    given = {"clean": user_images(24, 2), "recipe": "finetune"}
+    with pytest.raises(ValueError, match="trains by SGD .*`optimizer=adamw`: choose a recipe"):
+        brief(name).fit(user_model(), **given)
+    changed = brief("fine_tuning").fit(user_model(), **given)
+    assert not same(changed.model_, user_model())

@@ -229,6 +229,14 @@ def test_bad_configurations_are_refused_before_any_work(
         assert caught.value.exit_code == 2
 
 
+def test_repairs_by_sgd_refuse_recipes_with_adamw(root: Path) -> None:
+    words = ("recipe=adamw", "defense=fine_pruning", "protocol.clean_holdout=8")
+    with pytest.raises(ConfigError, match="FinePruning trains by SGD .*optimizer=sgd"):
+        cell_of(root, *words)
+    assert cell_of(root, "recipe=adamw", "defense=spectral").recipe.optimizer == "adamw"
+    assert cell_of(root, *words, "defense=fine_tuning").recipe.momentum == 0
+
+
 @pytest.mark.parametrize(
     "words", ["~recipe.lr", "~model.width", "~trainer.threads", "~protocol.layer", "~store.root",
               "~recipe", "~trainer", "~logger", "~seed", "~target", "model=null", "trainer=null",

@@ -83,11 +83,26 @@ def test_the_triangle_schedule_consists_of_two_straight_lines(total: int) -> Non
     assert max(found) == found[peak] == pytest.approx(0.1)
 
 
+@pytest.mark.parametrize("total", [1, 3, 10, 490])
+def test_the_warmup_cosine_schedule_is_a_straight_line_and_half_a_cosine(total: int) -> None:
+    found = rates(total, schedule="warmup_cosine", warmup=0.1, lr_start=0.01, lr_end=0.02)
+    peak = int(0.1 * total)
+    expected = [
+        0.1 * (0.01 + 0.99 * step / peak) if step < peak
+        else 0.1 * (0.02 + 0.49 * (1 + math.cos(math.pi * (step - peak) / (total - peak))))
+        for step in range(total)
+    ]  # fmt: skip
+    assert found == pytest.approx(expected)
+    assert max(found) == found[peak] == pytest.approx(0.1)
+
+
 def with_norm() -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(2, 2))
 
 
-@pytest.mark.parametrize("schedule", ["steps", "onecycle", "cosine", "triangle", "constant"])
+@pytest.mark.parametrize(
+    "schedule", ["steps", "onecycle", "cosine", "triangle", "warmup_cosine", "constant"]
+)
 def test_batch_norm_biases_have_a_separate_learning_rate_under_every_schedule(
     schedule: str,
 ) -> None:
@@ -148,7 +163,8 @@ def test_every_recipe_key_but_the_name_changes_the_identity() -> None:
         {"weight_decay": 1e-3}, {"schedule": "cosine"}, {"milestones": [0.4]}, {"gamma": 0.2},
         {"warmup": 0.3}, {"label_smoothing": 0.1}, {"crop_padding": 1}, {"flip": True},
         {"cutout": 2}, {"mixup": 0.2}, {"cutmix": 1.0}, {"flip": "alternating"}, {"lr_start": 0.1},
-        {"lr_end": 0.1}, {"bias_lr": 64},
+        {"lr_end": 0.1}, {"bias_lr": 64}, {"clip_norm": 1}, {"momentum": 0},
+        {"optimizer": "adamw"}, {"optimizer": "adamw", "layer_decay": 0.5},
     ]  # fmt: skip
     seen = [recipe().decides(), *(recipe(**change).decides() for change in changes)]
     assert all(a != b for i, a in enumerate(seen) for b in seen[:i])
@@ -163,7 +179,8 @@ def test_a_recipe_without_mixup_and_cutmix_keeps_its_identity() -> None:
 
 def test_newer_keys_at_their_default_do_not_change_the_identity() -> None:
     """Networks trained before these keys existed are therefore not trained again."""
-    newer = {"mixup": 0.0, "cutmix": 0, "lr_start": 0.2, "lr_end": 0.0, "bias_lr": 1}
+    newer = {"mixup": 0.0, "cutmix": 0, "lr_start": 0.2, "lr_end": 0.0, "bias_lr": 1,
+             "optimizer": "sgd", "layer_decay": 1, "clip_norm": 0}  # fmt: skip
     assert recipe(**newer).decides() == recipe().decides()
     assert newer.keys().isdisjoint(recipe().decides())
     assert recipe(bias_lr=2).decides() == recipe().decides() | {"bias_lr": 2.0}
@@ -202,6 +219,18 @@ def test_integers_and_floats_of_equal_value_give_the_same_identity() -> None:
         ({"lr_end": math.nan}, "`recipe.lr_end` must satisfy 0 <= recipe.lr_end, got nan"),
         ({"bias_lr": 0}, "`recipe.bias_lr` must satisfy .* got 0"),
         ({"nesterov": True, "momentum": 0}, "`recipe.nesterov=true` needs a `recipe.momentum`"),
+        ({"optimizer": "adam"}, "`recipe.optimizer` 'adam' .*Did you mean 'adamw'.*sgd"),
+        ({"clip_norm": -1}, "`recipe.clip_norm` must satisfy 0 <= recipe.clip_norm, got -1"),
+        ({"layer_decay": 0}, "`recipe.layer_decay` must satisfy 0 < recipe.layer_decay <= 1"),
+        ({"layer_decay": 1.5}, "`recipe.layer_decay` must satisfy .* <= 1, got 1.5"),
+        ({"layer_decay": math.nan}, "`recipe.layer_decay` must be a finite number, got nan"),
+        ({"layer_decay": 0.5}, "`recipe.layer_decay`=0.5 needs recipe.optimizer=adamw"),
+        (
+            {"optimizer": "adamw", "momentum": 0.9},
+            "`recipe.optimizer=adamw` has no momentum: set recipe.momentum=0",
+        ),
+        ({"optimizer": "adamw", "nesterov": True}, "`recipe.optimizer=adamw` has no momentum"),
+        ({"optimizer": "adamw", "bias_lr": 64}, "`recipe.bias_lr`=64 needs recipe.optimizer=sgd"),
         ({"schedule": "onecycle"}, "`recipe.schedule=onecycle` needs a `recipe.warmup`"),
     ],
 )

@@ -119,6 +119,51 @@ def test_training_resumed_after_a_kill_gives_identical_weights(
     assert resumed.history == unbroken.history
 
 
+ADAMW = {"optimizer": "adamw", "lr": 3e-3, "weight_decay": 0.05, "schedule": "warmup_cosine",
+         "warmup": 0.2, "layer_decay": 0.7, "clip_norm": 1.0, "epochs": 3}  # fmt: skip
+
+
+@pytest.mark.parametrize(("until", "step"), [(1, 0), (2, 5)])
+def test_adamw_resumed_after_a_kill_gives_identical_weights(
+    tmp_path: Path, until: int, step: int
+) -> None:
+    """Both moments, the number of steps, and the rate of every group continue where they were."""
+    unbroken = fit(job(**ADAMW), CPU)
+    with pytest.raises(KeyError, match="killed"):
+        fit(job(**ADAMW), CPU, scratch=tmp_path, callbacks=[Epochs(until, step)])
+    second = Epochs()
+    resumed = fit(job(**ADAMW), CPU, scratch=tmp_path, callbacks=[second])
+    assert second.seen == list(range(until, 3))
+    expected = unbroken.net.state_dict()
+    assert all(torch.equal(value, expected[n]) for n, value in resumed.net.state_dict().items())
+    assert resumed.history == unbroken.history
+    assert resumed.history[-1] < resumed.history[0]
+
+
+def test_gradients_are_clipped_to_the_norm_of_the_recipe() -> None:
+    """With SGD without momentum, the weights of one step differ by at most lr * clip_norm."""
+    changes = {"epochs": 1, "batch_size": 48, "momentum": 0, "lr": 1.0}
+    start = new_classifier(job(), CPU).net
+    moved = []
+    for norm in (0, 1e-3):
+        made = fit(job(clip_norm=norm, **changes), CPU).net
+        pairs = zip(start.parameters(), made.parameters(), strict=True)
+        moved.append(float(torch.cat([(a - b).flatten() for a, b in pairs]).norm()))
+    assert moved[0] > 0.1
+    assert moved[1] == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_the_logged_rate_is_that_of_the_last_layer() -> None:
+    rates = []
+
+    class Rates(pl.Callback):
+        def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
+            rates.append(module._rate())
+
+    fit(job(**ADAMW | {"schedule": "constant"}), CPU, callbacks=[Rates()])
+    assert rates == [3e-3] * 3
+
+
 def test_resuming_from_the_checkpoint_of_the_last_epoch_repeats_no_epoch(tmp_path: Path) -> None:
     first = weights(job(), scratch=tmp_path)
     again = Epochs()
