@@ -125,13 +125,13 @@ class Recipe:
         validation.flag("recipe.nesterov", self.nesterov)
         for share in self.milestones:
             validation.number("recipe.milestones", share, low=0, below=1)
+        self._check_optimizer()
         if self.nesterov and not self.momentum:
             raise ConfigError("`recipe.nesterov=true` needs a `recipe.momentum` above 0")
         if self.schedule == "onecycle" and not self.warmup:
             raise ConfigError(
                 "`recipe.schedule=onecycle` needs a `recipe.warmup` above 0, such as 0.2"
             )
-        self._check_optimizer()
 
     def _check_optimizer(self) -> None:
         validation.choice("recipe.optimizer", self.optimizer, OPTIMIZERS)

@@ -230,7 +230,7 @@ def test_bad_configurations_are_refused_before_any_work(
 
 
 def test_repairs_by_sgd_refuse_recipes_with_adamw(root: Path) -> None:
-    words = ("recipe=adamw", "defense=fine_pruning", "protocol.clean_holdout=8")
+    words = ("recipe=adamw", "defense=fine_pruning", "protocol.clean_holdout=20")
     with pytest.raises(ConfigError, match="FinePruning trains by SGD .*optimizer=sgd"):
         cell_of(root, *words)
     assert cell_of(root, "recipe=adamw", "defense=spectral").recipe.optimizer == "adamw"

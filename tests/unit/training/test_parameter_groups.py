@@ -134,9 +134,10 @@ def test_frozen_parameters_are_in_no_group() -> None:
 def test_transformers_of_timm_have_the_groups_of_timm(name: str) -> None:
     """Except the last normalization, which belongs to the last layer, as in MAE."""
     timm = pytest.importorskip("timm")
+    optim = pytest.importorskip("timm.optim")
     with torch.device("meta"):
         net = timm.create_model(name)
-    groups: list[dict[str, Any]] = timm.optim.param_groups_layer_decay(
+    groups: list[dict[str, Any]] = optim.param_groups_layer_decay(
         net, 0.05, net.no_weight_decay(), layer_decay=0.5
     )
     names = {id(value): name for name, value in net.named_parameters()}
