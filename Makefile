@@ -26,7 +26,7 @@ help:  ## this list
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "backdoor_lab needs Python 3.11 or newer; name one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
-	@echo "installing into $(VENV): minutes, up to 6 GB (PyTorch); no output until it is done"
+	@echo "installing into $(VENV): minutes, up to 7 GB (PyTorch); no output until it is done"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@

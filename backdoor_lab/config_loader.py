@@ -53,6 +53,8 @@ _FILLED: dict[str, dict[str, Any]] = {
     "job": {"num": 0, "id": "${hydra.job.name}"},
 }
 """Placeholders for the values that Hydra sets only after composing."""
+NAMED = ("trigger", "defense", "dataset", "model", "recipe", "protocol")
+"""The sections whose name labels a row or a column of a table."""
 
 
 class CheckedLoader(ConfigLoaderImpl):
@@ -171,11 +173,23 @@ def check_composed(config: DictConfig, allowed: tuple[str, ...]) -> None:
         node = config._get_node(section) if section else config
         if isinstance(node, DictConfig) and not (node._is_none() or node._is_interpolation()):
             refuse_renamed(section, map(str, node))
+    for section in NAMED:
+        node = config._get_node(section) if section in config else None
+        if isinstance(node, DictConfig) and not (node._is_none() or node._is_interpolation()):
+            _check_name(section, list(map(str, node)))
     with _filled(config):
         for key in map(str, config):
             check_targets(_plain(config._get_node(key), key), allowed, key)
     # Imports a class, but only where a key was renamed, and only after the check above.
     check_renamed(config, Path(conf_dir()))
+
+
+def _check_name(section: str, keys: list[str]) -> None:
+    if keys and "name" not in keys:
+        raise ConfigError(
+            f"`{section}.name` is missing: tables show this name, so add a line such as"
+            f" `name: my_{section}` to the file in conf/{section}"
+        )
 
 
 def conf_dir() -> str:

@@ -100,8 +100,13 @@ def plan_of(
     options |= {"label_mode": method.label_mode, "cover_rate": method.cover_rate}
     options |= implied(method.label_mode, on_source=source is None and start is not None)
     words = {key: options[key] for key in _PLANNED}
+    if (given := share(ratio)) > 1 and options["ratio_of"] != "count":
+        raise ValueError(
+            f"`ratio` must satisfy 0 <= ratio <= 1, got {given:g}; {name} takes it as a share, see"
+            " `protocol`"
+        )
     covered = method.cover_from(to, start, classes)
-    plan = PoisonSpec(to, start, share(ratio), **words, cover_from=covered)
+    plan = PoisonSpec(to, start, given, **words, cover_from=covered)
     if plan.apply_trigger != "before_augmentation":
         raise ValueError(
             f"`protocol`: {name} applies the trigger after augmentation, which only a training loop"

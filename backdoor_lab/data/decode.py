@@ -95,7 +95,7 @@ def decode_all(
             for broken in pool.map(work.chunk, chunks):
                 work.refused |= broken
             if work.refused and not skip_broken:
-                raise DataError(work.refused[min(work.refused)])
+                raise BrokenImageError(work.refused[min(work.refused)])
     if missing:
         raise DataError(
             f"{where}: {many(len(missing), 'image')} disappeared during reading; the first by name"

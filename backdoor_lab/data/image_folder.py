@@ -19,7 +19,7 @@ from backdoor_lab.data.base import (
     name_from,
     path_given,
 )
-from backdoor_lab.data.decode import decode_all
+from backdoor_lab.data.decode import BrokenImageError, decode_all
 from backdoor_lab.data.kinds import LISTED, summary
 from backdoor_lab.data.layout import LAYOUTS, Layout, Survey, survey
 from backdoor_lab.data.members import Members
@@ -95,10 +95,13 @@ class ImageFolder(Source):
         layout = self._limited(self._survey(inside).layout)
         paths = _paths(layout)
         wanted = set(paths)
-        found = decode_all(
-            inside.contents(wanted), paths, str(self.root), self.channels, self.size,
-            skip_broken=self.skip_broken,
-        )  # fmt: skip
+        try:
+            found = decode_all(
+                inside.contents(wanted), paths, str(self.root), self.channels, self.size,
+                skip_broken=self.skip_broken,
+            )  # fmt: skip
+        except BrokenImageError as error:
+            raise DataError(f"{error}; dataset.skip_broken=true leaves such files out") from error
         broken = list(found.broken)
         self.notes["skipped"] = {"count": len(broken), "files": broken[:LISTED]}
         classes = _classes(layout)

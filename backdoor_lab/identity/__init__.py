@@ -71,6 +71,8 @@ addition to the configuration code, which belongs to every stage."""
 Mark = int | str
 """The version of a component, such as 1; if the code differs from identity.json, followed by the
 code hash: ``1+0123456789``."""
+HASH_SHOWN = 8
+"""The number of digits of a code hash that tables show."""
 Table = dict[str, dict[str, dict[str, Any]]]
 """Maps each section, then each component, to its ``version`` and ``hash``."""
 Marks = dict[str, dict[str, Mark]]
@@ -112,17 +114,6 @@ def is_modified(mark: object) -> bool:
     """Whether `mark` contains a code hash. A mark contains a code hash if the code does not match
     the hash in identity.json."""
     return isinstance(mark, str) and "+" in mark
-
-
-def differs(section: str, name: str) -> bool:
-    """Whether a component is not listed in identity.json, or is listed with a hash that does not
-    match its code."""
-    if name not in committed()[section]:
-        return True
-    try:
-        return is_modified(_mark(section, name, roots_of(section, name)))
-    except SyntaxError:
-        return True
 
 
 def warn(marks: Iterable[Marks]) -> None:

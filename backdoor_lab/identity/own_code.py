@@ -1,4 +1,4 @@
-"""Errors raised by code that is not in identity.json: a user's own trigger or defense."""
+"""Errors raised by the code of a trigger or a defense, which may be a user's own."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from pathlib import Path
 from typing import Any
 
 from backdoor_lab.core.errors import ConfigError, LabError, is_out_of_memory, reason_of
-from backdoor_lab.identity import FOLDERS, differs
+from backdoor_lab.identity import FOLDERS
 from backdoor_lab.identity.sources import PACKAGE, ROOT
 
 _SECTIONS = {"trigger": "triggers", "defense": "defenses"}
 
 
 class OwnCodeError(ConfigError):
-    """Code of a new or edited trigger or defense raised an error other than a LabError."""
+    """Code of a trigger or defense raised an error other than a LabError."""
 
 
 def own_code_error(error: BaseException, config: Mapping[str, Any]) -> OwnCodeError | None:
-    """Returns an error that names the component and the line if `error` was raised in the code of a
-    new or edited trigger or defense of `config`, or in code called from there.
+    """Returns an error that names the component and the line if `error` was raised in the file of a
+    trigger or defense of `config`, or in code called from there.
 
-    Returns None for all other errors, so that a bug in this package keeps its traceback. Also
-    returns None for out-of-memory errors, and for a LabError, whose message needs no addition.
+    Returns None for all other errors, so that a bug elsewhere in this package keeps its traceback.
+    Also returns None for out-of-memory errors, and for a LabError, whose message needs no addition.
     """
     if isinstance(error, LabError) or is_out_of_memory(error):
         return None
@@ -50,16 +50,14 @@ def explained(config: Mapping[str, Any]) -> Iterator[None]:
 
 
 def _files(config: Mapping[str, Any]) -> Iterator[tuple[str, Path]]:
-    """Yields the files of the new or edited components that `config` names, each with its key,
-    ``trigger`` or ``defense``."""
+    """Yields the files of the components that `config` names, each with its key, ``trigger`` or
+    ``defense``."""
     for key, section in _SECTIONS.items():
         for target in _targets(config.get(key)):
             module = target.rpartition(".")[0]
             folder, _, name = module.removeprefix(f"{PACKAGE}.").partition(".")
             path = ROOT / folder / f"{name}.py"
-            if folder != FOLDERS[section] or not path.is_file():
-                continue
-            if differs(section, name):
+            if folder == FOLDERS[section] and path.is_file():
                 yield key, path
 
 

@@ -12,6 +12,7 @@ from backdoor_lab.core.atomic_io import digest, write_atomic
 from backdoor_lab.core.errors import ConfigError, unknown
 from backdoor_lab.identity import (
     FOLDERS,
+    HASH_SHOWN,
     MODELS,
     STAGES,
     TABLE,
@@ -46,7 +47,7 @@ def differing() -> dict[Key, str]:
         for name in sorted(entries.keys() | then[section].keys()):
             new, old = entries.get(name), then[section].get(name)
             if new != old:
-                found[section, name] = _difference(section, new, old)
+                found[section, name] = _difference(section, new, old) + _label(section, new, old)
     return found
 
 
@@ -153,6 +154,13 @@ def _set_version(path: Path, version: int) -> None:
     if found != 1:
         raise ConfigError(f"{path} must contain exactly one line such as `version: 1`")
     path.write_text(text)
+
+
+def _label(section: str, new: dict[str, Any] | None, old: dict[str, Any] | None) -> str:
+    """Returns the version by which tables label the present code of a component, in brackets."""
+    if new is None or section == "protocols":
+        return ""
+    return f" ({0 if old is None else old['version']}+{new['hash'][:HASH_SHOWN]} in tables)"
 
 
 def _difference(section: str, new: dict[str, Any] | None, old: dict[str, Any] | None) -> str:

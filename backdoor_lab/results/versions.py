@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from backdoor_lab.identity import HASH_SHOWN
 from backdoor_lab.results.values import words
 
 if TYPE_CHECKING:
@@ -24,8 +25,6 @@ SECTIONS = {"trigger": "triggers", "defense": "defenses"}
 """Maps trigger and defense to the sections of ``config.code`` that contain their versions."""
 FIRST = "1"
 _LABEL = re.compile(r"@\d+(\+[0-9a-f]+)?( with .*)?")
-_HASH = 8
-"""The number of characters of a hash of modified code that are shown."""
 
 
 def version_of(cell: CellRecord, name: str) -> str | None:
@@ -133,4 +132,4 @@ def _number(mark: Any) -> str:
 
 def _with_hash(mark: Any) -> str:
     number, plus, code = str(mark).partition("+")
-    return f"{number}{plus}{code[:_HASH]}"
+    return f"{number}{plus}{code[:HASH_SHOWN]}"

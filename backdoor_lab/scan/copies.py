@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from backdoor_lab import identity
+from backdoor_lab.core.errors import many
 from backdoor_lab.core.store import Store
 from backdoor_lab.core.terminal import duration
 from backdoor_lab.core.types import LabeledImages
@@ -59,8 +60,8 @@ def scan_copies(
         outcomes.append(_outcome(canary, entry.meta, options.alpha))
         left = (time.monotonic() - began) / max(1, computed) * (len(canaries) - done)
         log.info(
-            "copy %d of %d (%s, %d images): %s, about %s left", done, len(canaries), canary.kind,
-            canary.images, "found" if outcomes[-1].found else "missed",
+            "copy %d of %d (%s, %s): %s, about %s left", done, len(canaries), canary.kind,
+            many(canary.images, "image"), "found" if outcomes[-1].found else "missed",
             duration(left * (computed > 0)),
         )  # fmt: skip
     return outcomes

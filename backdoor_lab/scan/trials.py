@@ -21,7 +21,7 @@ import torch
 from backdoor_lab.analysis.intervals import exact
 from backdoor_lab.core import shutdown, streams, validation
 from backdoor_lab.core.atomic_io import digest, write_atomic
-from backdoor_lab.core.errors import EXIT_DONE, ConfigError, DataError
+from backdoor_lab.core.errors import EXIT_DONE, ConfigError, DataError, many
 from backdoor_lab.core.instantiate import build
 from backdoor_lab.core.options import parser_of, path_of
 from backdoor_lab.core.rng import derive, numpy_generator
@@ -91,7 +91,7 @@ def _run(asked: Namespace) -> int:
     for what in ("named", "other alarms"):
         hits = int((frame[what] > 0).sum())
         low, high = (100 * limit for limit in exact(hits, len(frame)))
-        print(f"{what}: {hits} of {len(frame)} sets ({low:.1f} to {high:.1f} %)")
+        print(f"{what}: {hits} of {many(len(frame), 'set')} ({low:.1f} to {high:.1f} %)")
     return EXIT_DONE
 
 
@@ -144,8 +144,8 @@ def part_of(whole: ScanImages, number: int) -> ScanImages:
         taken = of_class[number * PER_CLASS : (number + 1) * PER_CLASS]
         if len(taken) < PER_CLASS:
             raise DataError(
-                f"data set {whole.name}: the class {name} has {len(of_class)} images, too few for"
-                f" {number + 1} parts of {PER_CLASS}; reduce --sets"
+                f"data set {whole.name}: the class {name} has {many(len(of_class), 'image')}, too"
+                f" few for {number + 1} parts of {PER_CLASS}; reduce --sets"
             )
         rows.append(taken)
     return whole.part(torch.cat(rows).sort().values)

@@ -288,7 +288,7 @@ def _conclude(folder: Path, asked: Sequence[RequestedCell], failed: Mapping[str,
             log.error("%s: %s", each.id, state or "missing")
     where = f": {folder / 'tables'}" if written else ""
     earlier = len(sweep_file(folder).get("asked", asked)) - len(asked)
-    more = f"; the tables also show {many(earlier, 'earlier cell')}" if earlier and written else ""
+    more = f"; in this folder: {many(earlier, 'earlier cell')}, too" if earlier and written else ""
     log.warning("%d of %s done%s%s", done, many(len(asked), "cell"), where, more)
     if written:
         log.warning("open %s", folder / "index.html")

@@ -117,7 +117,7 @@ def _text(table: PivotTable, name: str, cell: PivotCell | None) -> str:
     if cell is None:
         return ""
     if not cell.done and not table.spec.report:
-        return short(cell.status)
+        return short(cell.status.partition(":")[0])  # The notes have the whole status.
     seeds = expected_seeds(cell, table.spec)
     text = figure(name, cell.estimates.get(name), seeds)
     marked = name in cell.signs and name in cell.estimates

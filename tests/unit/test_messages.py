@@ -65,7 +65,7 @@ def test_no_line_of_output_or_log_ends_in_a_space(tmp_path: Path) -> None:
     assert re.search(r"x.csv: 2 cells of 1 sweep, \d+ columns", text)
     assert re.search(r"1 of 1 cell done: \S+tables$", text, re.MULTILINE)
     # The second sweep adds a cell of another defense to the same folder.
-    assert re.search(r"1 of 1 cell done: \S+tables; the tables also show 1 earlier cell$", text,
+    assert re.search(r"1 of 1 cell done: \S+tables; in this folder: 1 earlier cell, too$", text,
                      re.MULTILINE)  # fmt: skip
     reused = re.findall(r"^.*random.* reused from the store: (.*)$", text, re.MULTILINE)
     assert set(reused) == {"poison, train, train_accuracy1, measure1, extract"}

@@ -118,12 +118,15 @@ def test_an_error_in_a_user_defined_defense_makes_the_cell_fail(
     assert "Traceback" in (tmp_path / "here/backdoor_lab.log").read_text()
 
 
-def test_an_error_of_this_package_keeps_its_traceback() -> None:
-    """A committed trigger is not blamed, even if the error passed through its file."""
-    from backdoor_lab.attacks.pixel import Pixel
+def test_only_an_error_that_passed_through_the_file_of_the_component_is_explained() -> None:
+    """Also for components in identity.json, which a user's own are after --accept."""
+    from backdoor_lab.attacks.warp import WaNet
 
-    trigger = Pixel(position=[0, 0], color=1)
     with pytest.raises(AttributeError) as found:
-        trigger.apply_test(None)  # type: ignore[arg-type]
-    chosen = {"trigger": {"_target_": "backdoor_lab.attacks.pixel.Pixel", "name": "pixel"}}
-    assert own_code_error(found.value, chosen) is None
+        WaNet().apply_test(None)  # type: ignore[arg-type]
+    chosen = {"trigger": {"_target_": "backdoor_lab.attacks.warp.WaNet", "name": "warp"}}
+    text = str(own_code_error(found.value, chosen))
+    assert text.startswith("`trigger=warp`: backdoor_lab/attacks/warp.py:")
+    assert "raised AttributeError" in text
+    other = {"trigger": {"_target_": "backdoor_lab.attacks.patch.Patch", "name": "patch"}}
+    assert own_code_error(found.value, other) is None
