@@ -23,7 +23,13 @@ BRIEF = {
     "steps": 3, "epochs": 1, "pretrain_epochs": 1, "training_epochs": 1, "unlearning_epochs": 1,
     "first_epochs": 1, "tuning_epochs": 1, "passes": 1, "rounds": 1,
 }  # fmt: skip
-REFUSED = {("vit", "anp"): "`defense=anp` needs a network with batch normalization"}
+RESNET_LAYER = "'layer3.1.relu:input' is not known"
+REFUSED = {
+    ("vit", "anp"): "`defense=anp` needs a network with batch normalization",
+    # This preset names a layer of a ResNet18; with defense.layer=penultimate, it runs.
+    ("vit", "spectre_authors"): RESNET_LAYER,
+    ("wide", "spectre_authors"): RESNET_LAYER,
+}
 
 
 def repairs(defense: str) -> bool:
@@ -42,6 +48,12 @@ def brief(defense: str) -> list[str]:
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store that all cells share, so that each network is trained once."""
     return tmp_path_factory.mktemp("networks")
+
+
+def test_the_preset_for_a_resnet_runs_on_another_layer(root: Path, tmp_path: Path) -> None:
+    words = (*WIDE_WORDS, "defense=spectre_authors", "defense.layer=penultimate", "retrain=false")
+    record = run_here(root, tmp_path / "cell", *words, "protocol.clean_holdout=20")
+    assert record["status"] == "done", record["error"]
 
 
 @pytest.mark.parametrize("network", NETWORKS)
