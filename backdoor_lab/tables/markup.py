@@ -15,7 +15,7 @@ from backdoor_lab.core.terminal import plain
 from backdoor_lab.templates import render
 
 NOTHING = "–"
-_LONGEST = 80
+LONGEST = 80
 # Minimum number of characters per line, and the LaTeX font size that it requires.
 _SIZES = (
     (70, r"\scriptsize\setlength{\tabcolsep}{3pt}"), (110, r"\tiny\setlength{\tabcolsep}{2.5pt}"),
@@ -43,10 +43,10 @@ class TextTable:
         return [(name, len(list(same))) for name, same in groupby(self.over)]
 
 
-def short(text: str) -> str:
+def short(text: str, longest: int = LONGEST) -> str:
     """Returns `text` without unprintable characters, shortened to fit a table."""
     text = plain(text)
-    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+    return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
 def in_terminal(grid: TextTable) -> str:

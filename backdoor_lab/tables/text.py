@@ -22,6 +22,8 @@ T = TypeVar("T")
 ACROSS = 12
 """Number of values per line that fit on a page or a screen."""
 NONE = PivotCell({}, 0, 0, "")
+IN_COLUMN = 30
+"""The most characters of a status that is repeated in each column of a row."""
 
 
 def document(table: PivotTable) -> Document:
@@ -117,7 +119,7 @@ def _text(table: PivotTable, name: str, cell: PivotCell | None) -> str:
     if cell is None:
         return ""
     if not cell.done and not table.spec.report:
-        return short(cell.status.partition(":")[0])  # The notes have the whole status.
+        return short(cell.status, IN_COLUMN)
     seeds = expected_seeds(cell, table.spec)
     text = figure(name, cell.estimates.get(name), seeds)
     marked = name in cell.signs and name in cell.estimates

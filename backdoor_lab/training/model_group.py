@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from backdoor_lab.core import validation
-from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.errors import ConfigError, many
 from backdoor_lab.exchange.card_file import SMALLEST, Normalization
 from backdoor_lab.exchange.network_file import INPUT_SIZE, LIBRARY, NORMALIZE, OPTIONS, WEIGHTS
 
@@ -76,7 +76,9 @@ def _check_normalize(said: Any, library: Any) -> None:
     if not parts or not all(isinstance(each, list) and each for each in parts):
         raise ConfigError(f"`{key}` must be null, {_FORM}, got {said!r}")
     if len(parts[0]) != len(parts[1]):
-        raise ConfigError(f"`{key}` has {len(parts[0])} means and {len(parts[1])} deviations")
+        raise ConfigError(
+            f"`{key}` has {many(len(parts[0]), 'mean')} and {many(len(parts[1]), 'deviation')}"
+        )
     for name, low, values in zip(("mean", "std"), (-1000.0, SMALLEST), parts, strict=True):
         for value in values:
             validation.number(f"{key}: {name}", value, low=low, below=1000)

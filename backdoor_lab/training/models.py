@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from backdoor_lab.core import streams, validation
-from backdoor_lab.core.errors import ConfigError, unknown
+from backdoor_lab.core.errors import ConfigError, many, unknown
 from backdoor_lab.core.lazy import Tensor, nn, torch
 from backdoor_lab.core.rng import derive
 from backdoor_lab.exchange.network_file import INPUT_SIZE, LIBRARY, NEEDED, NORMALIZE, OPTIONAL
@@ -161,7 +161,7 @@ def stated_normalization(
     mean, std = pair or mean_and_std(model["name"])
     if len(mean) != channels:
         raise ConfigError(
-            f"`model.{NORMALIZE}={said}` has {len(mean)} channels, but the images have {channels}:"
+            f"`model.{NORMALIZE}={said}` has {many(len(mean), 'channel')}, but images have {channels}:"
             f" set model.{NORMALIZE}=[[mean, ...],[std, ...]] with a number for each channel"
         )
     return [255.0 * value for value in mean], [255.0 * value for value in std]
