@@ -161,8 +161,8 @@ def stated_normalization(
     mean, std = pair or mean_and_std(model["name"])
     if len(mean) != channels:
         raise ConfigError(
-            f"`model.{NORMALIZE}={said}` has {many(len(mean), 'channel')}, but images have {channels}:"
-            f" set model.{NORMALIZE}=[[mean, ...],[std, ...]] with a number for each channel"
+            f"`model.{NORMALIZE}={said}` has {many(len(mean), 'channel')}, but the images have"
+            f" {channels}: set model.{NORMALIZE}=[[mean, ...],[std, ...]] with a number for each channel"
         )
     return [255.0 * value for value in mean], [255.0 * value for value in std]
 

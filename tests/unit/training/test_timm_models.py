@@ -90,7 +90,7 @@ def test_a_mobilenet_accepts_any_size_and_gray_images() -> None:
         ({"input_size": 0}, "`model.input_size` must satisfy 1 <= model.input_size"),
         ({"normalize": "imagnet"}, "Did you mean 'imagenet'"),
         ({"normalize": [[0.5]]}, r"must be null, imagenet, timm or \[\[mean"),
-        ({"normalize": [[0.5, 0.5], [0.5]]}, "2 means and 1 deviations"),
+        ({"normalize": [[0.5, 0.5], [0.5]]}, "2 means and 1 deviation"),
         ({"normalize": [[0.5], [0.0]]}, "std` must satisfy"),
         ({"library": None, "options": {"depth": 2}}, "`model.options` needs `model=timm`"),
         ({"library": None, "name": "resnet18", "normalize": "timm"}, "needs `model=timm`"),
