@@ -63,8 +63,8 @@ def export_dataset(
     record = completed_record(cell, "training set")
     _check_kind(cell, record)
     root = store_of(cell, store)
+    from backdoor_lab.data.hub.parquet import pyarrow
     from backdoor_lab.exchange.write import write_set
-    from backdoor_lab.exchange.write_parquet import pyarrow
 
     if layout == "parquet":
         pyarrow()

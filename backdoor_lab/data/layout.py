@@ -10,9 +10,6 @@ from backdoor_lab.data.kinds import has_image_ending, is_image
 from backdoor_lab.data.members import Listing, Members
 from backdoor_lab.data.splits import ADVICE, HeldOut
 
-TRAIN = ("train",)
-TEST = ("test", "val", "valid")
-"""The first of these folders that contains an image is the test split."""
 LAYOUTS = (
     "train/<class>/<image> and test/<class>/<image>, or <class>/<image> with dataset.test_share=0.2"
 )
@@ -25,6 +22,16 @@ Layout = dict[str, Classes]
 
 
 @dataclass(frozen=True)
+class SplitNames:
+    """The names of the folders of a split; the first that contains an image is used. `hint` says
+    how to choose others, for the message if there is no folder of test images."""
+
+    train: tuple[str, ...] = ("train",)
+    test: tuple[str, ...] = ("test", "val", "valid")
+    hint: str = ""
+
+
+@dataclass(frozen=True)
 class Survey:
     """The content of a folder or archive: its images, and other files inside the splits."""
 
@@ -33,16 +40,17 @@ class Survey:
     listing: Listing
 
 
-def survey(inside: Members, held_out: HeldOut) -> Survey:
+def survey(inside: Members, held_out: HeldOut, names: SplitNames | None = None) -> Survey:
     """Assigns files to splits and classes. Raises DataError if the layout is not supported, if
     there are fewer than two classes, or if a class has no images in a split."""
+    names = names or SplitNames()
     listing, where = inside.listing(), str(inside.root)
-    visible = {path for path in listing.files if not _hidden(path)}
+    visible = {path for path in listing.files if not hidden(path)}
     images = {path for path in visible if has_image_ending(path)}
     if others := visible - images:
         images |= {path for path, head in inside.heads(others) if is_image(head)}
-    folders = {path for path in listing.folders if not _hidden(path)}
-    prefixes = _prefixes(images, held_out, where)
+    folders = {path for path in listing.folders if not hidden(path)}
+    prefixes = _prefixes(images, held_out, where, names)
     layout = {
         split: _by_class(images, folders, prefix, where)
         for split, prefix in prefixes.items()
@@ -56,18 +64,22 @@ def survey(inside: Members, held_out: HeldOut) -> Survey:
     return Survey(layout, not_used, listing)
 
 
-def _prefixes(images: set[str], held_out: HeldOut, where: str) -> dict[str, str | None]:
+def _prefixes(
+    images: set[str], held_out: HeldOut, where: str, names: SplitNames
+) -> dict[str, str | None]:
     """Returns the folder of each split, with a trailing '/'; None for a missing split."""
-    wrap = _wrapper(images)
+    wrap = _wrapper(images, names)
     inner = [path.removeprefix(wrap) for path in images if path.startswith(wrap)]
     tops = {path.split("/")[0] for path in inner}
     train, test = (
-        next((f"{wrap}{name}/" for name in names if name in tops), None) for names in (TRAIN, TEST)
+        next((f"{wrap}{name}/" for name in each if name in tops), None)
+        for each in (names.train, names.test)
     )
     got = ", ".join(sorted(tops)[:10]) or "no image file"
     if train is not None:
-        wanted = " or ".join(f"{name}/" for name in TEST)
-        said = "" if test else f": expected {wanted}<class>/<image>, found {got}"
+        wanted = " or ".join(f"{name}/" for name in names.test)
+        said = f": expected {wanted}<class>/<image>, found {got}{names.hint}"
+        said = "" if test or not wanted else said
         held_out.check(test is not None, f"{where}{said}")
         return {"train": train, "test": test}
     bare = bool(inner) and test is None and all(path.count("/") == 1 for path in inner)
@@ -76,7 +88,8 @@ def _prefixes(images: set[str], held_out: HeldOut, where: str) -> dict[str, str 
     hint = f": {ADVICE}" if bare else ""
     if wrap and inner and not any("/" in path for path in inner):
         hint = f" in its only folder, {wrap} (at least two classes are needed)"
-    wanted = "train/<class>/<image>" if hint else LAYOUTS
+    wanted = f"{names.train[0]}/<class>/<image>" if hint else LAYOUTS
+    hint = hint or names.hint
     raise DataError(f"{where}: expected {wanted}; found {got}{hint}")
 
 
@@ -117,29 +130,30 @@ def _divided(classes: Classes, held_out: HeldOut) -> Layout:
 
 def _by_class(images: set[str], folders: set[str], prefix: str, where: str) -> Classes:
     below = (path.removeprefix(prefix) for path in folders if path.startswith(prefix))
-    classes: Classes = {_composed(name): [] for name in below if name and "/" not in name}
+    classes: Classes = {composed(name): [] for name in below if name and "/" not in name}
     for path in sorted(path for path in images if path.startswith(prefix)):
         parts = path.removeprefix(prefix).split("/")
         if len(parts) != 2:
             raise DataError(
                 f"{where}: the image {path} is not directly in a folder {prefix}<class>/"
             )
-        classes.setdefault(_composed(parts[0]), []).append(path)
+        classes.setdefault(composed(parts[0]), []).append(path)
     return dict(sorted(classes.items()))
 
 
-def _composed(name: str) -> str:
+def composed(name: str) -> str:
     """Returns a class name in Unicode's composed form. Some systems decompose folder names, so
     train/ and test/ from two machines might otherwise have different classes."""
     return unicodedata.normalize("NFC", name)
 
 
-def _wrapper(images: set[str]) -> str:
+def _wrapper(images: set[str], names: SplitNames) -> str:
     """Returns the single folder that contains all splits or all classes, with a trailing '/'; an
     empty string if there is none."""
     tops = {path.split("/")[0] for path in images if "/" in path}
-    return f"{tops.pop()}/" if len(tops) == 1 and not tops & {*TRAIN, *TEST} else ""
+    return f"{tops.pop()}/" if len(tops) == 1 and not tops & {*names.train, *names.test} else ""
 
 
-def _hidden(path: str) -> bool:
+def hidden(path: str) -> bool:
+    """Whether a file or folder is ignored because of its name."""
     return any(part.startswith((".", "__MACOSX")) for part in path.split("/"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ HEAD = 64
 
 Content = bytes | DataError
 """The bytes of a file, or the error raised when reading it."""
+
+_OUTSIDE = re.compile(r"/|[A-Za-z]:|.*(?:^|/)\.{1,2}(?:/|$)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,19 @@ class Folder(Members):
                 f"{self.root}: links point more than {MAX_VISITS:,} times to folders that were"
                 f" already listed, most recently {here}: remove these links"
             )
+
+
+def safe_path(name: str, where: object) -> str:
+    """Returns `name` if it is the relative path of a file below a folder, with '/' between the
+    names of folders. Raises DataError for absolute paths, '..', '.', backslashes and control
+    characters. `where` says what names the path, for the message."""
+    odd = "\\" in name or not name.isprintable() or "//" in name or name.endswith("/")
+    if not name or odd or _OUTSIDE.match(name):
+        raise DataError(
+            f"{where}: {name!r} is not the path of a file in the folder of the set (relative, with"
+            " / between names, without . and ..)"
+        )
+    return name
 
 
 def hash_of(path: Path) -> str:

@@ -19,7 +19,7 @@ def checked(arrays: Arrays, where: str) -> Arrays:
     Raises DataError otherwise; the message states the split, the first invalid index and the number
     of invalid values.
     """
-    _check_classes(arrays.classes, where)
+    check_classes(arrays.classes, where)
     train = _checked_split(arrays.train, len(arrays.classes), f"{where}, train")
     test = _checked_split(arrays.test, len(arrays.classes), f"{where}, test")
     if train.images.shape[1:] != test.images.shape[1:]:
@@ -28,7 +28,7 @@ def checked(arrays: Arrays, where: str) -> Arrays:
             f"got {train.images.shape[1:]} and {test.images.shape[1:]}"
         )
     for split, name in ((train, "train"), (test, "test")):
-        _check_presence(split.labels, arrays.classes, f"{where}, {name}")
+        check_presence(split.labels, arrays.classes, f"{where}, {name}")
     attack = arrays.attack and _checked_attack(arrays.attack, train, test, arrays.classes, where)
     return Arrays(train, test, arrays.classes, attack)
 
@@ -101,7 +101,7 @@ def _checked_split(split: Split, class_count: int, where: str) -> Split:
     return Split(np.ascontiguousarray(images), np.ascontiguousarray(labels))
 
 
-def _check_classes(classes: tuple[str, ...], where: str) -> None:
+def check_classes(classes: tuple[str, ...], where: str) -> None:
     if len(classes) < 2:
         raise DataError(f"{where}: at least 2 classes are needed, got {list(classes)}")
     for index, name in enumerate(classes):
@@ -111,7 +111,7 @@ def _check_classes(classes: tuple[str, ...], where: str) -> None:
             raise DataError(f"{where}: two classes are named {name!r}")
 
 
-def _check_presence(labels: NDArray[Any], classes: tuple[str, ...], where: str) -> None:
+def check_presence(labels: NDArray[Any], classes: tuple[str, ...], where: str) -> None:
     counts = np.bincount(labels, minlength=len(classes))
     empty = [classes[index] for index in np.flatnonzero(counts == 0)]
     if empty:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
@@ -21,9 +20,8 @@ from backdoor_lab.core.atomic_io import sha256_of
 from backdoor_lab.core.errors import DataError, many
 from backdoor_lab.data.decode import decode_all
 from backdoor_lab.data.limits import check_file_size, check_pixels
-from backdoor_lab.data.members import Content
+from backdoor_lab.data.members import Content, safe_path
 
-_OUTSIDE = re.compile(r"/|[A-Za-z]:|.*(?:^|/)\.{1,2}(?:/|$)", re.DOTALL)
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _HEADER = 33
 _CHANNELS = {0: 1, 2: 3}
@@ -32,19 +30,6 @@ _KINDS = {3: "a palette", 4: "gray with transparency", 6: "RGB with transparency
 _REFUSED = {b"acTL": "an animation", b"tRNS": "transparency"}
 MISSING = "no such file"
 _ADVICE = "copy the set without links (`cp -rL`)"
-
-
-def safe_path(name: str, where: object) -> str:
-    """Returns `name` if it is the relative path of a file below a folder, with '/' between the
-    names of folders. Raises DataError for absolute paths, '..', '.', backslashes and control
-    characters. `where` says what names the path, for the message."""
-    odd = "\\" in name or not name.isprintable() or "//" in name or name.endswith("/")
-    if not name or odd or _OUTSIDE.match(name):
-        raise DataError(
-            f"{where}: {name!r} is not the path of a file in the folder of the set (relative, with"
-            " / between names, without . and ..)"
-        )
-    return name
 
 
 def files_in(root: Path, names: Iterable[str]) -> None:

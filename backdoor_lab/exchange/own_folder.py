@@ -3,18 +3,17 @@ them: <split>/metadata.csv and the images that it names."""
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from backdoor_lab.core.errors import DataError, many
-from backdoor_lab.core.small_files import DamagedFileError, read_small
+from backdoor_lab.core.errors import DataError
 from backdoor_lab.core.types import ImportedAttack
 from backdoor_lab.data.base import Arrays, Split
+from backdoor_lab.data.hub.csv_file import csv_rows
+from backdoor_lab.data.members import safe_path
 from backdoor_lab.exchange.layouts import (
     ELSEWHERE,
     FILE_NAME,
@@ -28,7 +27,7 @@ from backdoor_lab.exchange.layouts import (
     TRAIN_COLUMNS,
 )
 from backdoor_lab.exchange.own_arrays import absent, check_marks, no_images
-from backdoor_lab.exchange.own_files import contents, files_in, png_images, safe_path
+from backdoor_lab.exchange.own_files import contents, files_in, png_images
 
 COLUMNS = (FILE_NAME, *TRAIN_COLUMNS, SPLIT)
 MAX_BYTES = 1 << 30
@@ -104,23 +103,11 @@ def _split(root: Path, split: str, names: dict[str, int]) -> dict[str, Any]:
 
 def _rows(path: Path, columns: tuple[str, ...]) -> dict[str, list[str]]:
     """The values of each of `columns`."""
-    try:
-        text = read_small(path, max_bytes=MAX_BYTES).decode()
-        rows = list(csv.reader(io.StringIO(text, newline=""), strict=True))
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file") from error
-    except DamagedFileError as error:
-        raise DataError(str(error)) from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: not a CSV file in UTF-8: {error}") from error
-    header = rows[0] if rows else []
+    header, rows = csv_rows(path, max_bytes=MAX_BYTES)
     for name in columns:
         if header.count(name) != 1:
             raise absent(path, f"single column `{name}`", header)
-    for number, row in enumerate(rows[1:]):
-        if len(row) != len(header):
-            raise DataError(f"{path}: row {number} has {len(row)} of {many(len(header), 'column')}")
-    return {name: [row[header.index(name)] for row in rows[1:]] for name in columns}
+    return {name: [row[header.index(name)] for row in rows] for name in columns}
 
 
 def _flag(value: str, name: str, row: int, path: Path) -> bool:

@@ -3,7 +3,6 @@ Face Hub reads them. Needs pyarrow."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from backdoor_lab.core.errors import ConfigError, DataError
-from backdoor_lab.core.small_files import check_regular
+from backdoor_lab.core.errors import DataError
 from backdoor_lab.core.types import ImportedAttack
 from backdoor_lab.data.base import Arrays, Split
+from backdoor_lab.data.hub.columns import features_of, image_content, names_in
+from backdoor_lab.data.hub.parquet import opened
 from backdoor_lab.data.limits import check_memory
 from backdoor_lab.data.members import Content
 from backdoor_lab.exchange.layouts import (
@@ -75,23 +75,16 @@ def read_parquet(root: Path, classes: tuple[str, ...]) -> tuple[Arrays, list[str
 
 def _split(path: Path, columns: tuple[str, ...]) -> tuple[dict[str, NDArray[Any]], tuple[str, ...]]:
     """The columns of one file as arrays, with the images decoded, and the names of the classes."""
-    pq = _pyarrow()
-    check_regular(path)
-    try:
-        with pq.ParquetFile(path) as file:
-            about = file.metadata
-            size = sum(about.row_group(at).total_byte_size for at in range(about.num_row_groups))
-            check_memory(size, path, "make a smaller file")
-            schema = file.schema_arrow
-            for name in (IMAGE, *columns):
-                if schema.names.count(name) != 1:
-                    raise absent(path, f"single column `{name}`", schema.names)
-            _check_types(schema, columns, path)
-            table = file.read(columns=[IMAGE, *columns])
-    except (DataError, MemoryError):
-        raise
-    except Exception as error:  # pyarrow raises almost any exception on damaged files
-        raise DataError(f"{path}: not a valid Parquet file: {str(error)[:200]}") from error
+    with opened(path) as file:
+        about = file.metadata
+        size = sum(about.row_group(at).total_byte_size for at in range(about.num_row_groups))
+        check_memory(size, path, "make a smaller file")
+        schema = file.schema_arrow
+        for name in (IMAGE, *columns):
+            if schema.names.count(name) != 1:
+                raise absent(path, f"single column `{name}`", schema.names)
+        _check_types(schema, columns, path)
+        table = file.read(columns=[IMAGE, *columns])
     found = {}
     for name in (IMAGE, *columns):
         if table.column(name).null_count:
@@ -123,33 +116,13 @@ def _check_types(schema: Any, columns: tuple[str, ...], path: Path) -> None:
 
 
 def _contents(column: Any, path: Path) -> Iterator[tuple[str, Content]]:
-    row = 0
-    for chunk in column.chunks:
-        for value in chunk.field("bytes"):
-            content = value.as_py()
-            name = f"row {row}"
-            missing = DataError(f"{path}: {name} has no image: `bytes` is null")
-            yield name, missing if content is None else content
-            row += 1
+    for row, value in enumerate(column):
+        yield f"row {row}", image_content(value.as_py(), f"{path}: row {row}")
 
 
 def _classes(schema: Any, path: Path) -> tuple[str, ...]:
     """The names of the classes, from the features that the Hugging Face Hub reads."""
-    try:
-        said = json.loads((schema.metadata or {})[b"huggingface"])
-        names = said["info"]["features"][LABEL]["names"]
-        if isinstance(names, list) and all(isinstance(name, str) for name in names):
-            return tuple(names)
-    except (KeyError, TypeError, ValueError, RecursionError):
-        pass
+    names = names_in(features_of(schema).get(LABEL))
+    if names is not None:
+        return names
     raise DataError(f"{path}: the metadata `huggingface` do not state the names of the classes")
-
-
-def _pyarrow() -> Any:
-    try:
-        import pyarrow.parquet  # type: ignore[import-untyped]
-    except ImportError as error:
-        raise ConfigError(
-            "Parquet files need pyarrow: install it with `pip install 'backdoor-lab[parquet]'`"
-        ) from error
-    return pyarrow.parquet

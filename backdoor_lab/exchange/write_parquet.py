@@ -7,21 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.data.base import Arrays
+from backdoor_lab.data.hub.parquet import pyarrow
 from backdoor_lab.exchange.layouts import IMAGE, LABEL, PARQUET
 from backdoor_lab.exchange.splits import Table, png, png_name, tables
-
-
-def pyarrow() -> Any:
-    """Returns the module `pyarrow`. Raises ConfigError if it is not installed."""
-    try:
-        import pyarrow.parquet  # type: ignore[import-untyped]
-    except ImportError as error:
-        raise ConfigError(
-            "Parquet needs pyarrow: pip install 'backdoor-lab[parquet]', or choose another layout"
-        ) from error
-    return pyarrow
 
 
 def write_parquet(folder: Path, arrays: Arrays) -> None:

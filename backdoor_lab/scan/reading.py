@@ -6,6 +6,7 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from backdoor_lab.data.archives import members
 from backdoor_lab.data.arrays import ArrayFile
 from backdoor_lab.data.base import Source
 from backdoor_lab.data.decode import decode_all
+from backdoor_lab.data.huggingface import HuggingFace
 from backdoor_lab.data.image_folder import ImageFolder
 from backdoor_lab.data.layout import survey
 from backdoor_lab.data.members import Folder
@@ -49,11 +51,15 @@ def read_training_set(source: Source, size: int) -> ScanImages:
         if source.root.suffix == ".csv":
             return _of_list(source, size)
         return _of_folder(source, size)
-    if isinstance(source, ArrayFile):
+    if isinstance(source, ArrayFile | HuggingFace):
         source.held_out = _NoTestSplit()
+    if isinstance(source, HuggingFace):
+        source.asked = replace(source.asked, test_split=None)
+        source.size = source.size or size
     arrays = source.limited()
     images = np.asarray(arrays.train.images)
-    names = [str(row) for row in range(len(images))]
+    rows = [str(row) for row in range(len(images))]
+    names = source.training_keys if isinstance(source, HuggingFace) else rows
     return scan_images(images, arrays.train.labels, arrays.classes, names, source.name, size)
 
 

@@ -88,7 +88,8 @@ def test_the_readme_comparison_has_ten_rows_and_correct_counts_of_methods_and_da
     public = re.search(r"(\d+) public", compared[2][1])
     assert public
     assert int(public[1]) == len(
-        options("dataset") - {"image_folder", "arrays", "poisoned", "synthetic", "synthetic_small"}
+        options("dataset")
+        - {"image_folder", "arrays", "huggingface", "poisoned", "synthetic", "synthetic_small"}
     )
 
 

@@ -16,7 +16,9 @@ FOLDER = Path(__file__).parents[3] / "conf" / "dataset"
 PRESETS = {"synthetic_small": "synthetic"}
 """Files that override values of another file."""
 FILES = sorted(path for path in FOLDER.glob("*.yaml") if path.stem not in PRESETS)
-NEEDS_ROOT = {"image_folder": "x/y.zip", "arrays": "x/y.npz", "poisoned": "x/y"}
+NEEDS_ROOT = {
+    "image_folder": "x/y.zip", "arrays": "x/y.npz", "poisoned": "x/y", "huggingface": "x/y",
+}  # fmt: skip
 
 
 def composed(path: Path) -> tuple[type[Source], dict[str, Any]]:

@@ -17,6 +17,7 @@ from backdoor_lab.data.synthetic_source import Synthetic
 from backdoor_lab.scan.configuration import composed
 from backdoor_lab.scan.images import DRAWN, check_sizes, examined, judged, scan_images
 from backdoor_lab.scan.reading import read_training_set
+from tests.helpers.hub import parquet, table
 
 
 def photos(root: Path, *, split: str = "", counts: dict[str, int] | None = None) -> Path:
@@ -55,6 +56,22 @@ def test_only_the_training_split_is_read_if_there_is_a_test_split(tmp_path: Path
     check(read(root), names)
     photos(root, split="test", counts={"cat": 1, "dog": 1})
     check(read(root), names)
+
+
+def test_a_set_of_the_hugging_face_hub_is_read_with_its_paths_or_rows(tmp_path: Path) -> None:
+    root = photos(tmp_path / "files", split="train")
+    given = ("dataset=huggingface", f"dataset.root={tmp_path}/files")
+    check(read(*given), [f"train/{n}/{i}.png" for n, i in (("cat", 0), ("cat", 1), ("cat", 2),
+                                                           ("dog", 0), ("dog", 1))])  # fmt: skip
+    files = sorted(root.rglob("*.png"))
+    made = table(
+        images=[path.read_bytes() for path in files], labels=[path.parent.name for path in files]
+    )
+    parquet(tmp_path / "set" / "train.parquet", made=made)
+    names = [f"train.parquet, row {row}" for row in range(5)]
+    check(read("dataset=huggingface", f"dataset.root={tmp_path}/set"), names)
+    parquet(tmp_path / "set" / "test.parquet", made=made)
+    check(read("dataset=huggingface", f"dataset.root={tmp_path}/set"), names)
 
 
 def test_an_archive_is_read_like_the_folder_in_it(tmp_path: Path) -> None:

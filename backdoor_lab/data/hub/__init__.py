@@ -1,0 +1,1 @@
+"""Reads data sets in the file formats of the Hugging Face Hub, without a network."""
