@@ -162,7 +162,8 @@ def stated_normalization(
     if len(mean) != channels:
         raise ConfigError(
             f"`model.{NORMALIZE}={said}` has {many(len(mean), 'channel')}, but the images have"
-            f" {channels}: set model.{NORMALIZE}=[[mean, ...],[std, ...]] with a number for each channel"
+            f" {channels}: set model.{NORMALIZE}=[[mean, ...],[std, ...]], with a number for each"
+            " channel"
         )
     return [255.0 * value for value in mean], [255.0 * value for value in std]
 
