@@ -11,7 +11,7 @@ import re
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from hydra._internal.utils import get_args_parser
 from hydra.errors import MissingConfigException
@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 from backdoor_lab.core import validation
 from backdoor_lab.core.errors import ConfigError, reason_of, unknown
 from backdoor_lab.core.instantiate import takes
+from backdoor_lab.core.options import unknown_flag
 from backdoor_lab.core.paths import absolute, check_writable
 from backdoor_lab.core.validation import new_name, new_value
 
@@ -60,12 +61,20 @@ class _Flags(argparse.ArgumentParser):
         raise ConfigError(f"{message}: --hydra-help lists the flags")
 
 
-def flags_first(words: list[str]) -> list[str]:
+def flags_first(words: list[str], conf: Path) -> list[str]:
     """Returns the words of a command line with all flags before the overrides, as Hydra's parser
-    requires. Raises ConfigError for an unknown flag."""
+    requires. Raises ConfigError for an unknown flag, and suggests the key or the flag that is
+    spelled similarly. `conf` is the folder of configuration files."""
     parser = get_args_parser()
     parser.__class__ = _Flags  # The parser's own `error` method would print twenty lines of usage.
-    overrides: list[str] = parser.parse_intermixed_args(words).overrides
+    found, unknown_flags = parser.parse_known_intermixed_args(words)
+    if unknown_flags:
+        flags = [flag for flag in parser._option_string_actions if flag.startswith("--")]
+        plain: Any = OmegaConf.to_container(OmegaConf.load(conf / "config.yaml"), resolve=False)
+        keys = dict.fromkeys((path.name for path in conf.iterdir() if path.is_dir()), "VALUE")
+        keys |= {key: "true" if value is False else "VALUE" for key, value in plain.items()}
+        raise unknown_flag(unknown_flags[0], words, flags, keys)
+    overrides: list[str] = found.overrides
     return [word for word in words if word not in overrides] + overrides
 
 

@@ -156,7 +156,7 @@ def main() -> NoReturn:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     sys.argv[1:] = map(_with_home_quoted, sys.argv[1:])
     try:
-        sys.argv[1:] = flags_first(sys.argv[1:])
+        sys.argv[1:] = flags_first(sys.argv[1:], Path(conf_dir()))
         _refuse_rerun()
         _check_address_space()
         code = _run()

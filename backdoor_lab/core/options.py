@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
+import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -51,6 +53,32 @@ def names(key: str, value: str, known: Iterable[str], more: Iterable[str] = ()) 
         if name in given[:position]:
             raise ConfigError(f"`{key}` names {name} twice")
     return tuple(given)
+
+
+def unknown_flag(
+    word: str, words: Sequence[str], flags: Iterable[str], keys: Mapping[str, str]
+) -> ConfigError:
+    """Returns the error for an unknown flag of the command line `words`, such as ``--dryrun`` or
+    ``--seed=3``, with the flag or the option that is spelled similarly. `keys` maps the name of
+    each option to the value to suggest."""
+    given, _, value = word.partition("=")
+    name, dot, rest = given.lstrip("-").partition(".")
+    spelled = {_letters(key): key for key in keys}
+    known = {_letters(flag): flag for flag in flags} | spelled
+    near = difflib.get_close_matches(_letters(name), known, n=1, cutoff=0.75)
+    hint = "options have no dashes, KEY=VALUE: --help lists them, and --hydra-help the flags"
+    if near and near[0] not in spelled:
+        hint = f"did you mean {known[near[0]]}? {hint}"
+    elif near:
+        key = spelled[near[0]]
+        after = words[words.index(word) + 1 :][:1] if word in words else []
+        values = [value, *(each for each in after if not re.search("^-|=", each)), keys[key]]
+        hint = f"write {key}{dot}{rest}={next(filter(None, values))}; {hint}"
+    return ConfigError(f"unknown flag {given[:80]}: {hint}")
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[\W_]", "", name).lower()
 
 
 def path_of(text: str) -> Path:

@@ -71,7 +71,7 @@ def _compute(cell: Cell, folder: Path, parallel_cells: int, in_sweep: bool) -> s
     from backdoor_lab.training.logs import logger_of
 
     config, trainer = cell.config, cell.trainer
-    title = f"[{place(folder.parent, cell.id)} {cell.id.rpartition('-')[0]}]"
+    title = f"[{place(folder.parent, cell.id)}{cell.id.rpartition('-')[0]}]"
     command = sweep_file(folder.parent).get("command") or command_line()
     wanted = machine_of(trainer, parallel_cells=parallel_cells)
     with held(wanted, trainer["cells_per_gpu"]) as machine:

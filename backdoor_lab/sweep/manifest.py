@@ -212,9 +212,11 @@ def note_failure(folder: Path, reason: str, status: str | None = None) -> str:
 
 
 def place(folder: Path, cell_id: str) -> str:
-    """The position of a cell in its sweep: ``3/12`` for the third of twelve cells."""
+    """The position of a cell among all cells of a sweep's folder, as the start of a title: ``3/12
+    in folder: `` for the third of twelve cells; empty for the only cell."""
     ids = [each["id"] for each in sweep_file(folder).get("asked", [])]
-    return f"{ids.index(cell_id) + 1}/{len(ids)}" if cell_id in ids else "1/1"
+    several = cell_id in ids and len(ids) > 1
+    return f"{ids.index(cell_id) + 1}/{len(ids)} in folder: " if several else ""
 
 
 def spread(left: Sequence[RequestedCell]) -> list[RequestedCell]:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from backdoor_lab import run
+from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.hydra_options import flags_first
 from backdoor_lab.results.seal import write_sealed
 from tests.helpers.cells import TINY, environment, started
@@ -55,7 +56,8 @@ WRONG = {
     "seed=range(3)": ["`seed=range(3)` gives several values", "add -m"],
     "target=cat, dog": ["write several values without spaces between them"],
     "+trigger=pixel": ["write trigger= without a `+`"],
-    "seed=1 --fast": ["--fast", "--hydra-help"],
+    "seed=1 --fast": ["unknown flag --fast", "--hydra-help"],
+    "seed=1 --dryrun": ["unknown flag --dryrun: write dry_run=true; options have no dashes"],
     "--cfg job +defense.budget=3": ["`defense.budget` was renamed to `defense.removal_budget`"],
     "++trigger.alpha=0.3": [
         "`trigger.alpha` was renamed to `trigger.strength_test`",
@@ -83,10 +85,29 @@ def test_flags_and_overrides_may_be_mixed_in_any_order(tmp_path: Path) -> None:
     wanted = ["-m", "--cfg", "job", "trigger=pixel", "seed=0,1"]
     for words in (["trigger=pixel", "-m", "seed=0,1", "--cfg", "job"],
                   ["trigger=pixel", "seed=0,1", "-m", "--cfg", "job"], wanted):  # fmt: skip
-        assert flags_first(words) == wanted
-    assert flags_first([]) == []
+        assert flags_first(words, CONF) == wanted
+    assert flags_first([], CONF) == []
     ((code, said, _, _),), _ = many(tmp_path, [["trigger=patch", "--cfg", "job", "seed=7"]])
     assert (code, "seed: 7\n" in said, "name: patch\n" in said) == (0, True, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        ("--dryrun", "write dry_run=true; options have no dashes, KEY=VALUE: --help lists them"),
+        ("--dry-run -m", "write dry_run=true;"),
+        ("--seed 3 target=cat", "write seed=3;"),
+        ("--seed=0,1 -m", "write seed=0,1;"),
+        ("--target", "write target=VALUE;"),
+        ("target=cat --dataset.root=photos", "write dataset.root=photos;"),
+        ("-m --defence spectral", "write defense=spectral;"),
+        ("--multrun seed=0,1", "did you mean --multirun? options have no dashes"),
+        ("--by=defense", "unknown flag --by: options have no dashes, KEY=VALUE"),
+    ],
+)
+def test_an_unknown_flag_is_answered_with_the_spelling_that_works(words: str, hint: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(hint)):
+        flags_first(words.split(), CONF)
 
 
 def choices(group: str) -> list[str]:

@@ -166,10 +166,18 @@ def test_a_sweep_renames_directories_pipes_and_links_that_are_in_the_way_of_its_
     assert (here / "index.html").is_file()
 
 
+def test_the_number_of_a_cell_counts_all_cells_of_the_folder(tmp_path: Path) -> None:
+    asked = [{"id": name, "choices": {}} for name in ("x", "y", "z")]
+    (tmp_path / "sweep.json").write_text(json.dumps({"asked": asked}))
+    assert f"[{place(tmp_path, 'y')}pixel]" == "[2/3 in folder: pixel]"
+    (tmp_path / "sweep.json").write_text(json.dumps({"asked": asked[:1]}))
+    assert f"[{place(tmp_path, 'x')}pixel]" == "[pixel]"
+
+
 @pytest.mark.parametrize("text", ['{"asked": null}', '{"asked": [{"id": 3}]}', "[]", "[" * 10**5])
 def test_a_damaged_sweep_json_is_set_aside_and_written_again(text: str, tmp_path: Path) -> None:
     (tmp_path / "sweep.json").write_text(text)
-    assert place(tmp_path, "x") == "1/1"
+    assert place(tmp_path, "x") == ""
     assert merge_asked(tmp_path, [RequestedCell("x", {"seed": 0}, {}, ())]) == [
         {"id": "x", "choices": {"seed": 0}}
     ]
