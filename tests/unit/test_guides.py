@@ -20,8 +20,6 @@ CONFIGURATION = (CONF / "README.md").read_text()
 AUTHORS = {path.stem for path in CONF.glob("*/*.yaml") if path.stem.endswith(ENDINGS)}
 PRESETS = {"spectral_uncentered", "spectral_every_class"} | AUTHORS
 CONTROLS = {"none", "random", "oracle", "clean_data"}
-NOT_YET_IN_README = {"huggingface"}
-"""Data sets that only the configuration guide lists."""
 
 
 def options(group: str) -> set[str]:
@@ -77,7 +75,7 @@ def test_readme_lists_every_method_data_set_and_protocol() -> None:
     assert presets
     assert set(presets[1].split(", ")) == PRESETS - AUTHORS
     assert not filters & repairs
-    assert item("Data sets") | NOT_YET_IN_README == options("dataset")
+    assert item("Data sets") == options("dataset")
     assert item("Protocols") == options("protocol")
 
 
