@@ -17,10 +17,9 @@ from typing import Any
 
 import hydra._internal.hydra
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.config_repository import CachingConfigRepository
+from hydra._internal.config_repository import CachingConfigRepository, ConfigRepository
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException
 from hydra.types import RunMode
@@ -47,6 +46,8 @@ from backdoor_lab.hydra_options import (
     refused_by_hydra,
 )
 from backdoor_lab.identity import sources
+from backdoor_lab.plugin_configs import PluginConfigs, trust_of
+from backdoor_lab.plugins.trust import Trust, paths_given
 
 _FILLED: dict[str, dict[str, Any]] = {
     "runtime": {"output_dir": OUTPUT_DIR},
@@ -62,15 +63,21 @@ class CheckedLoader(ConfigLoaderImpl):
     If any is not allowed, raises ConfigError before importing any of them.
 
     `allowed` are the packages that the user trusts: those in `allow_plugins` on the command line
-    and in this package's config.yaml. No other configuration file can add to them.
+    and in this package's config.yaml. `plugins` are these and the files in `plugins` on the command
+    line. No other configuration file can add to them.
     """
 
     def __init__(self, config_search_path: ConfigSearchPath) -> None:
         for entry in config_search_path.get_path():
             check_search_path(str(entry.path))
         super().__init__(config_search_path)
-        self.allowed: tuple[str, ...] = ()
+        self._base = config_search_path
+        self.plugins = PluginConfigs()
         self._of_sweep = False
+
+    @property
+    def allowed(self) -> tuple[str, ...]:
+        return self.plugins.trust.packages
 
     def load_configuration(
         self,
@@ -83,12 +90,16 @@ class CheckedLoader(ConfigLoaderImpl):
         """Compose a configuration as Hydra does. Raises ConfigError if it names a class or function
         that is not allowed."""
         if not self._of_sweep:
-            self.allowed = tuple(sorted({*_trusted_by_file(), *_trusted_by_command(overrides)}))
             check_overrides(overrides)
+            given = trust_of(overrides, _trusted_by_file())
+            self.plugins = PluginConfigs.of(given, Path(conf_dir()))
+            self.config_search_path = self.plugins.search_path(self._base)
+            self.repository = ConfigRepository(self.config_search_path)
+        self.plugins.activate()
         found = self._composed(
             config_name, overrides, run_mode, from_shell, validate_sweep_overrides
         )
-        check_composed(found, self.allowed)
+        check_composed(found, self.plugins.trust)
         if not self._of_sweep:
             check_hydra(found, Path(conf_dir()))
         return found
@@ -102,7 +113,7 @@ class CheckedLoader(ConfigLoaderImpl):
         try:
             return compose(config_name, overrides, run_mode, *flags)
         except ConfigCompositionException as error:
-            if (refused := refused_by_hydra(error)) is not None:
+            if (refused := refused_by_hydra(error, self.plugins.trust)) is not None:
                 raise refused from error
             key = not_there(error)
             left = [o for o in overrides if key is None or o.lstrip("+~").split("=")[0] != key]
@@ -154,19 +165,25 @@ def install() -> None:
     hydra._internal.hydra.ConfigLoaderImpl = CheckedLoader
 
 
-def check_composed(config: DictConfig, allowed: tuple[str, ...]) -> None:
+def check_composed(config: DictConfig, trust: Trust) -> None:
     """Raises ConfigError if a composed configuration contains a renamed key, or the name of a class
-    or function that is not allowed. `allowed` are the packages that the user trusts.
+    or function that is not allowed. `trust` are the plug-ins that the user trusts.
 
     In the `hydra` section, an interpolation is resolved first if it may yield a dictionary or the
     name of a class or function. In other sections, an interpolation is resolved only where such a
     name is expected; other values are checked when used.
     """
     asked = package_names(_plain(config.get("allow_plugins"), "allow_plugins") or [])
-    if not set(asked) <= set(allowed):
+    if not set(asked) <= set(trust.packages):
         raise ConfigError(
             f"a configuration file must not set `allow_plugins`={list(asked)}: if you trust these"
             " packages, give allow_plugins=[...] on the command line instead"
+        )
+    files = paths_given(_plain(config.get("plugins"), "plugins") or [])
+    if not {each.name for each in files} <= {each.name for each in trust.files}:
+        raise ConfigError(
+            f"a configuration file must not set `plugins`={[str(each) for each in files]}: if you"
+            " trust these files, give plugins=[...] on the command line instead"
         )
     # In other sections, a class may have an option with the old name of a key.
     for section in ("", "protocol", "recipe"):
@@ -179,7 +196,7 @@ def check_composed(config: DictConfig, allowed: tuple[str, ...]) -> None:
             _check_name(section, list(map(str, node)))
     with _filled(config):
         for key in map(str, config):
-            check_targets(_plain(config._get_node(key), key), allowed, key)
+            check_targets(_plain(config._get_node(key), key), trust.packages, key)
     # Imports a class, but only where a key was renamed, and only after the check above.
     check_renamed(config, Path(conf_dir()))
 
@@ -201,19 +218,6 @@ def conf_dir() -> str:
 def _trusted_by_file() -> tuple[str, ...]:
     own = OmegaConf.load(Path(conf_dir()) / "config.yaml")
     return package_names(_plain(OmegaConf.select(own, "allow_plugins"), "allow_plugins") or [])
-
-
-def _trusted_by_command(overrides: list[str]) -> tuple[str, ...]:
-    """The packages listed by the last `allow_plugins=[…]` on the command line."""
-    asking = [each for each in overrides if each.lstrip("+").startswith("allow_plugins=")]
-    found: tuple[str, ...] = ()
-    for each in OverridesParser.create().parse_overrides(asking):
-        if each.is_sweep_override():
-            raise ConfigError(
-                "`allow_plugins` cannot vary within a sweep: give one list (allow_plugins=[a,b])"
-            )
-        found = package_names(each.value())
-    return found
 
 
 @contextmanager

@@ -23,6 +23,8 @@ from backdoor_lab.core.instantiate import takes
 from backdoor_lab.core.options import unknown_flag
 from backdoor_lab.core.paths import absolute, check_writable
 from backdoor_lab.core.validation import new_name, new_value
+from backdoor_lab.plugins.methods import untrusted
+from backdoor_lab.plugins.trust import Trust
 
 BAD_VALUE = (ValueError, TypeError, AttributeError, LookupError)
 """Errors of the standard library for a wrong logging configuration."""
@@ -123,15 +125,17 @@ def not_there(error: BaseException) -> str | None:
     return (found[1] or found[2]) if found else None
 
 
-def refused_by_hydra(error: BaseException) -> ConfigError | None:
+def refused_by_hydra(error: BaseException, trust: Trust) -> ConfigError | None:
     """Returns an error with a better message than Hydra's for a choice that does not exist, for
     several values without -m, and for ``+group=`` if the group already has a choice. Returns None
-    for other errors."""
+    for other errors. `trust` are the trusted plug-ins."""
     said = str(error)
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
         if current := new_value(group, name):
             return ConfigError(f"`{group}={name}` was renamed to `{group}={current}`")
+        if remedy := untrusted(group, name, trust):
+            return ConfigError(remedy)
         return unknown(f"choice of `{group}`:", name, error.options)
     if found := re.match(
         r"Ambiguous value for argument '(.*)'\n|Sweep parameters '(.*)' req", said

@@ -41,7 +41,7 @@ from backdoor_lab.hydra_options import flags_first, logging_error, set_by_experi
 
 # Prefixes of overrides that do not affect results. Sweeps that differ only in these share a folder.
 NO_EFFECT = ("hydra", "hydra/", "hydra.", "trainer", "logger", "store", "name", "dry_run",
-         "allow_plugins", "retries", "fail_fast", "estimate_first",
+         "allow_plugins", "plugins", "retries", "fail_fast", "estimate_first",
          "dataset_label")  # fmt: skip
 ADDRESS_SPACE = 4_000_000_000
 """The smallest limit of the address space (ulimit -v), in bytes, with which PyTorch is loaded. With

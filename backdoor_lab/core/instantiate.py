@@ -1,4 +1,5 @@
-"""Create objects from a configuration; `_target_` may name only a class of this package.
+"""Create objects from a configuration; `_target_` may name only a class of this package or of a
+plug-in that the user trusts.
 
 The name is checked before anything is imported, and the class must be a subclass of the expected
 kind. Hydra's own `instantiate` would import and call any name.
@@ -19,6 +20,7 @@ from typing import Any, TypeVar
 from backdoor_lab.core import validation
 from backdoor_lab.core.errors import ConfigError, unknown
 from backdoor_lab.core.validation import RENAMED_METHODS, new_class
+from backdoor_lab.plugins.trust import import_trusted, trusted
 
 T = TypeVar("T")
 FOLDERS = {"trigger": "attacks", "defense": "defenses", "dataset": "data"}
@@ -148,14 +150,15 @@ def _of_other_kind(where: str, value: Any, kind: type) -> Any:
 
 
 def _find(where: str, target: object, kind: type[T]) -> type[T]:
-    if not isinstance(target, str) or not OWN.match(target):
+    own = isinstance(target, str) and OWN.match(target)
+    if not isinstance(target, str) or not (own or trusted().plugin_of(target)):
         raise ConfigError(
             f"`{where}._target_` must name a class in backdoor_lab.attacks, .defenses or .data,"
             f" such as backdoor_lab.attacks.pixel.Pixel, got {target!r}{why_refused(where, target)}"
         )
     module_name, _, class_name = target.rpartition(".")
     try:
-        module = importlib.import_module(module_name)
+        module = importlib.import_module(module_name) if own else import_trusted(module_name)
     except ModuleNotFoundError as error:
         raise ConfigError(f"`{where}._target_`: {_no_module(module_name, error)}") from error
     found = getattr(module, class_name, None)
@@ -180,8 +183,8 @@ def why_refused(where: str, name: object) -> str:
     """Returns the end of an error message: which rule the class name `name` breaks at the key
     `where`, and how to fix it. Empty if there is nothing to add.
 
-    >>> why_refused("defense._target_", "mine.distance")[-43:]
-    'name it backdoor_lab.defenses.mine.Distance'
+    >>> why_refused("defense._target_", "mine.distance")[-35:]
+    'add plugins=[PATH/mine.py] for one file'
     """
     folder = FOLDERS.get(re.split(r"[.\[]", where)[0])
     if folder is None or not isinstance(name, str) or not _DOTTED.match(name):
@@ -193,7 +196,7 @@ def why_refused(where: str, name: object) -> str:
         wanted = f"backdoor_lab.{folder}.{_module(module)}.{_class(cls or module)}"
         return (
             f": a class must be in a module of the folder backdoor_lab/{folder}, so put its file"
-            f" there and name it {wanted}"
+            f" there and name it {wanted}. {to_trust(name)}"
         )
     if not re.fullmatch(_MODULE, parts[1]):
         return (
@@ -208,9 +211,21 @@ def why_refused(where: str, name: object) -> str:
     return ""
 
 
+def to_trust(name: str) -> str:
+    """Returns what to type if the user trusts the plug-in that holds a class or function of this
+    dotted name."""
+    top = name.partition(".")[0]
+    return (
+        f"If {top} is a plug-in whose code you trust, add allow_plugins=[{top}] to the command line"
+        f" for an installed package, or plugins=[PATH/{top}.py] for one file"
+    )
+
+
 def _no_module(name: str, error: ModuleNotFoundError) -> str:
     if error.name != name:
         return f"no module {error.name}"
+    if not name.startswith("backdoor_lab."):
+        return f"no module {name}: is the plug-in installed here?"
     package = importlib.import_module(name.rpartition(".")[0])
     known = [each.name for each in pkgutil.iter_modules(package.__path__)]
     near = difflib.get_close_matches(name.rpartition(".")[2], known, n=1)

@@ -3,7 +3,8 @@
 Hydra and `logging.config` import and call what a configuration names: callbacks, launchers,
 sweepers, log handlers and formatters. A configuration may name only this package's classes, the
 loggers of `conf/logger`, the classes of Hydra and `logging` listed here, the launchers of the
-joblib, submitit and Ray plugins, and code in the packages that the user lists in `allow_plugins`.
+joblib, submitit and Ray plugins, and code in the plug-ins that the user lists in `allow_plugins`
+and `plugins`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from backdoor_lab.core.errors import ConfigError
-from backdoor_lab.core.instantiate import OWN, why_refused
+from backdoor_lab.core.instantiate import FOLDERS, OWN, to_trust, why_refused
+from backdoor_lab.plugins.trust import trusted
 
 LOGGERS = {
     "pytorch_lightning.loggers.CSVLogger": "pytorch_lightning",
@@ -61,9 +63,12 @@ NAMED = ("_target_", "()", "class", "worker_process_setup_hook")
 OUTPUT_DIR = "/<output_dir>"
 """Placeholder for ``hydra.runtime.output_dir`` until Hydra sets it."""
 
+FACTORY = "model.factory"
+"""The key whose value, such as ``package.module:make``, names a function that makes a network."""
 NAMED_IN_LOGGING = ("queue", "listener", "factory")
 LOG_SECTIONS = ("hydra.job_logging", "hydra.hydra_logging")
 _PACKAGE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*\Z", re.ASCII)
+_FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*\Z", re.ASCII)
 _LOG_FILE = re.compile(rf"({OUTPUT_DIR}/+)?\w[\w.-]*\.log\Z")
 _ENVIRONMENT = re.compile(
     r"(LD_|DYLD_|PYTHON|GIT_|HYDRA_|BASH_|OPENSSL_|SSL_)\w*\Z|(\w*PATH|ENV|SHELL|IFS)\Z"
@@ -74,8 +79,9 @@ def check_targets(config: Any, allowed: Iterable[str] = (), where: str = "") -> 
     """Raises ConfigError for the first disallowed class or function named in `config`, a resolved
     configuration.
 
-    `where` is the key of `config`. `allowed`: the packages in `allow_plugins`; these packages are
-    allowed only in the `hydra` section.
+    `where` is the key of `config`. `allowed`: the packages in `allow_plugins`, for the `hydra`
+    section. A trigger, a defense, a data set and a network may be in any plug-in that is trusted in
+    this process (see plugins/trust.py).
     """
     trusted = tuple(allowed)
     for path, key, value in _leaves(config, where):
@@ -83,6 +89,8 @@ def check_targets(config: Any, allowed: Iterable[str] = (), where: str = "") -> 
         packages = trusted if path.startswith("hydra.") else ()
         if is_named(path, key):
             check_name(path, value, packages)
+        elif path == FACTORY and value is not None:
+            _check_factory(value)
         elif logging and str(value).startswith("ext://") and value not in STREAMS:
             check_name(path, str(value).removeprefix("ext://"), packages)
         elif logging and key == "filename" and not _LOG_FILE.match(str(value)):
@@ -120,6 +128,19 @@ def check_name(path: str, name: object, packages: Iterable[str] = ()) -> None:
         " conf/logger"
         f"{why_refused(path, name)}"
     )
+
+
+def _check_factory(value: object) -> None:
+    if not isinstance(value, str) or not _FACTORY.match(value):
+        raise ConfigError(
+            f"`{FACTORY}` must name a function in a plug-in, such as my_package.module:make, got"
+            f" {value!r}"
+        )
+    if trusted().plugin_of(value.partition(":")[0]) is None:
+        raise ConfigError(
+            f"`{FACTORY}`: {value} is not in a trusted plug-in, and nothing was imported:"
+            f" {to_trust(value.partition(':')[0])}"
+        )
 
 
 def package_names(value: object) -> tuple[str, ...]:
@@ -163,7 +184,8 @@ def _known(path: str, name: str) -> bool:
         return name in LOGGING
     if path.startswith("hydra."):
         return name in HYDRA
-    return bool(OWN.match(name)) or name in LOGGERS
+    is_method = re.split(r"[.\[]", path)[0] in FOLDERS and trusted().plugin_of(name) is not None
+    return bool(OWN.match(name)) or name in LOGGERS or is_method
 
 
 def _admitted(name: str, packages: Iterable[str]) -> bool:

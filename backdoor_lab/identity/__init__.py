@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from backdoor_lab.core.errors import ConfigError, DataError
-from backdoor_lab.identity import sources
+from backdoor_lab.identity import plugin_code, sources
 from backdoor_lab.identity.sources import PACKAGE, ROOT, Unit, closure, code_hash, unit
+from backdoor_lab.plugins.trust import trusted
 
 log = logging.getLogger(__name__)
 TABLE = ROOT / "identity.json"
@@ -93,8 +94,12 @@ def model() -> Marks:
 def of(section: str, made: object) -> Marks:
     """Returns the versions (see `Mark`) of a trigger, a defense or a data set, and of the
     components it was built with."""
-    name, roots = _place(made)
-    names = {name: _mark(section, name, roots)}
+    if (plugin := plugin_code.plugin_of(made)) is not None:
+        name, roots = plugin, plugin_code.own_code(plugin)
+        names = {name: plugin_mark(name)}
+    else:
+        name, roots = _place(made)
+        names = {name: _mark(section, name, roots)}
     here = f"{PACKAGE}.{FOLDERS[section]}."
     for part in vars(made).values():
         if type(part).__module__.startswith(here):
@@ -102,12 +107,26 @@ def of(section: str, made: object) -> Marks:
             # The hash already covers components that the configuration does not choose.
             if name in committed()[section] or inner[0] not in closure(roots):
                 names[name] = _mark(section, name, inner)
+    names |= {each: plugin_mark(each) for each in plugin_code.plugins_in(made)}
     return {section: names}
 
 
+def plugin_mark(plugin: str) -> Mark:
+    """Returns the version (see `Mark`) of a plug-in: always 0, and the hash of its code."""
+    return f"0+{plugin_code.plugin_hash(plugin)}"
+
+
+def plugins_of(marks: Marks) -> list[str]:
+    """Returns the names of the plug-ins in `marks`."""
+    names = {name for section in marks.values() for name in section}
+    return sorted(name for name in names if trusted().plugin_of(name) is not None)
+
+
 def modified(marks: Marks) -> list[str]:
-    """Returns the names of the components whose code differs from identity.json."""
-    return sorted(n for names in marks.values() for n, mark in names.items() if is_modified(mark))
+    """Returns the names of the components, except plug-ins, whose code differs from
+    identity.json."""
+    found = {n for names in marks.values() for n, mark in names.items() if is_modified(mark)}
+    return sorted(found - {*plugins_of(marks)})
 
 
 def is_modified(mark: object) -> bool:
@@ -120,8 +139,10 @@ def warn(marks: Iterable[Marks]) -> None:
     """Log one warning per process that names the modified components."""
     names: dict[str, Mark] = {}
     for each in marks:
+        plugins = plugins_of(each)  # They are not in identity.json, and the user knows.
         for section in each.values():
-            names |= {n: m for n, m in section.items() if is_modified(m) and n not in _warned}
+            found = {n: m for n, m in section.items() if is_modified(m) and n not in plugins}
+            names |= {n: m for n, m in found.items() if n not in _warned}
     if not names:
         return
     _warned.update(names)

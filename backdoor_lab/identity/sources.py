@@ -22,9 +22,11 @@ CHECKOUT = ROOT.parent
 
 NEUTRAL = frozenset((
     "__init__.py", "__main__.py", "config_loader.py", "distortion.py", "export.py",
-    "export_dataset.py", "export_weights.py", "hydra_options.py", "preview.py", "run.py",
+    "export_dataset.py", "export_weights.py", "hydra_options.py", "plugin_configs.py",
+    "preview.py", "run.py",
     "separation.py", "status.py", "visibility.py",
-    "analysis", "api", "compare", "fidelity", "figures", "identity", "page", "reports", "results",
+    "analysis", "api", "check_plugin", "compare", "fidelity", "figures", "identity", "page",
+    "plugins", "reports", "results",
     "sweep", "tables", "templates", "verify",
     "core/lease.py", "core/errors.py", "core/failpoints.py", "core/atomic_io.py", "core/letters.py",
     "core/options.py", "core/output.py", "core/paths.py", "core/progress.py", "core/resources.py",
@@ -91,6 +93,12 @@ def code_hash(roots: Iterable[Unit], length: int = 16) -> str:
     units = closure(tuple(roots))
     said = [(_relative(path), name or "", _digest(path, name)) for path, name in units]
     return hashlib.sha256(repr(sorted(said)).encode()).hexdigest()[:length]
+
+
+def own_code_of(paths: Iterable[Path]) -> list[Unit]:
+    """Returns the files and definitions of this package that the files at `paths`, which are
+    outside of this package, import directly."""
+    return sorted({each for path in paths for each in _used(path, None)}, key=repr)
 
 
 def files_of(roots: Iterable[Unit]) -> list[str]:

@@ -32,6 +32,7 @@ from backdoor_lab.core.types import Dataset, FilterResult, TrainingSet
 from backdoor_lab.data.cache import open_dataset, overlap
 from backdoor_lab.exchange.network_file import LIBRARY, WEIGHTS
 from backdoor_lab.identity.own_code import own_code_error
+from backdoor_lab.identity.plugin_code import plugin_facts
 from backdoor_lab.pipeline.after_training import Attacked, DefendCell, Trained
 from backdoor_lab.pipeline.cell import Cell
 from backdoor_lab.pipeline.progress import Progress, ProgressCallback
@@ -233,6 +234,8 @@ def run_cell(cell: Cell, folder: Path, chain: CellPipeline, *, command: str) -> 
         run |= {"started": began.isoformat(timespec="seconds")}
         run |= {"wall_seconds": round(time.perf_counter() - clock, 3)}
         run |= {"allow_plugins": sorted(cell.config.get("allow_plugins") or [])}
+        plugins = [plugin_facts(each) for each in identity.plugins_of(cell.code)]
+        run |= {"plugins": plugins} if plugins else {}
         attacked = cell.parts.attacked
         run |= {} if attacked is None else {"attacked": attacked.origin()}
         run |= _network_facts(cell, chain.stages)

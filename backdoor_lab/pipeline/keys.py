@@ -15,8 +15,8 @@ from backdoor_lab.training.transformations import canonical_names
 
 PLAIN = ("target", "source", "ratio", "label_mode", "cover_rate", "retrain", "retrain_seed", "seed")
 ELSEWHERE = ("name", "dataset_label", "trainer", "logger", "store", "experiment", "dry_run",
-             "estimate_first", "retries", "fail_fast", "allow_plugins", "attacked",
-             "attacked_normalization")  # fmt: skip
+             "estimate_first", "retries", "fail_fast", "allow_plugins", "plugins",
+             "attacked", "attacked_normalization")  # fmt: skip
 PROTOCOL = (
     "name", "version", "ratio_of", "placement", "poison_from", "asr_on", "apply_trigger",
     "filter_scope", "removal_budget", "max_removed", "center", "layer", "clean_holdout",

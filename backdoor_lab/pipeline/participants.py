@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from backdoor_lab import identity
 from backdoor_lab.data.base import Source
@@ -22,9 +22,17 @@ def marks(cell: Cell, source: Source) -> identity.Marks:
         **identity.of("triggers", cell.trigger),
         **identity.of("defenses", cell.defense),
         **identity.of("datasets", source),
-        **identity.model(),
+        "models": _models(cell.model),
         "stages": {name: identity.stage(name) for name in stages_of(cell)},
     }
+
+
+def _models(model: dict[str, Any]) -> dict[str, identity.Mark]:
+    found = identity.model()["models"]
+    if (factory := model.get("factory")) is not None:
+        plugin = str(factory).partition(":")[0].partition(".")[0]
+        found = {**found, plugin: identity.plugin_mark(plugin)}
+    return found
 
 
 def stages_of(cell: Cell) -> list[str]:

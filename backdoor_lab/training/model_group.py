@@ -15,6 +15,8 @@ from backdoor_lab.exchange.card_file import SMALLEST, Normalization
 from backdoor_lab.exchange.network_file import INPUT_SIZE, LIBRARY, NORMALIZE, OPTIONS, WEIGHTS
 
 TIMM = "timm"
+FACTORY = "factory"
+"""The key of a network of a plug-in (see own_models.py)."""
 LIBRARIES = (TIMM,)
 IMAGENET: Normalization = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 """The mean and the standard deviation of ImageNet's channels on the 0..1 scale."""
@@ -39,7 +41,8 @@ def label(model: Mapping[str, Any]) -> str:
     'timm/vit_tiny_patch16_224@32 depth=2'
     """
     width, stem, library = (model.get(key) for key in ("width", "stem", LIBRARY))
-    said = str(model["name"]) if library is None else f"{library}/{model['name']}"
+    name = model["name"] if model["name"] != "module" else model.get(FACTORY, "module")
+    said = str(name) if library is None else f"{library}/{name}"
     said += "" if width in (None, 64) else f"-w{width}"
     said += "" if stem in (None, "cifar") else f"-{stem}"
     said += "" if model.get(INPUT_SIZE) is None else f"@{model[INPUT_SIZE]}"
@@ -54,7 +57,7 @@ def check_optional(model: Mapping[str, Any]) -> None:
     library, options = model.get(LIBRARY), model.get(OPTIONS)
     if library is not None:
         validation.choice(f"model.{LIBRARY}", library, LIBRARIES)
-    if options and library is None:
+    if options and library is None and FACTORY not in model:
         raise ConfigError(f"`model.{OPTIONS}` needs `model=timm`: it has the options of timm")
     if options is not None and not isinstance(options, dict):
         raise ConfigError(f"`model.{OPTIONS}` must be a mapping, got {options!r}")

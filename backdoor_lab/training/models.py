@@ -15,6 +15,7 @@ from backdoor_lab.core.lazy import Tensor, nn, torch
 from backdoor_lab.core.rng import derive
 from backdoor_lab.exchange.network_file import INPUT_SIZE, LIBRARY, NEEDED, NORMALIZE, OPTIONAL
 from backdoor_lab.training.model_group import IMAGENET, TIMM, check_optional
+from backdoor_lab.training.own_models import check_own, is_own, make_own
 from backdoor_lab.training.timm_models import build_timm, check_timm, input_size_of, mean_and_std
 
 STEMS = ("cifar", "imagenet")
@@ -58,6 +59,9 @@ def depth_and_factor(name: str) -> tuple[int, int] | None:
 def check_model(config: dict[str, Any]) -> None:
     """Raises ConfigError if a `model` group has an unknown name, or a width, stem or other option
     that this network cannot have."""
+    if is_own(config):
+        check_own(config)
+        return
     validation.keys("model", config, (*NEEDED, *OPTIONAL))
     check_optional(config)
     name, width, stem = config["name"], config["width"], config["stem"]
@@ -114,7 +118,8 @@ def build_model(config: dict[str, Any], *, channels: int, classes: int, seed: in
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, streams.WEIGHTS))
-        net = _random(config, channels, classes)
+        random = make_own if is_own(config) else _random
+        net = random(config, channels, classes)
     if (size := input_size_of(config)) is not None:
         net.register_forward_pre_hook(partial(_resized, size=size))
     return net

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -10,14 +11,14 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import OmegaConf
-from torch import Tensor, nn
 
-from backdoor_lab.core.atomic_io import canonical
+from backdoor_lab.check_plugin import defenses as checks
+from backdoor_lab.check_plugin.examples import EPSILON, clean, judged, known, planted
 from backdoor_lab.core.errors import ConfigError, DivergedError
 from backdoor_lab.core.progress import Step, Steps, observe
-from backdoor_lab.core.types import Features, FilterResult, LabeledImages
+from backdoor_lab.core.types import Features, FilterResult
 from backdoor_lab.defenses.base import DefenderKnowledge, Defense, OracleControl, SampleFilter
-from backdoor_lab.defenses.context import DefenseContext, TrainingHyperparameters
+from backdoor_lab.defenses.context import DefenseContext
 from backdoor_lab.defenses.networks import ModelBasedFilter, ModelRepair
 from backdoor_lab.defenses.options import OPTION_KEYS, FilterOptions
 from backdoor_lab.defenses.random import Random
@@ -26,19 +27,11 @@ from backdoor_lab.pipeline.parts import defense_of
 
 ROOT = Path(__file__).resolve().parents[2]
 ALL = sorted(path.stem for path in (ROOT / "conf/defense").glob("*.yaml"))
-CLASSES = ("a", "b", "c")
-EPSILON = 6
 # Enough training steps and epochs to check the contract.
 BRIEF = {"steps": 4, "epochs": 1, "pretrain_epochs": 1}
 
 
-def clean(d: int = 5, n: int = 60) -> Features:
-    """Held-out examples of the same classes as `planted`, without outliers."""
-    values = torch.randn(n, d, generator=torch.Generator().manual_seed(9))
-    return Features(values, torch.arange(n) % 3)
-
-
-KNOWN = DefenderKnowledge(CLASSES, target=1, epsilon=EPSILON, seed=5, clean=clean())
+KNOWN = known()
 
 
 def config(name: str, **changes: Any) -> dict[str, Any]:
@@ -68,69 +61,6 @@ def made(name: str, **changes: Any) -> Any:
 NAMES = [name for name in ALL if not isinstance(made(name), ModelRepair)]
 
 
-def judged(
-    defense: Defense | OracleControl, features: Features, known: DefenderKnowledge = KNOWN
-) -> FilterResult:
-    """The result of a defense, computed as in the filter stage."""
-    if isinstance(defense, OracleControl):
-        return defense.judge(truth(len(features.labels)))
-    context = given(features, known) if "context" in defense.requires() else None
-    if context is not None and "clean images" not in defense.requires():
-        context = replace(context, clean=None)
-    if "clean" not in defense.requires():
-        known = replace(known, clean=None)
-    return defense(features, replace(known, context=context))
-
-
-class Rows(nn.Linear):
-    """A linear layer that gives equal rows equal results at any position in a batch."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return (x[:, None, :] * self.weight).sum(dim=2) + self.bias
-
-
-class Reader(nn.Module):
-    """A network that reads one row of features from an image."""
-
-    def __init__(self, d: int, seed: int) -> None:
-        super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.first, self.last = Rows(d, 8), Rows(8, len(CLASSES))
-        self.norm = nn.BatchNorm1d(8)
-        self.double().eval()
-
-    def forward(self, images: Tensor) -> Tensor:
-        x = self.first(images.flatten(1).double() / 16 - 8)
-        said: Tensor = self.last(self.norm(x).relu())
-        return said
-
-
-def pictures(values: Tensor) -> Tensor:
-    """Rows of features as gray images uint8 (n, 1, 1, d)."""
-    bright = (values.double().nan_to_num(0) * 16 + 128).clamp(0, 255)
-    return bright.to(torch.uint8)[:, None, None, :]
-
-
-def given(features: Features, known: DefenderKnowledge) -> DefenseContext:
-    """The context of a defense that needs networks. Its images contain the features as pixels."""
-    assert known.clean is not None
-    images, d = pictures(features.values), features.values.shape[1]
-    return DefenseContext(
-        classes=known.classes,
-        labels=features.labels,
-        images=lambda where, generator: images[where],
-        augment=lambda found, generator: found,
-        network=lambda: Reader(d, 1),
-        fresh=lambda seed: Reader(d, 2 + seed),
-        hyperparameters=TrainingHyperparameters(
-            epochs=2, batch_size=16, lr=0.05, momentum=0.9, weight_decay=0.0
-        ),
-        seed=known.seed,
-        clean=LabeledImages(pictures(known.clean.values), known.clean.labels, known.classes),
-    )
-
-
 # The number of images that a control removes, independent of features and budget.
 CONTROLS = {"none": 0, "oracle": EPSILON, "clean_data": EPSILON}
 LOOKING = [name for name in NAMES if name not in CONTROLS]
@@ -143,19 +73,6 @@ def trains(name: str) -> bool:
     """Whether a filter trains a network. The batches of such a filter depend on the positions of
     examples."""
     return isinstance(made(name), ModelBasedFilter) and not isinstance(made(name), STRIP)
-
-
-def truth(n: int) -> Tensor:
-    return torch.arange(n) >= n - EPSILON
-
-
-def planted(n: int = 20, d: int = 5) -> Features:
-    """n examples per class. The last EPSILON examples, all of class 1, are shifted."""
-    values = torch.randn(3 * n, d, generator=torch.Generator().manual_seed(0))
-    labels = torch.arange(3 * n) % 3
-    labels[-EPSILON:] = 1
-    values[-EPSILON:] += 8.0
-    return Features(values, labels)
 
 
 def planted_with(bad: float) -> Features:
@@ -183,27 +100,15 @@ def test_a_filter_result_has_a_score_and_a_decision_for_every_example(
 ) -> None:
     """The result has float64 scores and a boolean keep mask, both of shape (n,), and notes that can
     be written to a record."""
-    features = planted()
-    verdict = judged(made(name, filter_scope=classes), features)
-    n = len(features.labels)
-    assert verdict.scores.shape == verdict.keep.shape == (n,)
-    assert verdict.scores.dtype == torch.float64
-    assert verdict.keep.dtype == torch.bool
-    assert set(features.labels[verdict.keep].tolist()) == {0, 1, 2}
-    assert not torch.isinf(verdict.scores).any()
-    canonical(verdict.notes)
+    checks.has_scores_and_decisions(functools.partial(made, name), classes)
 
 
 def test_a_defense_is_deterministic_and_does_not_modify_the_features(name: str) -> None:
-    features = planted()
-    before = features.values.clone()
-    torch.manual_seed(1)
-    first = judged(made(name), features)
-    torch.manual_seed(2)
-    again = judged(made(name), features)
-    assert torch.equal(first.keep, again.keep)
-    assert torch.equal(first.scores.nan_to_num(-1), again.scores.nan_to_num(-1))
-    assert torch.equal(features.values, before)
+    checks.is_deterministic(functools.partial(made, name))
+
+
+def test_a_defense_does_not_depend_on_the_names_of_the_classes(name: str) -> None:
+    checks.ignores_class_names(functools.partial(made, name))
 
 
 class Noted(list[Step]):
@@ -267,20 +172,9 @@ def test_shuffling_the_examples_shuffles_the_scores_in_the_same_way(name: str) -
             assert torch.equal(kept, before)
 
 
-def test_only_examined_classes_lose_examples(name: str) -> None:
+def test_only_examined_classes_are_scored_and_lose_examples(name: str) -> None:
     """With filter_scope=target nothing outside the target class is removed."""
-    features = planted()
-    verdict = judged(made(name, filter_scope="target"), features)
-    assert verdict.keep[features.labels != KNOWN.target].all()
-
-
-@pytest.mark.parametrize("name", FILTERS)
-def test_a_filter_scores_only_the_examined_classes(name: str) -> None:
-    features = planted()
-    verdict = judged(made(name, filter_scope="target"), features)
-    outside = features.labels != KNOWN.target
-    assert torch.isnan(verdict.scores[outside]).all()
-    assert torch.isfinite(verdict.scores[~outside]).all()
+    checks.scores_only_the_examined_classes(functools.partial(made, name))
 
 
 @pytest.mark.parametrize(

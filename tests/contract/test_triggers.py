@@ -14,17 +14,16 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import OmegaConf
-from torch import Tensor, nn
+from torch import Tensor
 
-from backdoor_lab.attacks.base import AttackContext, Trigger
-from backdoor_lab.attacks.plan import PoisonSpec, implied
-from backdoor_lab.attacks.poison import poison
+from backdoor_lab.attacks.base import Trigger
 from backdoor_lab.attacks.threat_model import CONTROLS, KNOWS
+from backdoor_lab.check_plugin import triggers as checks
+from backdoor_lab.check_plugin.triggers import attack_context, noise
 from backdoor_lab.core import progress
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.instantiate import build
 from backdoor_lab.core.progress import Steps, observe
-from backdoor_lab.core.types import LabeledImages
 from backdoor_lab.fidelity.table import methods
 from tests.helpers.cells import BRIEF_STEPS
 
@@ -37,7 +36,7 @@ STEPPING = [
 ]
 #: The package's own triggers.
 OURS = {method.name for method in methods().values() if method.group == "trigger"}
-SIZES = [(32, 32), (28, 28), (33, 17), (5, 64)]
+SIZES = [*checks.SIZES]
 SCALED = {"adaptive_patch", "tact"}
 """Triggers whose patches cannot be scaled to images with a side of 5 pixels."""
 
@@ -65,50 +64,13 @@ def ready(name: str, channels: int = 3, height: int = 32, width: int = 32) -> Tr
     if "steps" in options:
         options["steps"] = 2
     options |= BRIEF_STEPS.get(name, {})
-    made = build("trigger", options, Trigger)
-    made.check_image_size(channels, height, width)
-    if made.needs_preparing:
-        made.state = made.prepare(attack_context(made, channels, height, width))
-    return made
+    return checks.prepared(build("trigger", options, Trigger), channels, height, width)
 
 
-def attack_context(made: Trigger, *shape: int, seed: int = 0) -> AttackContext:
-    """Forty random images of four classes, and a small untrained surrogate network."""
-
-    def surrogate() -> nn.Module:
-        assert made.uses_surrogate, "a trigger that requests a surrogate must set uses_surrogate"
-        # With this seed, small changes reach every class.
-        torch.manual_seed(2)
-        net = nn.Sequential(nn.Conv2d(shape[0], 4, 3, padding=1), nn.ReLU(),
-                            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4))  # fmt: skip
-        return Scaled(net).eval()
-
-    train = LabeledImages(
-        noise(40, *shape), torch.arange(40) % 4, ("a", "b", "c", "d"), digest="noise"
-    )
-    return AttackContext(train, 1, 2 if made.source_specific else None, seed, surrogate)
-
-
-class Scaled(nn.Module):
-    """A network that takes images in 0..255, uint8 or float, like the package's own models."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, images: Tensor) -> Any:
-        return self.net((images.float() - 127.5) / 64.0)
-
-
-def must_change(name: str, channels: int, height: int, width: int) -> str:
-    """What a trigger must do that left such images as they were."""
-    return (
-        f"trigger={name} did not change images of {channels} x {height} x {width} (channels,"
-        " height, width). A trigger gets images of 1 or 3 channels and of any size, and must change"
-        " them. If it cannot change such images, its method"
-        " check_image_size(channels, height, width) must raise a ConfigError that names their"
-        " size (such as 5x64) or the channels."
-    )
+@pytest.fixture
+def makes(name: str) -> checks.Ready:
+    """Makes the trigger of a YAML for a number of channels, a height and a width."""
+    return functools.partial(ready, name)
 
 
 def ready_or_skip(name: str, channels: int, height: int, width: int) -> Trigger:
@@ -120,13 +82,6 @@ def ready_or_skip(name: str, channels: int, height: int, width: int) -> Trigger:
         if name in OURS:
             raise
         pytest.skip(f"refused by check_image_size: {error}")
-
-
-def noise(n: int, channels: int = 3, height: int = 32, width: int = 32) -> Tensor:
-    generator = torch.Generator().manual_seed(n)
-    return torch.randint(
-        0, 256, (n, channels, height, width), dtype=torch.uint8, generator=generator
-    )
 
 
 def test_the_parametrized_list_contains_the_known_triggers() -> None:
@@ -143,24 +98,11 @@ def test_triggered_images_keep_their_shape_and_dtype(
 ) -> None:
     """This holds for test images, poison and covers, any number of channels, and odd image
     sizes."""
-    images = noise(3, channels, *size)
     if name in SCALED and size == (5, 64):
         with pytest.raises(ConfigError, match="after rounding, an error of"):
             ready(name, channels, *size)
         return
-    before = images.clone()
-    trigger = ready_or_skip(name, channels, *size)
-    context, labels = attack_context(trigger, channels, *size), torch.tensor([0, 2, 3])
-    for triggered in (
-        trigger(images), trigger.poisoned(images, labels, context),
-        trigger.make_covers(images, labels, context),
-    ):  # fmt: skip
-        assert triggered.shape == images.shape
-        assert triggered.dtype == torch.uint8
-        assert triggered.device == images.device
-        changed = not torch.equal(triggered, images)
-        assert changed, must_change(name, channels, *size)
-    assert torch.equal(images, before)
+    checks.keeps_form(ready_or_skip(name, channels, *size), name, channels, *size)
 
 
 def test_the_threat_model_agrees_with_what_the_trigger_uses(trigger: Trigger) -> None:
@@ -175,18 +117,9 @@ def test_the_threat_model_agrees_with_what_the_trigger_uses(trigger: Trigger) ->
     assert ("data" in threat.knows) == (trigger.uses_surrogate or trigger.needs_preparing)
 
 
-def test_poison_and_covers_depend_only_on_the_seed(trigger: Trigger) -> None:
+def test_poison_and_covers_depend_only_on_the_seed(makes: checks.Ready) -> None:
     """The state of torch's global generator does not matter."""
-    images, labels = noise(6), torch.full((6,), 1 if trigger.label_mode == "clean" else 3)
-    runs = []
-    for global_seed in (1, 2):
-        torch.manual_seed(global_seed)
-        context = attack_context(trigger, 3, 32, 32)
-        torch.manual_seed(global_seed)
-        runs.append([getattr(trigger, kind)(images, labels, context)
-                     for kind in ("poisoned", "make_covers")])  # fmt: skip
-    for first, second in zip(*runs, strict=True):
-        assert torch.equal(first, second)
+    checks.depends_only_on_the_seed(makes)
 
 
 @pytest.mark.parametrize("name", STEPPING)
@@ -217,44 +150,31 @@ def test_a_trigger_reports_its_optimization_steps_as_progress(
     assert set(steps) == {(2, 2)}
 
 
-def test_a_trigger_changes_every_image(name: str) -> None:
-    images = noise(4)
-    changed = (ready(name)(images) != images).flatten(1).any(dim=1).tolist()
-    assert all(changed), must_change(name, *images.shape[1:])
+def test_a_trigger_changes_every_image(makes: checks.Ready) -> None:
+    checks.changes_every_image(makes)
 
 
-def test_triggered_images_do_not_share_memory_with_the_clean_images(trigger: Trigger) -> None:
+def test_triggered_images_do_not_share_memory_with_the_clean_images(makes: checks.Ready) -> None:
     """Applying a trigger does not modify the clean images either."""
-    images = noise(3)
-    before = images.clone()
-    triggered = trigger(images)
-    assert torch.equal(images, before)
-    triggered.fill_(7)
-    assert torch.equal(images, before)
+    checks.shares_no_memory(makes)
 
 
-def test_a_trigger_gives_the_same_result_for_views_and_copies(trigger: Trigger) -> None:
+def test_a_trigger_gives_the_same_result_for_views_and_copies(makes: checks.Ready) -> None:
     """The views are slices and channels-last images."""
-    images = noise(6)
-    before = images.clone()
-    assert torch.equal(trigger(images[::2]), trigger(images[::2].clone()))
-    last = images.contiguous(memory_format=torch.channels_last)
-    assert torch.equal(trigger(last), trigger(before))
-    assert torch.equal(images, before)
+    checks.treats_views_as_copies(makes)
 
 
-def test_applying_a_trigger_is_deterministic(trigger: Trigger) -> None:
-    torch.manual_seed(1)
-    first = trigger(noise(3))
-    torch.manual_seed(2)
-    assert torch.equal(trigger(noise(3)), first)
+def test_applying_a_trigger_is_deterministic(makes: checks.Ready) -> None:
+    checks.is_deterministic(makes)
 
 
-def test_a_trigger_accepts_batches_of_zero_and_one_image(trigger: Trigger) -> None:
+def test_a_trigger_accepts_batches_of_zero_and_one_image(makes: checks.Ready) -> None:
     """A single image gets the same result as in a larger batch."""
-    assert trigger(noise(0)).shape == (0, 3, 32, 32)
-    images = noise(3)
-    assert torch.equal(trigger(images[1:2]), trigger(images)[1:2])
+    checks.accepts_any_batch(makes)
+
+
+def test_a_trigger_can_be_sent_to_another_process(makes: checks.Ready) -> None:
+    checks.can_be_pickled(makes)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 2), (3, 3), (1, 32), (32, 1), (2, 3)], ids=str)
@@ -301,35 +221,7 @@ def test_triggered_images_stay_on_the_device_of_the_clean_images(trigger: Trigge
 @pytest.mark.parametrize("placement", ["append", "replace"])
 def test_only_the_selected_images_and_covers_change(trigger: Trigger, placement: str) -> None:
     """poison() never writes to the clean set. Labels follow the trigger's label mode."""
-    context = attack_context(trigger, 3, 32, 32)
-    train = context.train
-    before, labels = train.images.clone(), train.labels.clone()
-    words = {"placement": placement} | implied(
-        trigger.label_mode, on_source=trigger.source_specific
-    )
-    source = context.source
-    plan = PoisonSpec(
-        1, source, 0.5, label_mode=trigger.label_mode, cover_rate=trigger.cover_rate, **words
-    )
-    made = poison(train, trigger, plan, seed=0, context=context)
-    assert torch.equal(train.images, before)
-    assert torch.equal(train.labels, labels)
-    seen = made.training.gather(torch.arange(len(made.training)))
-    clean = ~made.is_poison & ~made.is_cover
-    assert int(made.is_poison.sum()) == 5
-    assert int(made.is_cover.sum()) == len(made.cover_index) == round(5 * trigger.cover_rate)
-    assert torch.equal(seen[clean], before[made.training.index[clean]])
-    origins = made.source_index
-    expected = trigger.poisoned(before[origins], labels[origins], context)
-    assert torch.equal(seen[made.is_poison], expected)
-    assert (made.training.labels[made.is_poison] == 1).all()
-    assert (labels[origins] == 1).all() == (trigger.label_mode == "clean")
-    hidden = made.cover_index
-    assert not set(hidden.tolist()) & set(origins.tolist())
-    assert torch.equal(made.training.labels[made.is_cover], labels[hidden])
-    assert torch.equal(
-        seen[made.is_cover], trigger.make_covers(before[hidden], labels[hidden], context)
-    )
+    checks.poisons_only_chosen_images(trigger, placement)
 
 
 STRIPE = '''

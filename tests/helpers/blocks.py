@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FENCE = re.compile(r"(?m)^(?P<indent> *)```(?P<language>\w*)\n(?P<text>.*?)^(?P=indent)```$", re.S)
-FILE = re.compile(r"# ((?:backdoor_lab|conf)/[\w/]+\.(?:py|yaml))\n")
+FILE = re.compile(r"# ((?:(?:backdoor_lab|conf|plugin_example)/[\w/]+|[a-z]+)\.(?:py|yaml))\n")
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -30,7 +31,7 @@ from tests.helpers.forking import forking, write_python
 from tests.helpers.project import ROOT
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-CODE = {"bash", "python", "yaml"}
+CODE = {"bash", "python", "toml", "yaml"}
 SHOWN = {"text", "bibtex"}
 RUNS = r"experiment=smoke|root=photos"
 PRINTS = r"--cfg|--help|dry_run=true"
@@ -38,7 +39,7 @@ PRINTS = r"--cfg|--help|dry_run=true"
 TRIAL = [
     (r"^(?!.*(--cfg|--help))", ["trainer=cpu", "trainer.threads=1"]),
     # A narrow network, few images, and one epoch for the commands that compute cells.
-    (r"^(?!.*(--cfg|--help|torchvision|timm))", ["model.width=8"]),
+    (r"^(?!.*(--cfg|--help|torchvision|timm|model=module))", ["model.width=8"]),
     (RUNS, ["recipe.epochs=1"]),
     (r"experiment=(?!report|readings|photographs|cifar10)(?!.*dataset[.=])",
      ["dataset.per_class_train=100", "dataset.per_class_test=40"]),
@@ -52,6 +53,10 @@ EXCEPTIONS = {
     ("tests/README.md", "BACKDOOR_LAB_DEMO= python -m pytest tests/torture/test_kill_demo.py -s"): (
         "runs the demo eleven times and kills it ten times, which takes most of an hour"
     ),
+    (
+        "backdoor_lab/plugins/README.md",
+        "python -m pip install --no-deps --editable tests/plugin_example",
+    ): ("installs a package, as tests/unit/plugins/test_example_package.py does in a new folder"),
     ("backdoor_lab/tables/README.md", "import torch, torchvision"): (
         "loads a network of full width; tests/unit/test_export_weights.py runs it without training"
     ),
@@ -151,11 +156,14 @@ def test_every_block_of_a_document_runs_and_prints_the_shown_lines(
             said = ""
         elif block.file:
             written.append(copy / block.file)
+            written[-1].parent.mkdir(parents=True, exist_ok=True)
             written[-1].write_text(block.text)
         elif block.language == "text":
             assert prints(said, block.text), f"line {block.line}: the output is\n{said}"
         elif block.language in ("bash", "python"):
             said = run(copy, shown_by(block))
+        elif block.language == "toml":
+            assert tomllib.loads(block.text), f"line {block.line}: empty"
         elif block.language == "yaml":
             assert yaml.safe_load(block.text), f"line {block.line}: empty"
         else:

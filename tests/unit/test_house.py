@@ -29,9 +29,9 @@ from tests.helpers.project import PACKAGE, ROOT, SOURCES, calls, name_of, tree
 LAYERS: dict[str, int] = {
     name: number
     for number, names in enumerate([
-        ["__init__", "core"],
+        ["__init__", "core", "plugins"],
         ["identity", "numerics", "returned", "templates"],
-        ["data", "fidelity", "hydra_options", "results"],
+        ["data", "fidelity", "hydra_options", "plugin_configs", "results"],
         ["analysis", "attacks", "config_loader", "defenses", "exchange"],
         ["tables", "training"],
         ["compare", "pipeline"],
@@ -39,7 +39,7 @@ LAYERS: dict[str, int] = {
         ["scan", "sweep"],
         ["api", "distortion", "export", "export_dataset", "export_weights", "figures", "reports",
          "run", "separation", "status", "verify", "visibility"],
-        ["__main__", "preview"],
+        ["__main__", "check_plugin", "preview"],
     ])
     for name in names
 }  # fmt: skip
@@ -347,7 +347,7 @@ def test_every_argument_and_result_is_annotated(path: Path) -> None:
 # Libraries call these methods by name.
 CALLED_BY_LIBRARIES = re.compile(
     r"on_\w+|forward|training_step|configure_optimizers|transfer_batch_to_device|sampler|set_epoch"
-    r"|state|setup"
+    r"|state|setup|get_code"
 )
 
 

@@ -24,6 +24,7 @@ from omegaconf import DictConfig, open_dict
 from backdoor_lab.core import shutdown
 from backdoor_lab.core.atomic_io import explained, no_room
 from backdoor_lab.core.errors import reason_of
+from backdoor_lab.plugins.trust import Trust, trust, trusted
 from backdoor_lab.sweep.launching.loss import Ended, Job, LostProcess, failed_in
 from backdoor_lab.sweep.launching.workers import Worker, WorkerDiedError, ready
 from backdoor_lab.sweep.manifest import note_failure
@@ -43,13 +44,14 @@ def run_local(
 ) -> Iterator[Ended]:
     """Runs cells in at most `at_once` workers, and yields each cell when it ends. Starts no more
     cells once `over()` is true."""
+    run = partial(_run, launcher.task_function, trusted())
     waiting = deque(jobs)
     busy: dict[Worker, Job] = {}
     idle: list[Worker] = []
     try:
         while True:
             while waiting and len(busy) < at_once and not over():
-                worker = idle.pop() if idle else Worker(partial(_run, launcher.task_function))
+                worker = idle.pop() if idle else Worker(run)
                 worker.send(_composed(launcher, waiting[0]))
                 busy[worker] = waiting.popleft()
             if not busy:
@@ -88,11 +90,13 @@ def _ended(job: Job, worker: Worker) -> Ended:
     return Ended(job.asked, None, failed_in(status))
 
 
-def _run(task: Callable[[DictConfig], Any], config: DictConfig) -> tuple[bool, Any]:
-    """Runs one cell as Hydra's launchers do. Returns whether a stop was requested, and the value
-    that the task returned. An error raised by Hydra itself is recorded as the failure of the
-    cell."""
+def _run(task: Callable[[DictConfig], Any], plugins: Trust, config: DictConfig) -> tuple[bool, Any]:
+    """Runs one cell as Hydra's launchers do. `plugins` are those that the driver trusts. Returns
+    whether a stop was requested, and the value that the task returned. An error raised by Hydra
+    itself is recorded as the failure of the cell."""
     try:
+        if trusted() != plugins:
+            trust(plugins)
         status = _run_job(task, config)
     except Exception as error:
         folder = Path(config.hydra.sweep.dir) / config.hydra.sweep.subdir

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from backdoor_lab.config_loader import check_composed
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.targets import HYDRA, LOGGING, check_targets, package_names
+from backdoor_lab.plugins.trust import Trust
 from backdoor_lab.run import conf_dir
 from tests.helpers.cells import TINY, lasting, run_here
 from tests.helpers.program import many
@@ -44,6 +45,11 @@ HOSTILE_OVERRIDES = {
     "PYTHONPATH": "+hydra.job.env_set.PYTHONPATH=here",
     "git configuration": "+hydra.job.env_set.GIT_CONFIG_COUNT='1'",
     "sweep over allow_plugins": "-m allow_plugins=[marker],[] seed=1",
+    "sweep over plugins": "-m plugins=[marker.py],[] seed=1",
+    "path instead of a list": "plugins=marker.py",
+    "this package as a plug-in": "allow_plugins=[backdoor_lab]",
+    "factory": "+model.factory=marker:f",
+    "factory in the standard library": "+model.factory=os:system",
     "name instead of a list": "allow_plugins=marker",
     "a pickle": "--experimental-rerun=config.pickle",
     "a pickle, abbreviated": "--exp config.pickle",
@@ -71,13 +77,16 @@ HOSTILE_FILES = {
             }
         }
     },
+    "plugins in the file": {"plugins": ["marker.py"], "trigger": {"_target_": "marker.f"}},
+    "sweeper plugins": {"hydra": {"sweeper": {"params": {"plugins": "[marker.py]"}}}},
     "allow_plugins in the file": {
         "allow_plugins": ["marker"],
         "hydra": {"callbacks": {"x": {"_target_": "marker.f"}}},
     },
 }
 # Overrides that a sweep adds to its cells have no effect without -m.
-FLAGS = {name: [[], ["-m"]] for name in HOSTILE_FILES} | {"sweeper overrides": [["-m"]]}
+FLAGS = {name: [[], ["-m"]] for name in HOSTILE_FILES}
+FLAGS |= {key: [["-m"]] for key in ("sweeper overrides", "sweeper plugins")}
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +128,7 @@ def test_hostile_configuration_is_refused_in_one_line_before_any_import(
     assert code == 2, said
     assert said.startswith("error: ")
     assert said.count("\n") == 1
-    assert re.search("is not allowed|would import|allow_plugins|must not set|loads a pickle", said)
+    assert re.search("is not allowed|would import|plugins|must not set|loads a pickle", said)
     assert not (cwd / "imported").exists(), "something imported the marker module"
 
 
@@ -175,9 +184,14 @@ def test_a_launcher_from_a_plugin_is_accepted_only_if_allow_plugins_lists_its_pa
         composed(target, "allow_plugins=[my]")
 
 
-def test_a_trigger_from_an_allowed_plugin_package_is_still_refused() -> None:
-    with pytest.raises(ConfigError, match=r"`trigger\._target_`: 'mine\.Trigger'"):
-        composed("trigger._target_=mine.Trigger", "allow_plugins=[mine]")
+def test_a_trigger_from_a_plugin_is_accepted_only_if_its_package_is_trusted() -> None:
+    target = "trigger._target_=mine.Trigger"
+    assert composed(target, "allow_plugins=[mine]").trigger._target_ == "mine.Trigger"
+    for trusted in ("[]", "[mine2]", "[mine.sub]"):
+        with pytest.raises(ConfigError, match=r"`trigger\._target_`: 'mine\.Trigger' is not"):
+            composed(target, f"allow_plugins={trusted}")
+    with pytest.raises(ConfigError, match=r"`logger\._target_`: 'mine\.Logger' is not allowed"):
+        composed("logger._target_=mine.Logger", "allow_plugins=[mine]")
 
 
 @pytest.mark.parametrize(
@@ -214,7 +228,7 @@ def test_checking_which_classes_a_configuration_names_does_not_change_the_config
         "hydra.job_logging.handlers.file.filename=${hydra.runtime.output_dir}/${hydra.job.num}.log"
     )
     before = OmegaConf.to_yaml(config)
-    check_composed(config, ())
+    check_composed(config, Trust())
     assert OmegaConf.to_yaml(config) == before
     assert OmegaConf.is_missing(config.hydra.job, "num")
     assert OmegaConf.is_missing(config.hydra.runtime, "output_dir")

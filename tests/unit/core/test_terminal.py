@@ -33,8 +33,8 @@ def command_of(path: Path) -> str:
     return name_of(path).removesuffix("/__main__.py").removesuffix(".py")
 
 
-def test_the_package_has_eighteen_commands_besides_the_main_program() -> None:
-    assert len(mains()) == 18
+def test_the_package_has_nineteen_commands_besides_the_main_program() -> None:
+    assert len(mains()) == 19
 
 
 @pytest.mark.parametrize("path", mains(), ids=command_of)

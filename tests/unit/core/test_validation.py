@@ -21,6 +21,7 @@ from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.options import names
 from backdoor_lab.core.rng import derive
 from backdoor_lab.core.validation import RENAMED
+from backdoor_lab.plugins.trust import Trust
 
 ROOT = Path(__file__).resolve().parents[3]
 NAN = float("nan")
@@ -190,7 +191,7 @@ def test_a_renamed_key_of_a_composed_section_is_refused_even_if_the_new_key_is_m
     with pytest.raises(
         ConfigError, match="^`protocol.stamp` was renamed to `protocol.apply_trigger`$"
     ):
-        check_composed(OmegaConf.create(config), ())
+        check_composed(OmegaConf.create(config), Trust())
 
 
 @pytest.mark.parametrize(
