@@ -173,7 +173,7 @@ def _count(
     work: Work, cell: Cell, data: Dataset, missing: list[str], size: tuple[int, int],
     shared: set[str], machine: ComputeDevice,
 ) -> Amount:  # fmt: skip
-    poisoned, added, n_train = _sizes(cell, data)
+    poisoned, added, n_train = sizes_of(cell, data)
     n_test = len(data.test) + len(triggered_test(cell, data).attacked)
     # A measurement is missing if it is in the list, or if it comes after the stage that ends the
     # list.
@@ -214,7 +214,7 @@ def _count(
     return amount
 
 
-def _sizes(cell: Cell, data: Dataset) -> tuple[int, int, int]:
+def sizes_of(cell: Cell, data: Dataset) -> tuple[int, int, int]:
     """The numbers of poisoned images, of poisoned and cover images, and of training images."""
     if (attack := data.attack) is not None:
         poison, covers = marked(attack, len(data.train))

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from backdoor_lab.attacks.plan import check_pair
 from backdoor_lab.attacks.poison import changes_nothing, check_can_be_late, classes_after, no_change
@@ -51,6 +51,9 @@ from backdoor_lab.training.models import (
 )
 from backdoor_lab.training.transformations import check_fits
 
+if TYPE_CHECKING:
+    from backdoor_lab.sweep.memory import MemoryNeed, NetworkSizes
+
 
 class Preflight:
     """Checks the configurations of cells. Parts that several cells share are checked only once."""
@@ -59,6 +62,7 @@ class Preflight:
         self._names: dict[str, tuple[tuple[str, ...], str]] = {}
         self._facts: dict[str, ImportedFacts | None] = {}
         self._data: dict[str, tuple[Cell, Dataset]] = {}
+        self._networks: dict[str, NetworkSizes] = {}
         self._seen: set[str] = set()
 
     def cell(self, config: dict[str, Any]) -> Cell:
@@ -160,6 +164,17 @@ class Preflight:
                 " Repeat the command"
             )
         return data
+
+    def memory(self, cell: Cell) -> MemoryNeed:
+        """Returns a lower bound of the memory of a cell that has passed `check`."""
+        from backdoor_lab.sweep.memory import memory_need, network_sizes
+
+        data, layer = self.data(cell), cell.protocol["layer"]
+        asked = cell.model, layer, data.train.shape, len(data.classes)
+        key = canonical(["memory", *asked])
+        if key not in self._networks:
+            self._networks[key] = network_sizes(*asked)
+        return memory_need(cell, data, machine_of(cell.trainer), self._networks[key])
 
     def _check_attack(self, cell: Cell, data: Dataset) -> None:
         key = canonical(["attack", cell.fingerprint, cell.protocol, cell.attack,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.override_parser.types import Glob, Override, Quote, QuotedString
 
 from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.sweep.manifest import RequestedCell
 
 if TYPE_CHECKING:
     from backdoor_lab.pipeline.cell import Cell
@@ -115,3 +116,14 @@ def _matches(value: str) -> list[str]:
 def quoted(path: str) -> str:
     """Quote and escape `path` as a value in Hydra's grammar."""
     return QuotedString(path, Quote.single).with_quotes()
+
+
+def requested(cell: Cell, job: Sequence[str], label: str | None) -> RequestedCell:
+    """Returns the request for a cell: `job` are its overrides, `label` names its data set in
+    tables."""
+    config, choices = cell.config, cell.choices
+    if label is not None:
+        choices = choices | {"dataset": label}
+        job = [*job, f"dataset_label={quoted(label)}"]
+    retries, fail_fast = int(config.get("retries", 1)), bool(config.get("fail_fast"))
+    return RequestedCell(cell.id, choices, cell.attack, tuple(job), retries, fail_fast)

@@ -43,14 +43,18 @@ class BeforeRun(Callback):
 def _checked(config: DictConfig) -> bool:
     """Check the cell. Returns whether to run it; with `dry_run`, prints the estimate and returns
     False."""
+    from backdoor_lab.sweep.memory import check_fits
     from backdoor_lab.sweep.preflight import preflight
 
     HydraConfig.instance().set_config(config)
     values = plain(config)
     cell = preflight().identify(values)
     folder = Path(str(config.hydra.run.dir))
-    if values.get("dry_run") or not finished(folder, cell.id, quiet=True):
+    left = not finished(folder, cell.id, quiet=True)
+    if values.get("dry_run") or left:
         preflight().check(cell)
+    if left:
+        check_fits(preflight().memory(cell), share=cell.trainer["cells_per_gpu"])
     if values.get("dry_run"):
         print(_estimate(cell, folder, config.hydra))
         return False
@@ -62,8 +66,11 @@ def _checked(config: DictConfig) -> bool:
 def _estimate(cell: Any, folder: Path, settings: Any) -> str:
     from backdoor_lab.sweep.forecast import foretell
     from backdoor_lab.sweep.launching.parallel import parallel
+    from backdoor_lab.sweep.memory import describe_memory
+    from backdoor_lab.sweep.preflight import preflight
     from backdoor_lab.training.device import machine_of
 
     machine = machine_of(cell.trainer, parallel_cells=parallel(settings.launcher))
     done = {cell.id} if finished(folder, cell.id) else set()
-    return foretell([cell], done, machine, at_once=1, processes=0)
+    said = foretell([cell], done, machine, at_once=1, processes=0)
+    return "\n".join([said, *describe_memory([preflight().memory(cell)] * (not done), 1)])

@@ -46,7 +46,7 @@ from backdoor_lab.sweep.manifest import (
     status_of,
     sweep_file,
 )
-from backdoor_lab.sweep.roots import labels_of, quoted, with_patterns
+from backdoor_lab.sweep.roots import labels_of, requested, with_patterns
 
 if TYPE_CHECKING:
     from hydra.types import HydraContext, TaskFunction
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
 
     from backdoor_lab.attacks.plan import SameClassError
     from backdoor_lab.pipeline.cell import Cell
+    from backdoor_lab.sweep.memory import MemoryNeed
     from backdoor_lab.sweep.preflight import Preflight
 
 # This must come before the import of BasicSweeper: it executes all plugin modules again.
@@ -74,6 +75,7 @@ class ResumeSweeper(BasicSweeper):
 
     _cell_of: Callable[[Sequence[str]], Cell]
     _preflight: Preflight
+    _memory: dict[str, MemoryNeed]
     last_code = EXIT_DONE
     """The exit code of the last sweep in this process. Hydra drops the value that `sweep`
     returns."""
@@ -99,7 +101,10 @@ class ResumeSweeper(BasicSweeper):
         dry = [cell for cell in cells if cell.config.get("dry_run")]
         left = [each for each in asked if each.id not in done]
         if left or dry:
+            from backdoor_lab.sweep.memory import fitted
+
             at_once = parallelism(self.config, len(asked))
+            at_once = fitted([*self._memory.values()], at_once, self.config.trainer.cells_per_gpu)
             self.launcher = self._make_launcher()
             if cells:
                 self._tell(folder, dry or cells, at_once)
@@ -157,7 +162,7 @@ class ResumeSweeper(BasicSweeper):
 
         assert self.hydra_context is not None
         expander: Any = ConfigComposer(self.hydra_context.config_loader, self.config)
-        self._preflight = preflight = Preflight()
+        self._preflight, self._memory = (preflight := Preflight()), {}
         self._cell_of = lambda job: preflight.identify(expander.config(job))
         cells: dict[str, tuple[Cell, Sequence[str]]] = {}
         marks: list[identity.Marks] = []
@@ -182,19 +187,21 @@ class ResumeSweeper(BasicSweeper):
                     done.add(cell.id)
                 else:
                     preflight.check(cell)
+                    self._memory[cell.id] = preflight.memory(cell)
         _tell_left_out(same, len(jobs))
         if len(cells) < len(marks):
             repeated = many(len(marks) - len(cells), "cell")
             log.warning("%s of %d skipped: duplicate", repeated, len(marks))
         identity.warn(marks)
         labels = labels_of([cell for cell, _ in cells.values()])
-        asked = [_asked(cell, job, labels.get(cell.id)) for cell, job in cells.values()]
+        asked = [requested(cell, job, labels.get(cell.id)) for cell, job in cells.values()]
         flags = ("dry_run", "estimate_first")
         estimated = [cell for cell, _ in cells.values() if any(map(cell.config.get, flags))]
         return asked, estimated, done
 
     def _tell(self, folder: Path, cells: Sequence[Cell], at_once: Parallelism) -> None:
         from backdoor_lab.sweep.forecast import foretell
+        from backdoor_lab.sweep.memory import describe_memory
         from backdoor_lab.training.device import machine_of
 
         trainer = cells[0].config["trainer"] | at_once.trainer
@@ -202,7 +209,8 @@ class ResumeSweeper(BasicSweeper):
         done = {cell.id for cell in cells if finished(folder / cell.id, cell.id)}
         processes = at_once.cells if at_once.here else 1
         said = foretell(cells, done, machine, at_once=at_once.cells, processes=processes)
-        print(said, flush=True)
+        lines = describe_memory([*self._memory.values()], at_once.cells)
+        print("\n".join([said, *lines]), flush=True)
 
     def _announce(self, folder: Path, asked: Sequence[RequestedCell]) -> None:
         assert self.config is not None
@@ -251,15 +259,6 @@ def _named(number: int, jobs: Sequence[list[str]]) -> Iterator[None]:
     except LabError as error:
         where = f"cell {number} of {len(jobs)} ({' '.join(jobs[number - 1])}): "
         raise type(error)(f"{where * (len(jobs) > 1)}{error}") from error
-
-
-def _asked(cell: Cell, job: Sequence[str], label: str | None) -> RequestedCell:
-    config, choices = cell.config, cell.choices
-    if label is not None:
-        choices = choices | {"dataset": label}
-        job = [*job, f"dataset_label={quoted(label)}"]
-    retries, fail_fast = int(config.get("retries", 1)), bool(config.get("fail_fast"))
-    return RequestedCell(cell.id, choices, cell.attack, tuple(job), retries, fail_fast)
 
 
 def _tell_left_out(same: Sequence[SameClassError], combinations: int) -> None:
