@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from backdoor_lab.attacks.plan import count, cover_count
 from backdoor_lab.attacks.poison import clean
 from backdoor_lab.core.atomic_io import canonical
 from backdoor_lab.core.lazy import torch
@@ -23,12 +22,11 @@ from backdoor_lab.numerics.layers import AUTOENCODER, FeatureHook
 from backdoor_lab.pipeline.cell import Cell
 from backdoor_lab.pipeline.cell_pipeline import CellPipeline
 from backdoor_lab.pipeline.progress import Progress
-from backdoor_lab.pipeline.stages.holdout import class_sizes
-from backdoor_lab.pipeline.stages.imported import marked
 from backdoor_lab.pipeline.stages.training import train_stage
 from backdoor_lab.pipeline.stages.triggered import triggered_test
 from backdoor_lab.results.stages import is_at_or_before
 from backdoor_lab.sweep.calibrate import Rate, Speed
+from backdoor_lab.sweep.requirements import sizes_of
 from backdoor_lab.training.autoencoder import DIMS
 from backdoor_lab.training.classifier import Classifier
 from backdoor_lab.training.device import ComputeDevice
@@ -212,18 +210,6 @@ def _count(
     # Every network except the surrogate is also evaluated on its own training set.
     amount.measured += (trainings - surrogates) * n_train
     return amount
-
-
-def sizes_of(cell: Cell, data: Dataset) -> tuple[int, int, int]:
-    """The numbers of poisoned images, of poisoned and cover images, and of training images."""
-    if (attack := data.attack) is not None:
-        poison, covers = marked(attack, len(data.train))
-        return len(poison), len(poison) + len(covers), len(data.train)
-    sizes = class_sizes(data.train.labels, len(data.classes))
-    poisoned = count(cell.plan, sizes)
-    added = poisoned + cover_count(cell.plan, sizes)
-    appended = added if cell.plan.placement == "append" else 0
-    return poisoned, added, len(data.train) + appended
 
 
 def _leaves_clean(cell: Cell, poisoned: int, added: int) -> bool:
