@@ -102,6 +102,7 @@ def _checked_split(split: Split, class_count: int, where: str) -> Split:
 
 
 def check_classes(classes: tuple[str, ...], where: str) -> None:
+    """Raises DataError unless there are at least two class names, all printable and different."""
     if len(classes) < 2:
         raise DataError(f"{where}: at least 2 classes are needed, got {list(classes)}")
     for index, name in enumerate(classes):

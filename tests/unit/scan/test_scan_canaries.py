@@ -34,7 +34,7 @@ from backdoor_lab.scan.power import (
 )
 from backdoor_lab.scan.run import run_scan
 from tests.helpers.cells import CPU
-from tests.unit.scan.test_scan_run import OPTIONS, arrays, found_of, pixels, reference
+from tests.helpers.scanning import OPTIONS, arrays, found_of, pixels, reference
 
 CANARIES = dataclasses.replace(OPTIONS, canaries="pattern", minutes=1.0)
 

@@ -14,64 +14,30 @@ import torch
 from backdoor_lab.core import shutdown
 from backdoor_lab.core.errors import ConfigError, DataError
 from backdoor_lab.core.store import Store
-from backdoor_lab.core.types import TrainingSet
 from backdoor_lab.scan import networks, run, statistics
 from backdoor_lab.scan.__main__ import main
-from backdoor_lab.scan.images import ScanImages, scan_images
-from backdoor_lab.scan.networks import Layers
-from backdoor_lab.scan.options import ScanOptions
-from backdoor_lab.scan.reference_file import Bin, versions, write_reference
+from backdoor_lab.scan.images import scan_images
+from backdoor_lab.scan.reference_file import write_reference
 from backdoor_lab.scan.report import ClassFinding, ScanReport, Suspect
 from backdoor_lab.scan.run import run_scan
-from backdoor_lab.scan.statistics import FILTERS, margins, shared_signal
+from backdoor_lab.scan.statistics import margins, shared_signal
 from tests.helpers.cells import CPU
-
-OPTIONS = ScanOptions(networks=1, size=8, width=2, epochs=2, canaries="none")
-TINY = ("scan.networks=1", "scan.size=8", "scan.width=2", "scan.epochs=2",
-        "scan.canaries=none", "trainer=cpu", "trainer.threads=1")  # fmt: skip
-CLASSES = 5
-POISONED = 6
-"""The number of images of class 2 that show the trigger."""
-
-
-def arrays(seed: int = 0, poisoned: int = POISONED, each: int = 60) -> tuple[np.ndarray, ...]:
-    """Five classes that differ in one bright row. Images 0 to `poisoned` - 1 of class 2 are those
-    of class 0 with two bright columns."""
-    rng = np.random.default_rng(seed)
-    labels = np.repeat(np.arange(CLASSES), each)
-    images = rng.integers(20, 60, (len(labels), 3, 8, 8), dtype=np.uint8)
-    for k in range(CLASSES):
-        images[labels == k, :, k, :] += 150
-    where = np.flatnonzero(labels == 2)[:poisoned]
-    images[where] = images[:poisoned]
-    images[where, :, :, 6:] = 255
-    return images, labels
-
-
-def found_of(images: np.ndarray, labels: np.ndarray) -> ScanImages:
-    names = [f"{i}.png" for i in range(len(labels))]
-    return scan_images(images, labels, [str(k) for k in range(CLASSES)], names, "set")
-
-
-def reference(highest: float, sets: int = 19) -> Bin:
-    maxima = [[highest] * len(FILTERS) for _ in range(sets)]
-    return Bin(
-        CLASSES, 50, 70, "invented sets", OPTIONS.decides(), versions(), list(FILTERS), maxima
-    )
+from tests.helpers.scanning import (
+    CLASSES,
+    OPTIONS,
+    POISONED,
+    TINY,
+    arrays,
+    found_of,
+    pixels,
+    reference,
+)
 
 
 @pytest.fixture(autouse=True)
 def _no_signal_handlers(monkeypatch: pytest.MonkeyPatch) -> None:
     """The command must not change how this process reacts to signals."""
     monkeypatch.setattr(shutdown, "install", lambda: None)
-
-
-def pixels(training: object, shown: TrainingSet, *_: object, **__: object) -> Layers:
-    """Takes the place of a network: its features are pixels, so that tests need no training and do
-    not depend on rounding."""
-    flat = shown.base.flatten(1).float() / 50
-    layers = {"middle": flat[:, ::4], "last": flat[:, 1::4], "logits": flat[:, ::12]}
-    return Layers(layers, shown.digest, 1.0, 0.0)
 
 
 @pytest.fixture

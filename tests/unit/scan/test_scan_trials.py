@@ -18,7 +18,7 @@ from backdoor_lab.scan.images import ScanImages, scan_images
 from backdoor_lab.scan.options import ScanOptions
 from backdoor_lab.scan.reference_file import write_reference
 from backdoor_lab.scan.trials import main, part_of
-from tests.unit.scan.test_scan_run import arrays, found_of, pixels, reference
+from tests.helpers.scanning import arrays, found_of, pixels, reference
 
 
 def clean_set(each: int = 100) -> ScanImages:
