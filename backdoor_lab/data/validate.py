@@ -113,6 +113,7 @@ def check_classes(classes: tuple[str, ...], where: str) -> None:
 
 
 def check_presence(labels: NDArray[Any], classes: tuple[str, ...], where: str) -> None:
+    """Raises DataError if a class has no image."""
     counts = np.bincount(labels, minlength=len(classes))
     empty = [classes[index] for index in np.flatnonzero(counts == 0)]
     if empty:

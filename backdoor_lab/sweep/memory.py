@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from backdoor_lab.core import resources
-from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.errors import ConfigError, many
 from backdoor_lab.core.terminal import size_words
 from backdoor_lab.core.types import Dataset
 from backdoor_lab.defenses.base import SampleFilter
@@ -190,7 +190,7 @@ def describe_memory(needs: Sequence[MemoryNeed], at_once: int) -> list[str]:
     largest = sorted((each.peak()[1] + PROCESS_BYTES for each in needs), reverse=True)
     if at_once > 1 and len(needs) > 1:
         total = size_words(sum(largest[:at_once]))
-        said += f"; {total} for {min(at_once, len(needs))} cells at a time"
+        said += f"; {total} for {many(min(at_once, len(needs)), 'cell')} at a time"
     free = resources.free_memory()
     said += "" if free is None else f"; {size_words(free)} available"
     return [f"{said}; {size_words(need.mapped)} of images are read from the disk as needed"]

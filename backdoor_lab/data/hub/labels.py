@@ -80,7 +80,6 @@ def _numbers(
     for at, label in enumerate(labels):
         if label not in numbers:
             raise DataError(
-                f"{rows[at]}: the label {label!r} is not one of the {len(names)} classes"
-                " that the data set names"
+                f"{rows[at]}: the label {label!r} is not among the classes that the data set names"
             )
     return np.array([numbers[label] for label in labels], np.int64)
