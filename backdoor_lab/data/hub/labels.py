@@ -35,7 +35,7 @@ def encoded(
         numbers |= {str(at): at for at in range(len(names)) if str(at) not in numbers}
         numbers |= {at: at for at in range(len(names))}
     return {
-        split: _numbers(rows, labels, numbers, names) for split, (rows, labels) in clean.items()
+        split: _numbers(rows, labels, numbers) for split, (rows, labels) in clean.items()
     }, tuple(composed(name) for name in names)
 
 
@@ -75,7 +75,6 @@ def _numbers(
     rows: Sequence[str],
     labels: Sequence[int | str],
     numbers: Mapping[Any, int],
-    names: Sequence[str],
 ) -> NDArray[np.int64]:
     for at, label in enumerate(labels):
         if label not in numbers:
