@@ -184,7 +184,7 @@ def why_refused(where: str, name: object) -> str:
     `where`, and how to fix it. Empty if there is nothing to add.
 
     >>> why_refused("defense._target_", "mine.distance")[-35:]
-    'add plugins=[PATH/mine.py] for one file'
+    'plugins=[PATH/mine.py] for one file'
     """
     folder = FOLDERS.get(re.split(r"[.\[]", where)[0])
     if folder is None or not isinstance(name, str) or not _DOTTED.match(name):

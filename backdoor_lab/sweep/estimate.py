@@ -26,7 +26,7 @@ from backdoor_lab.pipeline.stages.training import train_stage
 from backdoor_lab.pipeline.stages.triggered import triggered_test
 from backdoor_lab.results.stages import is_at_or_before
 from backdoor_lab.sweep.calibrate import Rate, Speed
-from backdoor_lab.sweep.requirements import sizes_of
+from backdoor_lab.sweep.sizes import sizes_of
 from backdoor_lab.training.autoencoder import DIMS
 from backdoor_lab.training.classifier import Classifier
 from backdoor_lab.training.device import ComputeDevice

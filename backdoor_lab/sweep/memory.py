@@ -21,7 +21,7 @@ from backdoor_lab.numerics.layers import AUTOENCODER, FeatureHook
 from backdoor_lab.pipeline.cell import Cell
 from backdoor_lab.pipeline.stages.holdout import class_sizes
 from backdoor_lab.sweep.launching.parallel import Parallelism
-from backdoor_lab.sweep.requirements import sizes_of
+from backdoor_lab.sweep.sizes import sizes_of
 from backdoor_lab.training.autoencoder import DIMS
 from backdoor_lab.training.device import ComputeDevice
 from backdoor_lab.training.evaluate import CHUNK

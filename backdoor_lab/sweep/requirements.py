@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from backdoor_lab.attacks.plan import count, cover_count
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.store import Store
 from backdoor_lab.core.types import Dataset, ImportedAttack
@@ -11,7 +10,6 @@ from backdoor_lab.defenses.base import Defense, OracleControl
 from backdoor_lab.defenses.networks import ModelRepair
 from backdoor_lab.pipeline.cell import Cell
 from backdoor_lab.pipeline.stages.holdout import class_sizes, held_out
-from backdoor_lab.pipeline.stages.imported import marked
 
 
 def check_emptied(cell: Cell, before: list[int], after: list[int]) -> None:
@@ -126,15 +124,3 @@ def check_held_out(cell: Cell, data: Dataset) -> None:
             f" {data.classes[few]}: set protocol.clean_holdout to {2 * len(data.classes)} or more"
             " (held-out images are not used for evaluation)"
         )
-
-
-def sizes_of(cell: Cell, data: Dataset) -> tuple[int, int, int]:
-    """The numbers of poisoned images, of poisoned and cover images, and of training images."""
-    if (attack := data.attack) is not None:
-        poison, covers = marked(attack, len(data.train))
-        return len(poison), len(poison) + len(covers), len(data.train)
-    sizes = class_sizes(data.train.labels, len(data.classes))
-    poisoned = count(cell.plan, sizes)
-    added = poisoned + cover_count(cell.plan, sizes)
-    appended = added if cell.plan.placement == "append" else 0
-    return poisoned, added, len(data.train) + appended

@@ -43,7 +43,6 @@ class BeforeRun(Callback):
 def _checked(config: DictConfig) -> bool:
     """Check the cell. Returns whether to run it; with `dry_run`, prints the estimate and returns
     False."""
-    from backdoor_lab.sweep.memory import check_fits
     from backdoor_lab.sweep.preflight import preflight
 
     HydraConfig.instance().set_config(config)
@@ -54,6 +53,8 @@ def _checked(config: DictConfig) -> bool:
     if values.get("dry_run") or left:
         preflight().check(cell)
     if left:
+        from backdoor_lab.sweep.memory import check_fits  # Imports torch.
+
         check_fits(preflight().memory(cell), share=cell.trainer["cells_per_gpu"])
     if values.get("dry_run"):
         print(_estimate(cell, folder, config.hydra))
