@@ -194,9 +194,10 @@ def why_refused(where: str, name: object) -> str:
     if package != "backdoor_lab" or len(parts) != 3 or parts[0] not in FOLDERS.values():
         module, cls = ([*name.split("."), ""] if "." not in name else name.split("."))[-2:]
         wanted = f"backdoor_lab.{folder}.{_module(module)}.{_class(cls or module)}"
+        plugin = f". {to_trust(name)}" if rest and package != "backdoor_lab" else ""
         return (
             f": a class must be in a module of the folder backdoor_lab/{folder}, so put its file"
-            f" there and name it {wanted}. {to_trust(name)}"
+            f" there and name it {wanted}{plugin}"
         )
     if not re.fullmatch(_MODULE, parts[1]):
         return (

@@ -48,6 +48,10 @@ LOWER = "a module name has only lower-case letters, digits and underscores, so r
 def test_the_error_for_a_refused_class_name_states_the_rule_and_what_to_do(
     section: str, name: str, said: str
 ) -> None:
+    top, dot, _ = name.partition(".")
+    if dot and top != "backdoor_lab":
+        said += f". If {top} is a plug-in whose code you trust, add allow_plugins=[{top}] to the"
+        said += f" command line for an installed package, or plugins=[PATH/{top}.py] for one file"
     with pytest.raises(ConfigError, match=re.escape(f"{name!r}") + f".*: {re.escape(said)}$"):
         check_targets({"_target_": name}, where=section)
     with pytest.raises(ConfigError, match=re.escape(f"got {name!r}: {said}") + "$"):

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.pipeline.keys import check_keys
+from backdoor_lab.plugins.trust import trusted
 from backdoor_lab.results.seal import sealed
 from backdoor_lab.sweep.launching import local
 from backdoor_lab.sweep.launching.launch import Launch
@@ -190,5 +191,5 @@ def test_a_full_disk_before_the_cell_starts_is_reported_as_a_lack_of_space(
     monkeypatch.setattr(local, "_run_job", fail)
     monkeypatch.setattr(local, "note_failure", note)
     config = OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path), "subdir": "c"}}})
-    assert local._run(print, config) == (False, "failed")
+    assert local._run(print, trusted(), config) == (False, "failed")
     assert "not enough disk space: " in said[0]
