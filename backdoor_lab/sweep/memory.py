@@ -263,7 +263,7 @@ def _states(recipe: Recipe) -> int:
 
 
 def _filtering(cell: Cell, data: Dataset, d: int, n_train: int) -> int:
-    """What the scoring of a class needs beside all features, as far as it is documented."""
+    """What scoring a class needs in addition to all features, as far as it is documented."""
     defense = cell.defense
     if isinstance(defense, SCAn):
         # All features in float64, or two covariances and the eigenvectors of one.
