@@ -79,6 +79,8 @@ class Trigger(ABC):
     uses_surrogate: ClassVar[bool] = False
     #: Whether the result of `prepare` depends on the target and source class.
     prepared_per_class: ClassVar[bool] = True
+    #: Whether each result of `apply_train` and `apply_cover` depends only on its own image.
+    per_image: ClassVar[bool] = False
     #: Names of arguments that are paths. The content of these files is part of a cell's identity;
     #: their paths are not.
     path_options: ClassVar[tuple[str, ...]] = ()

@@ -26,6 +26,7 @@ class Blended(Trigger):
     """
 
     path_options: ClassVar[tuple[str, ...]] = ("image",)
+    per_image = True
 
     def __init__(
         self,

@@ -15,17 +15,21 @@ from backdoor_lab.core.lazy import Tensor, nn, torch
 from backdoor_lab.core.rng import torch_generator
 from backdoor_lab.core.streams import Stream
 from backdoor_lab.core.types import LabeledImages, PoisonResult, TrainingSet
+from backdoor_lab.data.workspace import Workspace, pieces
+
+TOGETHER = 1 << 24
+"""If the poisoned images have more bytes than this, they are triggered in parts."""
 
 
 def poison(
     train: LabeledImages,
     trigger: Trigger,
     plan: PoisonSpec,
-    *,
     seed: int,
     context: AttackContext | None = None,
+    workspace: Workspace | None = None,
 ) -> PoisonResult:
-    """Poisons a training set.
+    """Poisons a training set. The poisoned rows are an array of `workspace`.
 
     Images are drawn without replacement from the eligible ones by a generator that depends only on
     `seed`. Therefore all triggers poison the same images, except triggers that choose the images
@@ -38,13 +42,16 @@ def poison(
     chosen, covers = select(
         train.labels, plan, seed, len(train.classes), partial(_choice, trigger, context)
     )
+    shape = (len(chosen) + len(covers), *train.shape)
+    rows = (workspace or Workspace()).tensor(shape, "the poisoned images")
     if plan.apply_trigger == "after_augmentation":
         check_can_be_late(trigger)
-        rows = train.images[torch.cat([chosen, covers])]
+        originals = torch.cat([chosen, covers])
+        for part in pieces(shape):
+            rows[part] = train.images[originals[part]]
     else:
-        poisoned = trigger.poisoned(train.images[chosen], train.labels[chosen], context)
-        hidden = trigger.make_covers(train.images[covers], train.labels[covers], context)
-        rows = torch.cat([poisoned, hidden])
+        _fill(rows[: len(chosen)], train, trigger, chosen, context, streams.POISON)
+        _fill(rows[len(chosen) :], train, trigger, covers, context, streams.COVERS)
     index, labels = lay_over(train.labels, chosen, covers, plan, len(train.classes))
     late_trigger = trigger if plan.apply_trigger == "after_augmentation" and len(rows) else None
     training = TrainingSet(train.images, rows, index, labels, train.classes, "", late_trigger)
@@ -147,6 +154,15 @@ def changes_nothing(train: LabeledImages, trigger: Trigger, plan: PoisonSpec, *,
     return True
 
 
+def check_changes(made: PoisonResult, name: str) -> None:
+    """Raises the error `no_change` if all poisoned images, if there are any, equal their
+    originals."""
+    rows, where = made.training.rows, made.source_index
+    parts = pieces((len(where), *rows.shape[1:]))
+    if len(where) and all(torch.equal(rows[p], made.training.base[where[p]]) for p in parts):
+        raise no_change(name)
+
+
 def no_change(name: str) -> ConfigError:
     """Returns the error to raise if the trigger called `name` changes no image."""
     return ConfigError(
@@ -162,13 +178,38 @@ def content_digest(training: TrainingSet, base_digest: str, late_trigger: str = 
     `late_trigger` is the name of a trigger that is applied after augmentation.
     """
     laid_over = training.index >= len(training.base)
-    used = training.rows[training.index[laid_over] - len(training.base)]
+    used = training.index[laid_over] - len(training.base)
     where = torch.where(laid_over, torch.full_like(training.index, -1), training.index)
     text = hashlib.sha256(f"{base_digest}/{late_trigger if len(used) else ''}".encode())
-    for part in (where, training.labels, used):
-        text.update(str(tuple(part.shape)).encode())
-        text.update(part.contiguous().numpy().tobytes())
+    for values in (where, training.labels):
+        text.update(str(tuple(values.shape)).encode())
+        text.update(values.contiguous().numpy().tobytes())
+    shape = (len(used), *training.rows.shape[1:])
+    text.update(str(shape).encode())
+    for part in pieces(shape):
+        text.update(training.rows[used[part]].numpy().tobytes())
     return text.hexdigest()
+
+
+def _fill(
+    rows: Tensor, train: LabeledImages, trigger: Trigger, where: Tensor, context: AttackContext,
+    what: Stream,
+) -> None:  # fmt: skip
+    """Writes the poisoned images (`what` is ``streams.POISON``) or the cover images made from the
+    images at `where` to `rows`. Many images are triggered in parts, where the trigger allows it."""
+    make = trigger.poisoned if what == streams.POISON else trigger.make_covers
+    draws = trigger.drawn(rows.shape, context, what) if rows.nbytes > TOGETHER else None
+    in_parts = trigger.per_image or trigger.same_everywhere
+    if rows.nbytes <= TOGETHER or (draws is None and not in_parts):
+        rows[:] = make(train.images[where], train.labels[where], context)
+        return
+    for part in pieces(tuple(rows.shape)):
+        images, labels = train.images[where[part]], train.labels[where[part]]
+        if draws is None:
+            rows[part] = make(images, labels, context)
+        else:
+            made = trigger.apply_drawn(images.clone(), draws[part])
+            rows[part] = returned.images(trigger, "apply_drawn", made, images)
 
 
 def _choice(

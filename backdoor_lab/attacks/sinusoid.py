@@ -31,6 +31,7 @@ class SIG(Additive):
     threat_model = ThreatModel(("images",))
 
     later: ClassVar[Mapping[str, object]] = {"first_column": 1, "round_down": False}
+    per_image = True
 
     def __init__(
         self,

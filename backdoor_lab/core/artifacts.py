@@ -89,14 +89,6 @@ def split_files(folder: Path, split: Split) -> tuple[Path, Path]:
     return folder / f"{split}_images.npy", folder / f"{split}_labels.npy"
 
 
-def write_split(folder: Path, split: Split, images: Array, labels: Array) -> None:
-    """Write the image file and the label file of a split."""
-    from backdoor_lab.core.tensor_io import write_array
-
-    for path, values in zip(split_files(folder, split), (images, labels), strict=True):
-        write_array(path, values)
-
-
 def map_split(folder: Path, split: Split, mode: Literal["r", "c"] = "r") -> tuple[Array, Array]:
     """Returns the images and labels of a split as memory-mapped arrays. With mode ``r`` they are
     read-only; with mode ``c``, changes are not written to the files."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,12 +16,42 @@ from backdoor_lab.core.atomic_io import write_through
 from backdoor_lab.core.lazy import Tensor, torch
 from backdoor_lab.core.small_files import check_regular
 
+LARGE = 1 << 22
+"""Larger tensors, in bytes, are not copied to memory when they are written."""
+
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write named tensors to one safetensors file."""
+    """Write named tensors to one safetensors file.
+
+    `save` copies all tensors to memory, so the one that is larger than `LARGE`, if there is one, is
+    written on its own: it is last in the file, where `save` places bytes.
+    """
     from safetensors.torch import save
 
-    write_through(path, save({name: value.contiguous() for name, value in tensors.items()}))
+    found = {name: value.contiguous() for name, value in tensors.items()}
+    large = [name for name, each in found.items() if each.nbytes > LARGE]
+    if len(large) != 1 or found[large[0]].dtype != torch.uint8:
+        write_through(path, save(found))
+        return
+    last = found.pop(large[0])
+    with path.open("wb") as stream:
+        stream.write(_with_last(save(found), large[0], last))
+        for part in last.reshape(-1).split(LARGE):
+            stream.write(part.numpy())
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _with_last(others: bytes, name: str, last: Tensor) -> bytes:
+    """Returns the content of a safetensors file up to the bytes of its last tensor; `others` is the
+    content of a file with the other tensors."""
+    length = int.from_bytes(others[:8], "little")
+    head, body = json.loads(others[8 : 8 + length]), others[8 + length :]
+    offsets = [len(body), len(body) + last.nbytes]
+    head[name] = {"dtype": "U8", "shape": list(last.shape), "data_offsets": offsets}
+    text = json.dumps(head, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + body
 
 
 def write_array(path: Path, array: NDArray[Any]) -> None:

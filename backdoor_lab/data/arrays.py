@@ -24,6 +24,7 @@ from backdoor_lab.data.members import hash_of
 from backdoor_lab.data.npz import load, names_in
 from backdoor_lab.data.splits import HeldOut
 from backdoor_lab.data.validate import byte_images, whole_labels
+from backdoor_lab.data.workspace import Workspace
 
 KEYS = {
     "train_images": "x_train",
@@ -91,7 +92,7 @@ class ArrayFile(Source):
         if len(read) == 1:
             # A data set with fewer names than labels is refused later, by `validate.checked`.
             names = (*classes, *map(str, range(len(classes), int(largest) + 1)))
-            read = list(divided(read[0], self.held_out, names))
+            read = list(divided(read[0], self.held_out, names, self.workspace))
         return Arrays(read[0], read[1], classes)
 
     def _load(self) -> dict[str, NDArray[Any]]:
@@ -109,19 +110,19 @@ class ArrayFile(Source):
                 )
         self.held_out.check(has_test, self.root)
         named |= {"classes": "classes"} if "classes" in there else {}
-        found = load(self.root, list(named.values()))
+        found = load(self.root, list(named.values()), self.workspace)
         return {key: found[name] for key, name in named.items()}
 
     def _split(self, found: dict[str, NDArray[Any]], split: str) -> Split:
         where = f"{self.root}, {split}"
-        images = byte_images(found[f"{split}_images"], f"{where}_images")
+        images = byte_images(found[f"{split}_images"], f"{where}_images", self.workspace)
         labels = whole_labels(found[f"{split}_labels"], f"{where}_labels")
         images = channels_first(images, self.layout, f"{where}_images")
         if len(images) != len(labels):
             raise DataError(
                 f"{where}: {many(len(images), 'image')} but {many(len(labels), 'label')}"
             )
-        return Split(resized(images, self.size), labels)
+        return Split(resized(images, self.size, self.workspace), labels)
 
     def _classes(self, found: dict[str, NDArray[Any]], count: int) -> tuple[str, ...]:
         if self.class_names is not None:
@@ -155,13 +156,16 @@ def channels_first(images: NDArray[Any], layout: str, where: str) -> NDArray[Any
     return images if as_given else images.transpose(0, 3, 1, 2)
 
 
-def resized(images: NDArray[Any], size: int | None) -> NDArray[Any]:
-    """Resizes images, uint8 (N, C, H, W), to `size` x `size` as `decode` does; returns them
-    unchanged if `size` is None."""
+def resized(
+    images: NDArray[Any], size: int | None, workspace: Workspace | None = None
+) -> NDArray[Any]:
+    """Resizes images, uint8 (N, C, H, W), to `size` x `size` as `decode` does, into an array of
+    `workspace`; returns them unchanged if `size` is None."""
     if size is None or images.shape[2:] == (size, size) or 0 in images.shape:
         return images
     count, channels = images.shape[:2]
-    found = np.empty((count, channels, size, size), np.uint8)
+    shape = (count, channels, size, size)
+    found = (workspace or Workspace()).empty(shape, "the resized images", "lower `dataset.size`")
     for image, target in zip(images, found, strict=True):
         # Pillow also resizes color images channel by channel.
         for plane, place in zip(image, target, strict=True):

@@ -21,6 +21,7 @@ from backdoor_lab.core.atomic_io import digest
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.types import ImportedAttack, ImportedFacts
 from backdoor_lab.data.splits import HeldOut
+from backdoor_lab.data.workspace import Workspace
 
 NEAREST, MAX_NAMES = 3, 10_000
 """How many names similar to that of a missing file are suggested, and how many are examined."""
@@ -59,6 +60,8 @@ class Source(ABC):
         self.name: str = validation.safe_name("dataset.name", name)
         self.limit_train = positive("dataset.limit_train", limit_train)
         self.limit_test = positive("dataset.limit_test", limit_test)
+        self.workspace = Workspace()
+        """Creates the arrays into which `read` reads the images; set by the caller of `read`."""
         self.notes: dict[str, Any] = {}
         """Further information for the record; available after `identity` or `read`."""
 
@@ -102,32 +105,34 @@ class Source(ABC):
         arrays = self.read()
         return replace(
             arrays,
-            train=first_per_class(arrays.train, self.limit_train),
-            test=first_per_class(arrays.test, self.limit_test),
+            train=first_per_class(arrays.train, self.limit_train, self.workspace),
+            test=first_per_class(arrays.test, self.limit_test, self.workspace),
         )
 
 
-def divided(split: Split, held_out: HeldOut, classes: tuple[str, ...]) -> tuple[Split, Split]:
-    """Divides one split into training and test images, in their original order. `held_out` selects
-    the test images."""
+def divided(
+    split: Split, held_out: HeldOut, classes: tuple[str, ...], workspace: Workspace
+) -> tuple[Split, Split]:
+    """Divides one split into training and test images, in their original order, as arrays of
+    `workspace`. `held_out` selects the test images."""
     chosen = np.zeros(len(split.labels), bool)
     for label in np.unique(split.labels):
         rows = np.flatnonzero(split.labels == label)
         chosen[rows] = held_out.held_out(len(rows), classes[label])
     return (
-        Split(split.images[~chosen], split.labels[~chosen]),
-        Split(split.images[chosen], split.labels[chosen]),
+        Split(workspace.rows(split.images, ~chosen), split.labels[~chosen]),
+        Split(workspace.rows(split.images, chosen), split.labels[chosen]),
     )
 
 
-def first_per_class(split: Split, limit: int | None) -> Split:
-    """Returns the first `limit` images of every class, in their original order; all images if
-    `limit` is None."""
+def first_per_class(split: Split, limit: int | None, workspace: Workspace) -> Split:
+    """Returns the first `limit` images of every class, in their original order, in an array of
+    `workspace`; all images if `limit` is None."""
     if limit is None:
         return split
     rows = [np.flatnonzero(split.labels == label)[:limit] for label in np.unique(split.labels)]
     keep = np.sort(np.concatenate(rows)) if rows else np.empty(0, np.int64)
-    return Split(split.images[keep], split.labels[keep])
+    return Split(workspace.rows(split.images, keep), split.labels[keep])
 
 
 def positive(name: str, value: int | None) -> int | None:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backdoor_lab import identity
-from backdoor_lab.core.artifacts import map_split, stored_attack, write_attack, write_split
+from backdoor_lab.core.artifacts import map_split, split_files, stored_attack, write_attack
 from backdoor_lab.core.atomic_io import canonical
 from backdoor_lab.core.errors import many
 from backdoor_lab.core.lazy import torch
@@ -22,6 +22,7 @@ from backdoor_lab.core.types import Dataset, ImportedAttack, LabeledImages
 from backdoor_lab.data.base import Arrays, Source, Split
 from backdoor_lab.data.kinds import counted
 from backdoor_lab.data.validate import checked
+from backdoor_lab.data.workspace import Workspace, pieces
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ def open_dataset(source: Source, store: Store) -> Dataset:
     inputs = _inputs(fingerprint)
 
     def make(folder: Path) -> dict[str, Any]:
-        return _write(folder, _read(source, fingerprint))
+        return _write(folder, source, _unstored.get(fingerprint))
 
     entry = store.find("data", inputs) if store.read_only else store.get("data", inputs, make)
     if entry is None:
@@ -93,13 +94,18 @@ def _inputs(fingerprint: str) -> dict[str, Any]:
 
 def _read(source: Source, fingerprint: str) -> _Unstored:
     if fingerprint not in _unstored:
-        arrays = checked(source.limited(), f"data set {source.name}")
-        splits = {"train": arrays.train, "test": arrays.test}
-        digests = {name: content_digest(each, arrays.classes) for name, each in splits.items()}
-        if arrays.attack is not None:
-            arrays = replace(arrays, attack=replace(arrays.attack, digest=_digest(arrays.attack)))
-        _unstored[fingerprint] = _Unstored(arrays, digests, dict(source.notes))
+        _unstored[fingerprint] = _validated(source, Workspace())
     return _unstored[fingerprint]
+
+
+def _validated(source: Source, workspace: Workspace) -> _Unstored:
+    source.workspace = workspace
+    arrays = checked(source.limited(), f"data set {source.name}", workspace)
+    splits = {"train": arrays.train, "test": arrays.test}
+    digests = {name: content_digest(each, arrays.classes) for name, each in splits.items()}
+    if arrays.attack is not None:
+        arrays = replace(arrays, attack=replace(arrays.attack, digest=_digest(arrays.attack)))
+    return _Unstored(arrays, digests, dict(source.notes))
 
 
 def _in_memory(source: Source, read: _Unstored) -> Dataset:
@@ -146,15 +152,23 @@ def content_digest(split: Split, classes: tuple[str, ...]) -> str:
     """Returns the SHA-256 of a split's shape, pixels, labels and class names."""
     head = canonical([list(split.images.shape), "uint8", "int64", list(classes)])
     total = hashlib.sha256(head.encode())
-    total.update(np.ascontiguousarray(split.images).data)
+    for part in pieces(split.images.shape):
+        total.update(np.ascontiguousarray(split.images[part]).data)
     total.update(np.ascontiguousarray(split.labels, "<i8").data)
     return total.hexdigest()
 
 
-def _write(folder: Path, read: _Unstored) -> dict[str, Any]:
+def _write(folder: Path, source: Source, known: _Unstored | None) -> dict[str, Any]:
+    workspace = Workspace(folder)
+    read = known or _validated(source, workspace)
+    (train_images, train_labels), (test_images, test_labels) = (
+        split_files(folder, split) for split in ("train", "test")
+    )
     train, test = read.arrays.train, read.arrays.test
-    write_split(folder, "train", train.images, train.labels)
-    write_split(folder, "test", test.images, test.labels)
+    workspace.write({
+        train_images: train.images, train_labels: train.labels,
+        test_images: test.images, test_labels: test.labels,
+    })  # fmt: skip
     meta: dict[str, Any] = {"classes": list(read.arrays.classes), "digests": read.digests}
     if read.arrays.attack is not None:
         meta["attack"] = write_attack(folder, read.arrays.attack)
@@ -178,4 +192,8 @@ def _mapped(
 
 
 def _row_hashes(images: NDArray[Any]) -> list[bytes]:
-    return [hashlib.blake2b(row, digest_size=16).digest() for row in np.ascontiguousarray(images)]
+    return [
+        hashlib.blake2b(row, digest_size=16).digest()
+        for part in pieces(images.shape)
+        for row in np.ascontiguousarray(images[part])
+    ]

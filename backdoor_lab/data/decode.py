@@ -29,8 +29,9 @@ from PIL import Image, ImageOps
 
 from backdoor_lab.core.errors import DataError, many
 from backdoor_lab.data.kinds import FORMATS
-from backdoor_lab.data.limits import LARGE, MAX_BYTES, check_memory, check_pixels
+from backdoor_lab.data.limits import LARGE, MAX_BYTES, check_pixels
 from backdoor_lab.data.members import Content
+from backdoor_lab.data.workspace import Workspace
 
 __all__ = ["FORMATS", "MODES", "BrokenImageError", "Decoded", "decode", "decode_all"]
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
@@ -79,14 +80,16 @@ def decode_all(
     size: int | None,
     *,
     skip_broken: bool = False,
+    workspace: Workspace | None = None,
 ) -> Decoded:
-    """Decodes the images at `paths`, in that order. If `size` is None, all images must have the
-    same size.
+    """Decodes the images at `paths`, in that order, into an array of `workspace`. If `size` is
+    None, all images must have the same size.
 
     With `skip_broken`, damaged or unreadable files are skipped; otherwise the first one raises
     DataError.
     """
-    work = _Work(where, {path: row for row, path in enumerate(paths)}, channels, size)
+    rows = {path: row for row, path in enumerate(paths)}
+    work = _Work(where, rows, channels, size, workspace or Workspace())
     missing = set(work.rows)
     with ThreadPoolExecutor(_processors()) as pool:
         for batch in _batches(contents):
@@ -113,6 +116,7 @@ class _Work:
     rows: dict[str, int]
     channels: int
     size: int | None
+    workspace: Workspace
     first: str = ""
     images: NDArray[np.uint8] | None = None
     refused: dict[str, str] = field(default_factory=dict)
@@ -129,10 +133,10 @@ class _Work:
         return broken
 
     def begin(self, path: str, pixels: NDArray[np.uint8]) -> None:
-        """Allocates memory for all images, using the size of the first image."""
-        need = len(self.rows) * pixels.nbytes
-        check_memory(need, f"{self.where}: {many(len(self.rows), 'image')}", "set `dataset.size`")
-        self.first, self.images = path, np.empty((len(self.rows), *pixels.shape), np.uint8)
+        """Creates the array of all images, using the size of the first image."""
+        shape, said = (len(self.rows), *pixels.shape), many(len(self.rows), "image")
+        images = self.workspace.empty(shape, f"{self.where}: {said}", "set `dataset.size`")
+        self.first, self.images = path, images
 
     def done(self) -> Decoded:
         """Returns the decoded images, without rows for broken files."""

@@ -63,7 +63,7 @@ class Digits(Source):
         levels, labels = _digits()
         pixels = np.rint(levels[:, None] * (255 / BRIGHTEST)).astype(np.uint8)
         whole = Split(resized(pixels, self.size), labels)
-        train, test = divided(whole, HeldOut(TEST_SHARE, SPLIT_SEED), CLASSES)
+        train, test = divided(whole, HeldOut(TEST_SHARE, SPLIT_SEED), CLASSES, self.workspace)
         return Arrays(train, test, CLASSES)
 
 

@@ -98,7 +98,7 @@ class ImageFolder(Source):
         try:
             found = decode_all(
                 inside.contents(wanted), paths, str(self.root), self.channels, self.size,
-                skip_broken=self.skip_broken,
+                skip_broken=self.skip_broken, workspace=self.workspace,
             )  # fmt: skip
         except BrokenImageError as error:
             raise DataError(f"{error}; dataset.skip_broken=true leaves such files out") from error

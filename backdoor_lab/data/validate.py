@@ -10,18 +10,19 @@ from numpy.typing import NDArray
 from backdoor_lab.core.errors import DataError, many
 from backdoor_lab.core.types import TRIGGERED, TRUTH, ImportedAttack
 from backdoor_lab.data.base import Arrays, Split
+from backdoor_lab.data.workspace import Workspace, pieces
 
 
-def checked(arrays: Arrays, where: str) -> Arrays:
-    """Returns `arrays` as contiguous arrays with int64 labels, if `arrays` meet the contract of
-    `types.Dataset`.
+def checked(arrays: Arrays, where: str, workspace: Workspace) -> Arrays:
+    """Returns `arrays` as contiguous arrays of `workspace` with int64 labels, if `arrays` meet the
+    contract of `types.Dataset`.
 
     Raises DataError otherwise; the message states the split, the first invalid index and the number
     of invalid values.
     """
     check_classes(arrays.classes, where)
-    train = _checked_split(arrays.train, len(arrays.classes), f"{where}, train")
-    test = _checked_split(arrays.test, len(arrays.classes), f"{where}, test")
+    train = _checked_split(arrays.train, len(arrays.classes), f"{where}, train", workspace)
+    test = _checked_split(arrays.test, len(arrays.classes), f"{where}, test", workspace)
     if train.images.shape[1:] != test.images.shape[1:]:
         raise DataError(
             f"{where}: train and test images must have the same shape (C, H, W), "
@@ -33,8 +34,10 @@ def checked(arrays: Arrays, where: str) -> Arrays:
     return Arrays(train, test, arrays.classes, attack)
 
 
-def byte_images(images: NDArray[Any], where: str) -> NDArray[np.uint8]:
-    """Returns images as uint8; uint8 images are returned unchanged.
+def byte_images(
+    images: NDArray[Any], where: str, workspace: Workspace | None = None
+) -> NDArray[np.uint8]:
+    """Returns images as uint8, in an array of `workspace`; uint8 images are returned unchanged.
 
     Raises DataError unless all values are whole numbers in 0..255, stored as integers or floats.
     Also raises DataError for float images in which no value exceeds 1, since these are most likely
@@ -53,7 +56,10 @@ def byte_images(images: NDArray[Any], where: str) -> NDArray[np.uint8]:
             f"{where}: no {images.dtype} value exceeds 1, so the images seem to be scaled to 0..1; "
             "store (255 * images).round() as uint8"
         )
-    return images.astype(np.uint8)
+    found = (workspace or Workspace()).empty(images.shape, where, "store the images as uint8")
+    for part in pieces(images.shape, images.itemsize):
+        found[part] = images[part]
+    return found
 
 
 def whole_labels(labels: NDArray[Any], where: str) -> NDArray[np.int64]:
@@ -85,7 +91,7 @@ def refuse(bad: NDArray[np.bool_], values: NDArray[Any], where: str, rule: str) 
     )
 
 
-def _checked_split(split: Split, class_count: int, where: str) -> Split:
+def _checked_split(split: Split, class_count: int, where: str, workspace: Workspace) -> Split:
     images, labels = split.images, split.labels
     if images.dtype != np.uint8:
         raise DataError(f"{where}: images must be uint8, got {images.dtype}")
@@ -98,7 +104,7 @@ def _checked_split(split: Split, class_count: int, where: str) -> Split:
     if len(images) != len(labels):
         raise DataError(f"{where}: {many(len(images), 'image')} but {many(len(labels), 'label')}")
     refuse(labels >= class_count, labels, where, f"labels must be below {class_count} (classes)")
-    return Split(np.ascontiguousarray(images), np.ascontiguousarray(labels))
+    return Split(workspace.contiguous(images), np.ascontiguousarray(labels))
 
 
 def check_classes(classes: tuple[str, ...], where: str) -> None:

@@ -19,6 +19,13 @@ from backdoor_lab.training.device import ComputeDevice, without_tf32
 from backdoor_lab.training.models import stated_normalization
 
 CHUNK = 512
+"""The number of images that a network processes at a time, if they have at most 64x64 pixels."""
+
+
+def chunk_size(shape: Sequence[int]) -> int:
+    """The number of images of `shape`, (..., H, W), to process at a time: `CHUNK`, or fewer if they
+    are larger than 64x64 pixels, so that the memory for a chunk is bounded."""
+    return max(1, min(CHUNK, CHUNK * 64**2 // (shape[-2] * shape[-1])))
 
 
 def channel_stats(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -28,9 +35,11 @@ def channel_stats(images: Tensor) -> tuple[Tensor, Tensor]:
     are exact integers, so the result is the same on every machine and for any number of threads.
     """
     channels = images.shape[1]
-    counts = torch.stack(
-        [torch.bincount(images[:, c].flatten(), minlength=256) for c in range(channels)]
-    ).double()
+    counted = torch.zeros(channels, 256, dtype=torch.int64)
+    for part in images.split(chunk_size(images.shape)):
+        for c in range(channels):
+            counted[c] += torch.bincount(part[:, c].flatten(), minlength=256)
+    counts = counted.double()
     values = torch.arange(256, dtype=torch.float64)
     total = counts.sum(dim=1)
     mean = (counts * values).sum(dim=1) / total
@@ -52,7 +61,10 @@ def normalization_of(training: TrainingSet, model: dict[str, Any]) -> tuple[Tens
 @torch.inference_mode()
 def predictions(module: Classifier, images: Tensor, machine: ComputeDevice) -> Tensor:
     """Predict the classes of `images`, uint8 (n, C, H, W). Returns int64 (n,)."""
-    return _over(module, len(images), machine, lambda a, b: images[a:b], lambda x: x.argmax(dim=1))
+    step = chunk_size(images.shape)
+    return _over(
+        module, len(images), step, machine, lambda a, b: images[a:b], lambda x: x.argmax(dim=1)
+    )
 
 
 def extract(
@@ -77,7 +89,7 @@ def extract_layers(
         stack.enter_context(without_tf32())
         taps = [stack.enter_context(FeatureHook(module.net, layer)) for layer in layers]
         values = _over(
-            module, len(training), machine, _shown(training),
+            module, len(training), chunk_size(training.base.shape), machine, _shown(training),
             lambda _: torch.cat([tap.values.float() for tap in taps], dim=1),
         )  # fmt: skip
     bad = (~torch.isfinite(values)).any(dim=1).nonzero().flatten()
@@ -94,7 +106,10 @@ def extract_layers(
 def training_accuracy(module: Classifier, training: TrainingSet, machine: ComputeDevice) -> float:
     """The share of the training images, poison included, for which the network predicts the
     training label. Images are not augmented."""
-    predicted = _over(module, len(training), machine, _shown(training), lambda x: x.argmax(dim=1))
+    step = chunk_size(training.base.shape)
+    predicted = _over(
+        module, len(training), step, machine, _shown(training), lambda x: x.argmax(dim=1)
+    )
     return accuracy(predicted, training.labels)
 
 
@@ -128,6 +143,7 @@ def attack_success(
         predicted = _over(
             module,
             len(where),
+            chunk_size(test.images.shape),
             machine,
             lambda a, b: trigger(test.images[where[a:b]]),
             lambda x: x.argmax(dim=1),
@@ -138,6 +154,7 @@ def attack_success(
 def _over(
     module: Classifier,
     n: int,
+    step: int,
     machine: ComputeDevice,
     images: Callable[[int, int], Tensor],
     take: Callable[[Tensor], Tensor],
@@ -147,8 +164,8 @@ def _over(
         # Weights moved to the device in inference mode could not be trained afterwards.
         module.to(machine.device).eval()
     parts = []
-    for start in track(range(0, n, CHUNK), "batch"):
-        chunk = images(start, min(n, start + CHUNK)).to(machine.device)
+    for start in track(range(0, n, step), "batch"):
+        chunk = images(start, min(n, start + step)).to(machine.device)
         with machine.autocast():
             parts.append(take(module(chunk)).clone())
     return torch.cat(parts).cpu()

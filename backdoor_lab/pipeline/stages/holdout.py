@@ -14,6 +14,7 @@ from backdoor_lab.core import streams
 from backdoor_lab.core.lazy import Tensor, torch
 from backdoor_lab.core.rng import derive, torch_generator
 from backdoor_lab.core.types import Dataset, LabeledImages
+from backdoor_lab.data.workspace import Workspace
 from backdoor_lab.defenses.base import DefenderKnowledge
 from backdoor_lab.pipeline.cell import Cell
 
@@ -53,7 +54,8 @@ def without_held_out(cell: Cell, data: Dataset) -> Dataset:
         return data
     rest = torch.ones(len(data.test), dtype=torch.bool)
     rest[held_out(cell, data.test)] = False
-    test = replace(data.test, images=data.test.images[rest], labels=data.test.labels[rest])
+    images = torch.from_numpy(Workspace().rows(data.test.images.numpy(), rest.numpy()))
+    test = replace(data.test, images=images, labels=data.test.labels[rest])
     attack = data.attack and data.attack.without(rest.numpy())
     return replace(data, test=test, attack=attack)
 

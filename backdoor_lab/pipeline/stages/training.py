@@ -14,13 +14,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 import backdoor_lab
 from backdoor_lab import identity, returned
 from backdoor_lab.attacks.base import AttackContext, Trigger
-from backdoor_lab.attacks.poison import content_digest, no_change, of_rows, poison
+from backdoor_lab.attacks.poison import check_changes, content_digest, of_rows, poison
 from backdoor_lab.core import streams
 from backdoor_lab.core.artifacts import POISON, PREPARED, WEIGHTS
 from backdoor_lab.core.atomic_io import canonical
@@ -29,6 +28,7 @@ from backdoor_lab.core.rng import derive
 from backdoor_lab.core.store import Artifact, Store
 from backdoor_lab.core.tensor_io import tensors_digest
 from backdoor_lab.core.types import Dataset, PoisonResult, TrainingSet
+from backdoor_lab.data.workspace import Workspace
 from backdoor_lab.pipeline.cell import Cell
 from backdoor_lab.pipeline.per_class import measured_per_class
 from backdoor_lab.pipeline.stages.holdout import class_sizes, held_out_facts, without_held_out
@@ -85,19 +85,18 @@ def poison_stage(
     stage."""
 
     def make(folder: Path) -> dict[str, Any]:
-        made = poison(data.train, cell.trigger, cell.plan, seed=cell.seed, context=context)
+        space, train = Workspace(folder), data.train
+        made = poison(train, cell.trigger, cell.plan, cell.seed, context, space)
         training = made.training
-        rows = training.rows[: len(made.source_index)]
-        # If the trigger is applied after augmentation, the stored rows do not show it; preflight
-        # has # checked that it changes the images.
-        looked_at = cell.plan.apply_trigger == "before_augmentation" and len(rows)
-        if looked_at and torch.equal(rows, data.train.images[made.source_index]):
-            raise no_change(cell.choices["trigger"])
+        # Rows for a trigger that is applied later do not show it; preflight has checked it.
+        if cell.plan.apply_trigger == "before_augmentation":
+            check_changes(made, cell.choices["trigger"])
         tensors = {"rows": training.rows, "source_index": made.source_index}
         tensors |= {"index": training.index, "labels": training.labels}
         tensors |= {"cover_index": made.cover_index}
         POISON.write(folder, tensors)
         digest = content_digest(training, data.train.digest, _stamp(cell))
+        space.close()
         return {"digest": digest, "n_poisoned": len(made.source_index)}
 
     inputs = {"version": identity.stage("poison"), "data": data.train.digest, **cell.attack}
