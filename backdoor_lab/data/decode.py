@@ -54,10 +54,14 @@ class Decoded:
     broken: dict[str, str] = field(default_factory=dict)
 
 
-def decode(data: bytes, where: str, channels: int, size: int | None) -> NDArray[np.uint8]:
+def decode(
+    data: bytes, where: str, channels: int, size: int | None, *, crop: bool = False
+) -> NDArray[np.uint8]:
     """Decodes an image file to uint8 (channels, H, W), resized to (size, size) if size is given.
 
-    Resizing uses Pillow's bilinear filter, which antialiases. Raises DataError, or its subclass
+    With `crop`, the shorter side is resized to `size` and the center is cut out; otherwise the
+    sides are resized independently. Resizing uses Pillow's bilinear filter, which antialiases.
+    Raises DataError, or its subclass
     BrokenImageError for a damaged file. `where` describes the source of the image in the message.
     """
     try:
@@ -65,7 +69,7 @@ def decode(data: bytes, where: str, channels: int, size: int | None) -> NDArray[
             check_pixels(image.width, image.height, where)
             _refuse_deep(image, where)
             with _LARGE_ONE if image.width * image.height > LARGE else nullcontext():
-                return _pixels(image, channels, size)
+                return _pixels(image, channels, size, crop)
     except (DataError, MemoryError):
         raise
     except Exception as error:  # decoders raise almost any exception on damaged files
@@ -79,6 +83,7 @@ def decode_all(
     channels: int,
     size: int | None,
     *,
+    crop: bool = False,
     skip_broken: bool = False,
     workspace: Workspace | None = None,
 ) -> Decoded:
@@ -89,7 +94,7 @@ def decode_all(
     DataError.
     """
     rows = {path: row for row, path in enumerate(paths)}
-    work = _Work(where, rows, channels, size, workspace or Workspace())
+    work = _Work(where, rows, channels, size, crop, workspace or Workspace())
     missing = set(work.rows)
     with ThreadPoolExecutor(_processors()) as pool:
         for batch in _batches(contents):
@@ -116,6 +121,7 @@ class _Work:
     rows: dict[str, int]
     channels: int
     size: int | None
+    crop: bool
     workspace: Workspace
     first: str = ""
     images: NDArray[np.uint8] | None = None
@@ -154,7 +160,8 @@ class _Work:
     def _one(self, path: str, content: Content) -> None:
         if isinstance(content, DataError):
             raise BrokenImageError(str(content)) from content
-        pixels = decode(content, f"{self.where}: {path}", self.channels, self.size)
+        said = f"{self.where}: {path}"
+        pixels = decode(content, said, self.channels, self.size, crop=self.crop)
         if self.images is None:
             self.begin(path, pixels)
         assert self.images is not None
@@ -199,9 +206,13 @@ def _processors() -> int:
     return os.cpu_count() or 1
 
 
-def _pixels(image: Image.Image, channels: int, size: int | None) -> NDArray[np.uint8]:
+def _pixels(image: Image.Image, channels: int, size: int | None, crop: bool) -> NDArray[np.uint8]:
     picture = _flat(_upright(image), channels)
-    if size is not None and picture.size != (size, size):
+    if size is not None and crop:
+        from torchvision.transforms.functional import center_crop, resize
+
+        picture = center_crop(resize(picture, [size]), [size, size])
+    elif size is not None and picture.size != (size, size):
         picture = picture.resize((size, size), Image.Resampling.BILINEAR)
     pixels = np.asarray(picture)
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
@@ -253,4 +264,5 @@ def _sizes_differ(where: str, first: str, shape: Shape, other: str, other_shape:
         f"{where}: all images must have the same size: {first} has {shape[1]} x {shape[2]}, "
         f"{other} has {other_shape[1]} x {other_shape[2]} (height x width). "
         f"Set `dataset.size`, for example dataset.size={shape[1]}, to resize them all"
+        ", or `dataset.resize` to resize the shorter side and cut out the center"
     )

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from backdoor_lab.core import validation
-from backdoor_lab.core.errors import DataError
+from backdoor_lab.core.errors import ConfigError, DataError
 from backdoor_lab.data.archives import members
 from backdoor_lab.data.base import (
     Arrays,
@@ -42,7 +42,11 @@ class ImageFolder(Source):
       a dot or with __MACOSX are ignored. An image in a split that is not directly in a class folder
       is an error.
     - A damaged image is an error; with `skip_broken` it is skipped, counted and listed.
-    - `size`: None if all images have the same size, or a number to resize to size x size.
+    - `size`: None if all images have the same size, or a number to resize to size x size, without
+      keeping the aspect ratio.
+    - `resize`: a number to resize the shorter side to it, rounding the longer side down, and to cut
+      out a square in the center, as torchvision's ``Resize`` and ``CenterCrop`` do with Pillow
+      images (bilinear, antialiased). Either `size` or `resize`.
     - `channels`: 3 or 1; see decode.py for the conversion of other modes.
     - `limit_train`, `limit_test`: maximum number of images per class; the first by name are kept.
     """
@@ -53,6 +57,7 @@ class ImageFolder(Source):
         root: str | None = None,
         name: str | None = None,
         size: int | None = None,
+        resize: int | None = None,
         channels: int = 3,
         skip_broken: bool = False,
         test_share: float | None = None,
@@ -66,6 +71,15 @@ class ImageFolder(Source):
         self.size = (
             None if size is None else validation.whole("dataset.size", size, low=1, below=4097)
         )
+        self.resize = (
+            None
+            if resize is None
+            else validation.whole("dataset.resize", resize, low=1, below=4097)
+        )
+        if self.size is not None and self.resize is not None:
+            raise ConfigError(
+                "`dataset.size` and `dataset.resize` both say how images are resized: remove one"
+            )
         self.channels = channel_count(channels)
         self.skip_broken = validation.flag("dataset.skip_broken", skip_broken)
         self.held_out = HeldOut(test_share, split_seed)
@@ -73,9 +87,10 @@ class ImageFolder(Source):
     def identity(self) -> dict[str, Any]:
         """Returns the hash of an archive. For a folder, returns the class names, and the path, size
         and modification time of each image. Also returns `size`, `channels` and, only if set,
-        `skip_broken` and `test_share`."""
+        `resize`, `skip_broken` and `test_share`."""
         how = {"size": self.size, "channels": self.channels, **self.held_out.identity()}
         how |= {"skip_broken": True} if self.skip_broken else {}
+        how |= {} if self.resize is None else {"resize": self.resize}
         inside = self._members()
         if not self.root.is_dir():
             return {"files": inside.identity(()), **how}
@@ -97,7 +112,8 @@ class ImageFolder(Source):
         wanted = set(paths)
         try:
             found = decode_all(
-                inside.contents(wanted), paths, str(self.root), self.channels, self.size,
+                inside.contents(wanted), paths, str(self.root), self.channels,
+                self.resize or self.size, crop=self.resize is not None,
                 skip_broken=self.skip_broken, workspace=self.workspace,
             )  # fmt: skip
         except BrokenImageError as error:
