@@ -7,7 +7,8 @@ In addition to the data set itself, reading takes at most
   larger images are decoded one at a time;
 - `MAX_HEADER` for one header of an archive or an array.
 
-A data set that does not fit into this machine's memory is refused before it is read.
+Large data sets are read into files (see workspace.py). What must be in memory is refused before it
+is read if it does not fit.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from backdoor_lab.data.base import Arrays, Split
 from backdoor_lab.data.workspace import Workspace, pieces
 
 
-def checked(arrays: Arrays, where: str, workspace: Workspace) -> Arrays:
+def checked(arrays: Arrays, where: str, workspace: Workspace | None = None) -> Arrays:
     """Returns `arrays` as contiguous arrays of `workspace` with int64 labels, if `arrays` meet the
     contract of `types.Dataset`.
 
@@ -21,6 +21,7 @@ def checked(arrays: Arrays, where: str, workspace: Workspace) -> Arrays:
     of invalid values.
     """
     check_classes(arrays.classes, where)
+    workspace = workspace or Workspace()
     train = _checked_split(arrays.train, len(arrays.classes), f"{where}, train", workspace)
     test = _checked_split(arrays.test, len(arrays.classes), f"{where}, test", workspace)
     if train.images.shape[1:] != test.images.shape[1:]:

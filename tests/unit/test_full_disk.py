@@ -24,6 +24,7 @@ from backdoor_lab.core.output import LogFile
 from backdoor_lab.core.small_files import make_folder, write_json
 from backdoor_lab.core.store import Store
 from backdoor_lab.core.tensor_io import write_tensors
+from backdoor_lab.data import workspace
 from backdoor_lab.data.cache import open_dataset
 from backdoor_lab.data.synthetic_source import Synthetic
 from backdoor_lab.exchange.layouts import LAYOUTS
@@ -83,7 +84,7 @@ WRITERS = {
     "sweep/sweeper.py:_announce": "sweep",
     "sweep/launching/task.py:_crashes_told": "a warning, see `log`",
     "core/artifacts.py:write": STAGE, "data/workspace.py:write": "data set",
-    "data/workspace.py:_named": "large data set", "data/workspace.py:_shorten": "large data set",
+    "data/workspace.py:_named": "large data set",
     "core/artifacts.py:write_attack": STAGE,
     "core/tensor_io.py:write_array": STAGE, "core/tensor_io.py:write_tensors": STAGE,
     "core/atomic_io.py:new_folder": "poisoned arrays", "exchange/write.py:write_set": ATOMIC,
@@ -197,9 +198,19 @@ def export(layout: str) -> Callable[[Path], object]:
     return write
 
 
+def read_large(root: Path) -> None:
+    """Reads images into a file, as for a large data set."""
+    workspace.SMALL = 0  # This runs in a forked process, so nothing else is affected.
+    space = workspace.Workspace(root)
+    found = space.empty((5000, 1, 2, 2), "the images", "")
+    found[:] = 1
+    space.write({root / "images.npy": found[:4000]})
+
+
 FULL: dict[str, Callable[[Path], object]] = {
     "data set": lambda root: open_dataset(Synthetic(per_class_train=20, per_class_test=5, size=8),
                                           Store(root)),
+    "large data set": read_large,
     "atomic": lambda root: write_atomic(root / "x", bytes(5000)),
     "json": lambda root: write_json(root / "x", "x" * 5000),
     "stage": write_stage,

@@ -19,8 +19,9 @@ SIDE = 256
 COUNTS = {"tiny": (32, 32), "large": (400, 48)}
 """The numbers of training and test images."""
 
-# Runs a cell on a tiny and on a large data set. Prints the peaks of RssAnon, in bytes, for each
-# stage. RssAnon does not count pages of files, which the kernel drops when memory is needed.
+# Runs a cell on the tiny data set, twice since libraries take memory when they are first used, and
+# on the large one. Prints the peaks of RssAnon, in bytes, for each stage. RssAnon does not count
+# pages of files, which the kernel drops when memory is needed.
 WATCHED = """
 import json, sys, threading
 from pathlib import Path
@@ -51,11 +52,12 @@ def watched(self, name, inputs, make, get=Store.get):
 Store.get = watched
 threading.Thread(target=watch, daemon=True).start()
 here, kind, ending = Path(sys.argv[1]), *sys.argv[2:]
-for size in ("tiny", "large"):
+for size in ("first", "tiny", "large"):
+    file = "large" if size == "large" else "tiny"
     record = run_here(
         here / size, here / size / "cell", "target=0", "ratio=0.45", "model.width=1",
         "model.stem=imagenet", "recipe.batch_size=8",
-        data=(f"dataset={kind}", f"dataset.root={here / size}.{ending}"),
+        data=(f"dataset={kind}", f"dataset.root={here / file}.{ending}"),
     )
     assert record["status"] == "done", record
 done.set()
