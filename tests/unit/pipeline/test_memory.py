@@ -26,7 +26,10 @@ WATCHED = """
 import json, sys, threading
 from pathlib import Path
 from backdoor_lab.core.store import Store
+from backdoor_lab.training import evaluate
 from tests.helpers.cells import run_here
+
+evaluate.CHUNK = 64  # Networks process four images at a time, which is little for either data set.
 
 peaks, now, done = {}, ["start"], threading.Event()
 
