@@ -29,7 +29,7 @@ from PIL import Image, ImageOps
 
 from backdoor_lab.core.errors import DataError, many
 from backdoor_lab.data.kinds import FORMATS
-from backdoor_lab.data.limits import LARGE, MAX_BYTES, check_pixels
+from backdoor_lab.data.limits import LARGE, WAITING, check_pixels
 from backdoor_lab.data.members import Content
 from backdoor_lab.data.workspace import Workspace
 
@@ -99,9 +99,9 @@ def decode_all(
     with ThreadPoolExecutor(_processors()) as pool:
         for batch in _batches(contents):
             missing -= {path for path, _ in batch}
-            chunks = _split(batch, work)
-            for broken in pool.map(work.chunk, chunks):
+            for broken in pool.map(work.chunk, _split(batch, work)):
                 work.refused |= broken
+            batch.clear()  # Otherwise these files would be in memory with those of the next batch.
             if work.refused and not skip_broken:
                 raise BrokenImageError(work.refused[min(work.refused)])
     if missing:
@@ -178,8 +178,9 @@ def _split(batch: list[tuple[str, Content]], work: _Work) -> Iterator[list[tuple
     while work.images is None and at < len(batch):
         work.refused |= work.chunk(batch[at : at + 1])
         at += 1
-    for start in range(at, len(batch), _CHUNK):
-        yield batch[start : start + _CHUNK]
+    size = max(1, min(_CHUNK, (len(batch) - at) // _processors()))
+    for start in range(at, len(batch), size):
+        yield batch[start : start + size]
 
 
 def _batches(
@@ -192,7 +193,7 @@ def _batches(
     for path, content in contents:
         batch.append((path, content))
         held += len(content) if isinstance(content, bytes) else 0
-        if len(batch) == _BATCH or held > MAX_BYTES:
+        if len(batch) == _BATCH or held > WAITING:
             yield batch
             batch, held = [], 0
     if batch:

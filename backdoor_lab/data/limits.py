@@ -2,7 +2,7 @@
 
 In addition to the data set itself, reading takes at most
 
-- 2 * `MAX_BYTES` for image files waiting to be decoded, and `MAX_BYTES` for one being read;
+- `WAITING` + `MAX_BYTES` for image files waiting to be decoded, and `MAX_BYTES` for one being read;
 - 64 MiB per processor for images of up to `LARGE` pixels, and 1 GiB for one larger image, since
   larger images are decoded one at a time;
 - `MAX_HEADER` for one header of an archive or an array.
@@ -22,6 +22,9 @@ from backdoor_lab.core.errors import DataError
 
 MAX_BYTES = 1 << 26
 """Maximum size of an image file in bytes; larger files are refused before they are read."""
+
+WAITING = 1 << 23
+"""Files are read until they have more bytes than this; then they are decoded."""
 
 MAX_PIXELS = 1 << 26
 """Maximum number of pixels of an image (8192²); larger ones are refused before they are decoded."""
