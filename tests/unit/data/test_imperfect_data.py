@@ -447,7 +447,7 @@ def test_the_record_lists_unused_and_skipped_files(tmp_path: Path) -> None:
     assert record["status"] == "done"
     assert record["dataset"] == {
         "_target_": "backdoor_lab.data.image_folder.ImageFolder", "name": None, "channels": 3,
-        "size": 8, "limit_train": None, "limit_test": None,
+        "size": 8, "resize": None, "limit_train": None, "limit_test": None,
         "skip_broken": True, "test_share": 0.4,
         "not_used": {
             "by_ending": {".heic": 2}, "files": ["train/cat/x.heic", "train/dog/x.heic"],
