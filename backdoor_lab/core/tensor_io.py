@@ -37,7 +37,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     with path.open("wb") as stream:
         stream.write(_with_last(save(found), large[0], last))
         for part in last.reshape(-1).split(LARGE):
-            stream.write(part.numpy())
+            stream.write(part.numpy().data)
         stream.flush()
         os.fsync(stream.fileno())
 

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -114,8 +114,7 @@ class Workspace:
         with room(path, size), path.open("wb") as stream:
             stream.write(head)
             stream.flush()
-            # Without this, a full disk would kill the process when the array is written to.
-            os.posix_fallocate(stream.fileno(), 0, size)
+            _reserve(stream, math.prod(shape))
         found = np.memmap(path, np.uint8, "r+", len(head), shape)
         self._files[found.ctypes.data] = path
         return found
@@ -128,8 +127,20 @@ class Workspace:
 
 def _unnamed(shape: tuple[int, ...]) -> Images:
     with tempfile.TemporaryFile() as stream:
-        os.posix_fallocate(stream.fileno(), 0, math.prod(shape))
+        _reserve(stream, math.prod(shape))
         return np.memmap(stream, np.uint8, "r+", 0, shape)
+
+
+def _reserve(stream: IO[bytes], size: int) -> None:
+    """Takes the disk space for `size` bytes after those already written. Without this, a full disk
+    would kill the process when the array is written to."""
+    start = stream.tell()
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(stream.fileno(), start, size)
+        return
+    for _ in range(0, size, PIECE):  # macOS
+        stream.write(bytes(PIECE))
+    stream.truncate(start + size)
 
 
 def _header(shape: tuple[int, ...]) -> bytes:

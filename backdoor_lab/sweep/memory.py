@@ -24,7 +24,7 @@ from backdoor_lab.sweep.launching.parallel import Parallelism
 from backdoor_lab.sweep.sizes import sizes_of
 from backdoor_lab.training.autoencoder import DIMS
 from backdoor_lab.training.device import ComputeDevice
-from backdoor_lab.training.evaluate import CHUNK
+from backdoor_lab.training.evaluate import chunk_size
 from backdoor_lab.training.models import build_model
 from backdoor_lab.training.recipe import ADAMW, Recipe
 
@@ -91,7 +91,7 @@ def memory_need(
     _, added, n_train = sizes_of(cell, data)
     image = data.train.images[:1].nbytes
     batch = min(cell.recipe.batch_size, n_train)
-    chunk = min(CHUNK, max(n_train, len(data.test)))
+    chunk = min(chunk_size(data.train.shape), max(n_train, len(data.test)))
     update = network.weights + network.trained * (1 + _states(cell.recipe))
     passing = network.passing * chunk
     computing = {

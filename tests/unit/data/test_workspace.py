@@ -55,6 +55,19 @@ def test_files_are_those_of_arrays_in_memory(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npy", "b.npy"]
 
 
+@pytest.mark.usefixtures("everything_is_large")
+@pytest.mark.parametrize("folder", [True, False])
+def test_files_are_as_long_on_systems_without_posix_fallocate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: bool
+) -> None:
+    monkeypatch.delattr("os.posix_fallocate")
+    made = Workspace(tmp_path if folder else None).empty((7, 1, 5, 5), "images", "")
+    assert made.shape == (7, 1, 5, 5)
+    assert not made.any()
+    for path in tmp_path.iterdir():
+        assert path.stat().st_size == 128 + 175
+
+
 def test_an_image_folder_becomes_the_same_data_set_in_memory_and_in_files(
     tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

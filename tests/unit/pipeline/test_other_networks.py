@@ -6,8 +6,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from hydra.utils import get_class
 from omegaconf import OmegaConf
+from safetensors.torch import load_file
 
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.defenses.networks import ModelRepair
@@ -97,3 +99,25 @@ def test_the_input_size_decides_what_an_attacked_network_sees(tmp_path: Path) ->
     with pytest.raises(ConfigError, match="set these"):
         cell_of(tmp_path / "store", *words, "model.input_size=12")
     assert cell_of(tmp_path / "store", *words).id != ours["id"]
+
+
+def exported(root: Path, name: str) -> dict[str, torch.Tensor]:
+    """The weights of the first network of the cell `name`."""
+    path = root / f"{name}.safetensors"
+    export_weights(root / name, path, which=1, store=root / "store")
+    return load_file(path)
+
+
+def test_pretrained_weights_of_a_vit_are_fine_tuned(tmp_path: Path) -> None:
+    run_here(tmp_path / "store", tmp_path / "cell", *VIT_WORDS)
+    given = exported(tmp_path, "cell")
+    tuned = (
+        *VIT_WORDS, "recipe=finetune", "recipe.epochs=1", "recipe.batch_size=32",
+        f"model.weights={tmp_path / 'cell.safetensors'}", "retrain=false",
+    )  # fmt: skip
+    run_here(tmp_path / "store", tmp_path / "moved", *tuned)
+    # With a learning rate close to zero, the network stays what the file says.
+    run_here(tmp_path / "store", tmp_path / "same", *tuned, "recipe.lr=1e-30")
+    moved, same = exported(tmp_path, "moved"), exported(tmp_path, "same")
+    assert [key for key in given if not torch.equal(given[key], same[key])] == []
+    assert [key for key in given if torch.equal(given[key], moved[key])] == []
