@@ -70,7 +70,7 @@ def write_array(path: Path, array: NDArray[Any]) -> None:
             np.lib.format.write_array_header_1_0(pieces, head)
             flat = array.reshape(-1).view(np.uint8)
             for start in range(0, len(flat), LARGE):
-                stream.write(flat[start : start + LARGE])
+                stream.write(flat[start : start + LARGE].data)
         stream.flush()
         os.fsync(stream.fileno())
 

@@ -19,7 +19,7 @@ NAMES = (
     "step", "networks", "data", "spectral", "cells", "overhead", "growth", "resume", "quick",
     "page", "scan",
 )  # fmt: skip
-ON_REQUEST = ("demo",)
+ON_REQUEST = ("demo", "large")
 
 
 def main(names: list[str]) -> int:

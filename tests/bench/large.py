@@ -1,11 +1,10 @@
-"""Benchmarks a cell on a data set of 20 GB: how much memory does it need? Takes an hour and 25 GB of
-disk in `TMPDIR`, so it runs only on request."""
+"""Benchmarks a cell on a data set of 20 GB: how much memory does it need? It takes an hour and 25 GB
+of disk space in `TMPDIR`, so it runs only on request."""
 
 from __future__ import annotations
 
 import io
 import json
-import os
 import subprocess
 import tempfile
 import time
