@@ -1,5 +1,5 @@
-"""Benchmarks a cell on a data set of 20 GB: how much memory does it need? It takes an hour and 25 GB
-of disk space in `TMPDIR`, so it runs only on request."""
+"""Benchmarks a cell on a data set of 20 GB: how much memory does it need? It takes an hour and
+25 GB of disk space in `TMPDIR`, so it runs only on request."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from tests.bench.measuring import Figure, command, surroundings
 
 SIDE, CLASSES = 256, 10
 TRAIN, TEST = 100_000, 4_000
+FEW_TRAIN, FEW_TEST = 1_000, 100
 CELL = (
-    "trigger=blended", "target=class0", "ratio=0.05", "model=airbench", "model.width=4",
+    "trigger=blended", "target=class0", "ratio=0.05", "model=resnet18", "model.width=2",
     "model.input_size=32", "recipe=demo", "recipe.epochs=1", "recipe.batch_size=64",
     "defense=spectral", "retrain=false", "trainer=cpu", "trainer.threads=1",
     "trainer.progress=none", "logger=none",
@@ -28,17 +29,17 @@ CELL = (
 
 def run(train: int = TRAIN, test: int = TEST) -> list[Figure]:
     """Measure the peak of RssAnon, the memory that is not backed by a file, of a cell on `train`
-    training and `test` test images of 256x256 pixels. A cell on a hundredth of them shows what the
-    libraries and the network need."""
+    training and `test` test images of 256x256 pixels. A cell on few images shows what the libraries
+    and the network need."""
     with tempfile.TemporaryDirectory() as folder:
-        small = _peak(Path(folder) / "small", train // 100, test // 100)[0]
+        small = _peak(Path(folder) / "small", FEW_TRAIN, FEW_TEST)[0]
         large, seconds, record = _peak(Path(folder) / "large", train, test)
     size = 3 * SIDE**2 * (train + test)
     return [
         Figure("images, decoded", size / 1e9, "GB"),
         Figure("poisoned images", record["counts"]["n_poisoned"]),
         Figure("peak of RssAnon, all images", large / 1e9, "GB"),
-        Figure("peak of RssAnon, a hundredth of the images", small / 1e9, "GB"),
+        Figure("peak of RssAnon, 1,100 images", small / 1e9, "GB"),
         Figure("peak of RssAnon relative to the images", large / size, "", "<= 0.25"),
         Figure("seconds of the cell", seconds, "s"),
     ]
