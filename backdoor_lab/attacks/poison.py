@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -15,7 +16,7 @@ from backdoor_lab.core.lazy import Tensor, nn, torch
 from backdoor_lab.core.rng import torch_generator
 from backdoor_lab.core.streams import Stream
 from backdoor_lab.core.types import LabeledImages, PoisonResult, TrainingSet
-from backdoor_lab.data.workspace import Workspace, pieces
+from backdoor_lab.data.workspace import PIECE, Workspace, pieces
 
 TOGETHER = 1 << 24
 """If the poisoned images have more bytes than this, they are triggered in parts."""
@@ -146,7 +147,8 @@ def changes_nothing(train: LabeledImages, trigger: Trigger, plan: PoisonSpec, *,
     chosen, _ = select(train.labels, plan, seed, len(train.classes))
     context = AttackContext(train, plan.target, plan.source, seed, _no_surrogate)
     at_test_time = plan.apply_trigger == "after_augmentation" or not len(chosen)
-    for where in (chosen if len(chosen) else torch.arange(len(train))).split(64):
+    together = max(1, min(64, PIECE // math.prod(train.shape)))
+    for where in (chosen if len(chosen) else torch.arange(len(train))).split(together):
         clean, labels = train.images[where], train.labels[where]
         made = trigger(clean) if at_test_time else trigger.poisoned(clean, labels, context)
         if not torch.equal(made, clean):
