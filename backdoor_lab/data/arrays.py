@@ -19,6 +19,7 @@ from backdoor_lab.data.base import (
     missing_hint,
     name_from,
     path_given,
+    sides,
 )
 from backdoor_lab.data.members import hash_of
 from backdoor_lab.data.npz import load, names_in
@@ -66,9 +67,7 @@ class ArrayFile(Source):
         super().__init__(name=name, limit_train=limit_train, limit_test=limit_test)
         self.layout: str = validation.choice("dataset.layout", layout, LAYOUTS)
         self.class_names = None if classes is None else _names(classes)
-        self.size = (
-            None if size is None else validation.whole("dataset.size", size, low=1, below=4097)
-        )
+        self.size, _ = sides(size)
         self.held_out = HeldOut(test_share, split_seed)
 
     def identity(self) -> dict[str, Any]:

@@ -146,6 +146,20 @@ def channel_count(value: int) -> int:
     return int(validation.choice("dataset.channels", value, (1, 3)))
 
 
+def sides(size: int | None, resize: int | None = None) -> tuple[int | None, int | None]:
+    """Validates the options `size` and `resize` of a data set, of which at most one is given."""
+    given = {"dataset.size": size, "dataset.resize": resize}
+    found = [
+        None if value is None else validation.whole(key, value, low=1, below=4097)
+        for key, value in given.items()
+    ]
+    if None not in found:
+        raise ConfigError(
+            "`dataset.size` and `dataset.resize` both say how images are resized: remove one"
+        )
+    return found[0], found[1]
+
+
 def path_given(value: Any, what: str) -> str:
     """Validates a path; `what` names the expected file or folder in the error message."""
     if not isinstance(value, str) or not value:

@@ -18,6 +18,7 @@ from backdoor_lab.data.base import (
     missing_hint,
     name_from,
     path_given,
+    sides,
 )
 from backdoor_lab.data.decode import decode_all
 from backdoor_lab.data.hub.columns import column_option
@@ -50,8 +51,8 @@ class HuggingFace(Source):
     - The classes are those that the data set names (`ClassLabel`), in its order; otherwise, they
       are the labels or folders, sorted. Images are in the order of the rows; image files without
       metadata as `ImageFolder` orders them.
-    - `size`, `channels`, `skip_broken`, `limit_train`, `limit_test`: as for `ImageFolder`; the
-      limits keep the first images in this order.
+    - `size`, `resize`, `channels`, `skip_broken`, `limit_train`, `limit_test`: as for
+      `ImageFolder`; the limits keep the first images in this order.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class HuggingFace(Source):
         train_split: str = "train",
         test_split: str | None = "test",
         size: int | None = None,
+        resize: int | None = None,
         channels: int = 3,
         skip_broken: bool = False,
         test_share: float | None = None,
@@ -75,9 +77,7 @@ class HuggingFace(Source):
         name = name_from(str(self.root)) if name is None else name
         super().__init__(name=name, limit_train=limit_train, limit_test=limit_test)
         self.asked = _asked(image, label, train_split, test_split)
-        self.size = (
-            None if size is None else validation.whole("dataset.size", size, low=1, below=4097)
-        )
+        self.size, self.resize = sides(size, resize)
         self.channels = channel_count(channels)
         self.skip_broken = validation.flag("dataset.skip_broken", skip_broken)
         self.held_out = HeldOut(test_share, split_seed)
@@ -94,6 +94,7 @@ class HuggingFace(Source):
         how |= {"columns": [asked.image, asked.label]}
         how |= {"splits": [asked.train_split, asked.test_split], **self.held_out.identity()}
         how |= {"skip_broken": True} if self.skip_broken else {}
+        how |= {} if self.resize is None else {"resize": self.resize}
         files = Folder(self.root).identity(found.files, self._listing)
         return {"files": files, "classes": list(found.classes), **how}
 
@@ -113,8 +114,9 @@ class HuggingFace(Source):
         splits = self._splits(found)
         keys = [key for rows in splits.values() for key in rows.keys]
         images = decode_all(
-            found.contents(set(keys)), keys, str(self.root), self.channels, self.size,
-            skip_broken=self.skip_broken,
+            found.contents(set(keys)), keys, str(self.root), self.channels,
+            self.resize or self.size, crop=self.resize is not None,
+            skip_broken=self.skip_broken, workspace=self.workspace,
         )  # fmt: skip
         broken = list(images.broken)
         self.notes["skipped"] = {"count": len(broken), "files": broken[:LISTED]}

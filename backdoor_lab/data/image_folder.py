@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from backdoor_lab.core import validation
-from backdoor_lab.core.errors import ConfigError, DataError
+from backdoor_lab.core.errors import DataError
 from backdoor_lab.data.archives import members
 from backdoor_lab.data.base import (
     Arrays,
@@ -18,6 +18,7 @@ from backdoor_lab.data.base import (
     channel_count,
     name_from,
     path_given,
+    sides,
 )
 from backdoor_lab.data.decode import BrokenImageError, decode_all
 from backdoor_lab.data.kinds import LISTED, summary
@@ -68,18 +69,7 @@ class ImageFolder(Source):
         self.root = Path(path_given(root, "a folder or archive of images")).expanduser()
         name = name_from(str(self.root)) if name is None else name
         super().__init__(name=name, limit_train=limit_train, limit_test=limit_test)
-        self.size = (
-            None if size is None else validation.whole("dataset.size", size, low=1, below=4097)
-        )
-        self.resize = (
-            None
-            if resize is None
-            else validation.whole("dataset.resize", resize, low=1, below=4097)
-        )
-        if self.size is not None and self.resize is not None:
-            raise ConfigError(
-                "`dataset.size` and `dataset.resize` both say how images are resized: remove one"
-            )
+        self.size, self.resize = sides(size, resize)
         self.channels = channel_count(channels)
         self.skip_broken = validation.flag("dataset.skip_broken", skip_broken)
         self.held_out = HeldOut(test_share, split_seed)

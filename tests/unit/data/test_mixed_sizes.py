@@ -11,8 +11,11 @@ from torchvision.transforms import v2
 
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.data.decode import decode
+from backdoor_lab.data.huggingface import HuggingFace
 from backdoor_lab.data.image_folder import ImageFolder
 from tests.helpers.image_files import encoded, filled, picture
+
+KINDS = [ImageFolder, HuggingFace]
 
 
 def columns(width: int, height: int) -> Image.Image:
@@ -47,18 +50,24 @@ def test_resize_equals_resize_and_center_crop_of_torchvision(shape: tuple[int, i
     assert np.array_equal(found, wanted.numpy())
 
 
-def test_a_folder_with_images_of_several_sizes_is_read_with_resize(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_folder_with_images_of_several_sizes_is_read_with_resize(
+    tmp_path: Path, kind: type[ImageFolder | HuggingFace]
+) -> None:
     root = filled(tmp_path)
     picture(7, (6, 5)).save(root / "train/dog/9.png")
-    read = ImageFolder(root=str(root), resize=3).read()
+    read = kind(root=str(root), resize=3).read()
     assert read.train.images.shape == (5, 3, 3, 3)
     assert read.train.images[-1, :, 1, 1].tolist() == [7, 0, 248]
 
 
-def test_resize_is_part_of_the_identity_only_if_it_is_set(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_resize_is_part_of_the_identity_only_if_it_is_set(
+    tmp_path: Path, kind: type[ImageFolder | HuggingFace]
+) -> None:
     root = str(filled(tmp_path))
     plain, sized, cropped = (
-        ImageFolder(root=root, **options).identity() for options in ({}, {"size": 3}, {"resize": 3})
+        kind(root=root, **options).identity() for options in ({}, {"size": 3}, {"resize": 3})
     )
     assert "resize" not in plain
     assert "resize" not in sized
@@ -66,6 +75,7 @@ def test_resize_is_part_of_the_identity_only_if_it_is_set(tmp_path: Path) -> Non
     assert cropped["size"] is None
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -74,9 +84,11 @@ def test_resize_is_part_of_the_identity_only_if_it_is_set(tmp_path: Path) -> Non
         ({"resize": 5000}, "`dataset.resize`"),
     ],
 )
-def test_invalid_resize_is_refused(options: dict[str, int], said: str) -> None:
+def test_invalid_resize_is_refused(
+    options: dict[str, int], said: str, kind: type[ImageFolder | HuggingFace]
+) -> None:
     with pytest.raises(ConfigError, match=said):
-        ImageFolder(root="x", **options)
+        kind(root="x", **options)
 
 
 def test_cmyk_images_are_converted_to_rgb() -> None:

@@ -19,6 +19,7 @@ from backdoor_lab.core.store import Store
 from backdoor_lab.core.types import LabeledImages
 from backdoor_lab.data import open_dataset, workspace
 from backdoor_lab.data.arrays import ArrayFile
+from backdoor_lab.data.huggingface import HuggingFace
 from backdoor_lab.data.image_folder import ImageFolder
 from backdoor_lab.data.npz import load
 from backdoor_lab.data.workspace import Workspace
@@ -68,12 +69,13 @@ def test_files_are_as_long_on_systems_without_posix_fallocate(
         assert path.stat().st_size == 128 + 175
 
 
-def test_an_image_folder_becomes_the_same_data_set_in_memory_and_in_files(
-    tmp_path: Path, request: pytest.FixtureRequest
+@pytest.mark.parametrize("kind", [ImageFolder, HuggingFace])
+def test_image_files_become_the_same_data_set_in_memory_and_in_files(
+    tmp_path: Path, request: pytest.FixtureRequest, kind: type[ImageFolder | HuggingFace]
 ) -> None:
     root = filled(tmp_path / "set")
     (root / "train/cat/00.png").write_bytes(b"broken")
-    source = ImageFolder(root=str(root), skip_broken=True)
+    source = kind(root=str(root), skip_broken=True)
     small = open_dataset(source, Store(tmp_path / "small"))
     request.getfixturevalue("everything_is_large")
     large = open_dataset(source, Store(tmp_path / "large"))
