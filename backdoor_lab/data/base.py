@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from backdoor_lab import identity
+from backdoor_lab import identity, returned
 from backdoor_lab.core import validation
 from backdoor_lab.core.atomic_io import digest
 from backdoor_lab.core.errors import ConfigError
@@ -55,8 +55,11 @@ class Source(ABC):
     """
 
     def __init__(
-        self, *, name: str, limit_train: int | None = None, limit_test: int | None = None
-    ) -> None:
+        self, *, name: str | None = None,
+        limit_train: int | None = None, limit_test: int | None = None,
+    ) -> None:  # fmt: skip
+        if name is None:
+            raise self._not_initialized("gives no name")
         self.name: str = validation.safe_name("dataset.name", name)
         self.limit_train = positive("dataset.limit_train", limit_train)
         self.limit_test = positive("dataset.limit_test", limit_test)
@@ -89,25 +92,59 @@ class Source(ABC):
         """Returns the whole data set; the caller validates its content. Raises DataError if files
         are missing or damaged."""
 
+    def check_initialized(self) -> None:
+        """Raises ConfigError if the constructor of a subclass does not call that of this class."""
+        if "workspace" not in vars(self):
+            raise self._not_initialized("does not call it")
+
+    def _not_initialized(self, how: str) -> ConfigError:
+        here = f"{type(self).__qualname__}.__init__"
+        return ConfigError(
+            f"`{here}` must call `super().__init__(name=name, limit_train=limit_train,"
+            f" limit_test=limit_test)`, of which the limits may be left out, but {how}"
+        )
+
     def fingerprint(self) -> str:
         """Returns a hash that identifies the content without reading all of it. Raises DataError if
         files are missing."""
+        self.check_initialized()
         limits = [self.limit_train, self.limit_test]
         marks = identity.of("datasets", self)["datasets"]
         # A data set of a plug-in may be built from others.
         mark = next(iter(marks.values())) if len(marks) == 1 else marks
         kind = f"{type(self).__name__}/{mark}"
-        return digest({"kind": kind, "limits": limits, "identity": self.identity()})
+        content = self.identity()
+        if not isinstance(content, dict):
+            raise returned.wrong(self, "identity", content, "a dict that JSON can store")
+        return digest({"kind": kind, "limits": limits, "identity": content})
 
     def limited(self) -> Arrays:
         """Returns the result of `read`, limited to `limit_train` and `limit_test` images per
-        class."""
+        class. Raises ConfigError if `read` returns something else than `Arrays`."""
         arrays = self.read()
+        _check_arrays(self, arrays)
         return replace(
             arrays,
             train=first_per_class(arrays.train, self.limit_train, self.workspace),
             test=first_per_class(arrays.test, self.limit_test, self.workspace),
         )
+
+
+def _check_arrays(source: Source, value: object) -> None:
+    """Raises ConfigError unless `value`, returned by `source.read`, is made of the right types."""
+
+    def check(part: object, kind: type, expected: str) -> None:
+        if not isinstance(part, kind):
+            raise returned.wrong(source, "read", part, expected)
+
+    check(value, Arrays, "Arrays(Split(images, labels), Split(images, labels), classes)")
+    assert isinstance(value, Arrays)
+    for name, split in (("train", value.train), ("test", value.test)):
+        check(split, Split, f"Arrays whose `{name}` is Split(images, labels)")
+        for key, form in (("images", "uint8 (N, C, H, W)"), ("labels", "int64 (N,)")):
+            expected = f"Arrays whose `{name}.{key}` is a NumPy array, {form}"
+            check(getattr(split, key), np.ndarray, expected)
+    check(value.classes, tuple, "Arrays whose `classes` is a tuple of names")
 
 
 def divided(

@@ -63,7 +63,9 @@ class Parts:
 
 def source_of(config: dict[str, Any]) -> Source:
     """Create the data set of a full configuration, without loading it."""
-    return build("dataset", config["dataset"], Source)
+    found = build("dataset", config["dataset"], Source)  # type: ignore[type-abstract]
+    found.check_initialized()
+    return found
 
 
 def defense_of(config: dict[str, Any]) -> Choice:

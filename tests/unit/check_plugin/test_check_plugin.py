@@ -9,6 +9,8 @@ import pytest
 
 from backdoor_lab.check_plugin.__main__ import main
 from backdoor_lab.plugins.trust import Trust, trust
+from tests.helpers.blocks import blocks
+from tests.helpers.project import PACKAGE
 
 TRIGGERS = """
 import torch
@@ -124,6 +126,56 @@ def test_a_data_set_is_read_and_validated(capsys: pytest.CaptureFixture[str]) ->
     said = capsys.readouterr().out
     assert failures(said) == {"dataset=gray": ["knows its classes"]}
     assert "known_classes is ('a', 'b', 'c'), but reading yields ('a', 'b')" in said
+
+
+SET = """
+import numpy as np
+from backdoor_lab.data.base import Arrays, Source, Split
+half = Split(np.arange(64, dtype=np.uint8).reshape(4, 1, 4, 4), np.arange(4) % 2)
+
+class Rings(Source):
+    def __init__(self, *, name: str = "rings") -> None:
+        super().__init__(name=name)
+    def identity(self):
+        return {}
+    def read(self):
+        return Arrays(half, half, ("a", "b"))
+"""
+CALL = "`Rings.__init__` must call `super().__init__(name=name, limit_train=limit_train,"
+MISTAKES = {
+    "super().__init__(name=name)|self.name = name": f"{CALL} limit_test=limit_test)`, of which the"
+    " limits may be left out, but does not call it",
+    "super().__init__(name=name)|super().__init__()": f"{CALL} limit_test=limit_test)`, of which"
+    " the limits may be left out, but gives no name",
+    "return {}|return []": "`rings.Rings.identity` must return a dict that JSON can store, got list"
+    " of length 0",
+    "Arrays(half, half, (|(half, half, (": "`rings.Rings.read` must return Arrays(Split(images,"
+    " labels), Split(images, labels), classes), got tuple of length 3",
+    "Arrays(half, half, (|Arrays(half, (1, 2), (": "`rings.Rings.read` must return Arrays whose"
+    " `test` is Split(images, labels), got tuple of length 2",
+    "np.arange(4) % 2|[0, 1, 0, 1]": "`rings.Rings.read` must return Arrays whose `train.labels` is"
+    " a NumPy array, int64 (N,), got list of length 4",
+    '("a", "b")|["a", "b"]': "`rings.Rings.read` must return Arrays whose `classes` is a tuple of"
+    " names, got list of length 2",
+}
+
+
+@pytest.mark.parametrize("change", MISTAKES)
+def test_a_wrong_data_set_says_what_to_write(
+    change: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old, new = change.split("|")
+    assert SET.count(old) == 1
+    Path("rings.py").write_text(SET.replace(old, new))
+    assert main(["rings.py"]) == 1
+    assert MISTAKES[change] in capsys.readouterr().out
+
+
+def test_the_data_set_of_the_guide_is_complete(capsys: pytest.CaptureFixture[str]) -> None:
+    (block,) = (each for each in blocks(PACKAGE / "plugins/README.md") if each.file == "bars.py")
+    Path("bars.py").write_text(block.text)
+    assert main(["bars.py", "dataset.count=5", "dataset.limit_train=3"]) == 0
+    assert "5 checks, none failed" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
