@@ -67,16 +67,26 @@ class Progress:
         with contextlib.suppress(OSError):
             self.path.unlink(missing_ok=True)
 
-    def stage(self, stage: str, *, epochs: int = 0, batches: int = 1, detail: str = "") -> None:
-        """Start a stage. A training stage has `epochs` epochs of `batches` steps."""
+    def stage(
+        self, stage: str, *, epochs: int = 0, batches: int = 1, first: int = 0, detail: str = ""
+    ) -> None:
+        """Start a stage. A training stage has `epochs` epochs of `batches` steps; an earlier
+        process has trained the first `first` epochs."""
         shutdown.check()
         self._begin(stage, epochs, epochs * batches)
+        self._epoch, self._done = first, first * batches
+        self._resumed = self._done
         self._beat()
         failpoints.point(f"{stage}.begun")
         if self._bar is not None:
             if self._task is not None:
                 self._bar.remove_task(self._task)
-            self._task = self._bar.add_task(f"{self.title} {stage}", total=self._total or None)
+            # Steps of an earlier process must not count for the speed, hence no `advance`.
+            self._task = self._bar.add_task(
+                f"{self.title} {stage}", total=self._total or None, completed=self._done
+            )
+        elif self.kind == "lines" and first:
+            log.info("%s %s: resumes after epoch %d of %d", self.title, stage, first, epochs)
         elif self.kind == "lines" and not epochs:
             log.info("%s", " ".join(filter(None, [self.title, stage, detail])))
 
@@ -97,7 +107,7 @@ class Progress:
 
     def _begin(self, stage: str, epochs: int, total: int) -> None:
         self._stage, self._epoch, self._epochs = stage, 0, epochs
-        self._done, self._total = 0, total
+        self._done, self._resumed, self._total = 0, 0, total
         # A loop that ended with an error is still registered: remove it.
         self.steps.running.clear()
         self._began = self._said = time.monotonic()
@@ -146,13 +156,19 @@ class Progress:
         words = [str(self.steps)] if self.steps.running else []
         if self._total:
             words = [f"epoch {min(self._epoch + 1, self._epochs)} of {self._epochs}"]
-        fraction = self._fraction()
+        fraction, before = self._fraction(), self._before()
         if fraction:
-            words.append(f"{fraction:.0%}, {duration(spent / fraction * (1 - fraction))} left")
+            words.append(f"{fraction:.0%}")
+        if fraction and fraction > before:
+            words.append(f"{duration(spent / (fraction - before) * (1 - fraction))} left")
         return ", ".join([*words, f"{duration(spent)} so far"])
 
     def _fraction(self) -> float | None:
         return self._done / self._total if self._total else self.steps.fraction
+
+    def _before(self) -> float:
+        """The fraction of the current stage that an earlier process did."""
+        return self._resumed / self._total if self._total else 0.0
 
     def _tick_on(self) -> None:
         while not self._ended.wait(TICK):
@@ -161,7 +177,7 @@ class Progress:
     def _beat(self) -> None:
         self._beaten = time.monotonic()
         says: dict[str, Any] = {"stage": self._stage, "epoch": self._epoch, "epochs": self._epochs}
-        says |= {"steps": str(self.steps), "fraction": self._fraction()}
+        says |= {"steps": str(self.steps), "fraction": self._fraction(), "resumed": self._before()}
         says |= {"pid": os.getpid(), "host": socket.gethostname(), "beat": time.time()}
         part = self.path.with_suffix(f".{os.getpid()}.{threading.get_ident()}.part")
         # If the heartbeat cannot be written, the cell continues: no result depends on it.
@@ -183,8 +199,8 @@ class ProgressCallback(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self.began, self.first = time.monotonic(), trainer.current_epoch
         batches = int(trainer.num_training_batches)
-        self.progress.stage(self.name, epochs=trainer.max_epochs or 0, batches=batches)
-        self.progress.step(self.first * batches)
+        epochs = trainer.max_epochs or 0
+        self.progress.stage(self.name, epochs=epochs, batches=batches, first=self.first)
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any) -> None:
         failpoints.point(f"{self.name}.step")

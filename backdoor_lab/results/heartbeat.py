@@ -44,6 +44,11 @@ class Heartbeat:
         return non_negative(self.content.get("fraction"), high=1)
 
     @property
+    def resumed(self) -> float:
+        """The fraction of the current stage that an earlier process completed."""
+        return non_negative(self.content.get("resumed"), high=1) or 0.0
+
+    @property
     def where(self) -> str:
         return f"pid {self.content.get('pid', '?')} on {self.content.get('host', '?')}"
 

@@ -25,8 +25,12 @@ done."""
 
 @dataclass
 class _Started:
+    """When a cell started, its last heartbeat, and the share of the cell that an earlier process
+    completed."""
+
     at: float
     heartbeat: Heartbeat
+    before: float = 0.0
 
 
 class Watch:
@@ -81,8 +85,9 @@ class Watch:
             if beat is None or beat.stale:
                 self._started.pop(each, None)
                 continue
-            at = self._started[each].at if each in self._started else now
-            self._started[each] = _Started(at, beat)
+            last = self._started.get(each, _Started(now, beat))
+            before = _share(beat.stage, beat.resumed) if beat.resumed else 0.0
+            self._started[each] = _Started(last.at, beat, max(last.before, before))
             found[each] = beat
         self._most = max(self._most, len(found))
         return dict(sorted(found.items(), key=lambda item: self._started[item[0]].at))
@@ -101,26 +106,30 @@ class Watch:
         if not costs:
             return None
         mean = sum(costs) / len(costs)
-        spent = sum(min(now - each.at, mean) for each in self._started.values())
+        spent = sum(min(now - e.at + e.before * mean, mean) for e in self._started.values())
         # Count a worker that is between two cells, although it has no heartbeat.
         at_once = max(1, min(self._most, open_cells))
         return max(0.0, mean * open_cells - spent) / at_once
 
     def _paces(self, now: float) -> list[float]:
-        shares = [(now - each.at, share_done(each.heartbeat)) for each in self._started.values()]
+        running = self._started.values()
+        shares = [(now - e.at, share_done(e.heartbeat) - e.before) for e in running]
         return [spent / share for spent, share in shares if share > ENOUGH]
 
 
 def share_done(beat: Heartbeat) -> float:
     """Returns approximately how much of a running cell is done, as a fraction. The first training
     and the retraining count as one half each."""
-    if beat.stage in AFTER_TRAININGS:
+    return _share(beat.stage, beat.fraction or 0.0)
+
+
+def _share(stage: str, part: float) -> float:
+    if stage in AFTER_TRAININGS:
         return 1.0
-    if beat.stage in BETWEEN_TRAININGS:
+    if stage in BETWEEN_TRAININGS:
         return 0.5
-    part = beat.fraction or 0.0
     return {"train": 0.5 * part, "retrain": 0.5 + 0.5 * part, "repair": 0.5 + 0.5 * part}.get(
-        beat.stage, 0.0
+        stage, 0.0
     )
 
 

@@ -7,10 +7,12 @@ import json
 import logging
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from rich.console import Console
 
@@ -21,7 +23,8 @@ from backdoor_lab.core.progress import Steps, observe, track
 from backdoor_lab.pipeline import progress as module
 from backdoor_lab.pipeline.progress import Progress
 from backdoor_lab.results.heartbeat import read_heartbeat
-from tests.helpers.cells import run_here
+from backdoor_lab.training.train import fit
+from tests.helpers.cells import CPU, job, run_here
 
 
 def test_tracking_without_an_observer_changes_nothing() -> None:
@@ -126,6 +129,61 @@ def test_training_progress_is_logged_within_an_epoch(
     shown.step(5)
     shown.tick(shown._began + 12)
     assert caplog.messages[-1] == ("[1/12 cell] train: epoch 1 of 4, 12%, 84 s left, 12 s so far")
+
+
+def test_resumed_training_reports_its_epoch_and_the_time_left_at_its_own_speed(
+    shown: Progress, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """An earlier process trained 8 of 25 epochs. This one does one epoch, 10 steps, in 20
+    seconds, so the other 16 epochs take 320 seconds."""
+    caplog.set_level(logging.INFO)
+    shown.stage("train", epochs=25, batches=10, first=8)
+    beat = read_heartbeat(tmp_path / "running.json", time.time())
+    assert beat is not None
+    assert (beat.doing, beat.content["fraction"]) == ("train, epoch 8 of 25", 0.32)
+    shown.tick(shown._began + 10)
+    shown.step(10)
+    shown.tick(shown._began + 30)
+    assert caplog.messages == [
+        "[1/12 cell] train: resumes after epoch 8 of 25",
+        "[1/12 cell] train: epoch 9 of 25, 32%, 10 s so far",
+        "[1/12 cell] train: epoch 9 of 25, 36%, 8 min left, 30 s so far",
+    ]
+
+
+def test_training_resumed_from_a_checkpoint_says_after_which_epoch(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first process is stopped in the second of three epochs."""
+
+    class Stop(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+            if trainer.current_epoch == 1:
+                raise StoppedError("stopped")
+
+    caplog.set_level(logging.INFO)
+    for callbacks in ([Stop()], []):
+        caplog.clear()
+        with Progress(tmp_path / "cell", "[pixel]", "lines") as found, suppress(StoppedError):
+            report = module.ProgressCallback(found, "train")
+            fit(job(epochs=3), CPU, scratch=tmp_path / "work", callbacks=[*callbacks, report])
+    said = [message.partition(" loss")[0] for message in caplog.messages]
+    assert said == [
+        "[pixel] train: resumes after epoch 1 of 3",
+        "[pixel] train epoch 2/3",
+        "[pixel] train epoch 3/3",
+    ]
+
+
+def test_the_progress_bar_of_resumed_training_ignores_earlier_steps_in_its_speed(
+    tmp_path: Path,
+) -> None:
+    found = Progress(tmp_path, "cell", "bar")
+    found._ended.set()
+    with found:
+        found.stage("train", epochs=4, batches=10, first=3)
+        (task,) = found._bar.tasks
+        assert (task.completed, task.total, task.speed) == (30, 40, None)
 
 
 def test_the_heartbeat_is_renewed_within_a_long_stage(shown: Progress, tmp_path: Path) -> None:

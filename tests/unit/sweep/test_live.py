@@ -145,6 +145,20 @@ def test_the_time_left_is_estimated_from_the_running_cell_if_no_cell_has_finishe
     assert watch.seconds_left(30.0) == pytest.approx(3 * 120 - 30)
 
 
+def test_the_time_left_counts_only_what_a_resumed_cell_has_done_since_it_resumed(
+    tmp_path: Path,
+) -> None:
+    """The first of three cells resumes after half of its first training, a quarter of the cell.
+    It does another quarter in 30 seconds, so a whole cell takes two minutes."""
+    watch = Watch(tmp_path, ids())
+    beat(tmp_path, ids()[0], "train", epoch=4, epochs=8, fraction=0.5, resumed=0.5)
+    watch.running(0.0)
+    assert watch.seconds_left(1.0) is None
+    beat(tmp_path, ids()[0], "filter", resumed=0)
+    watch.running(30.0)
+    assert watch.seconds_left(30.0) == pytest.approx(2 * 120 + 60)
+
+
 @pytest.mark.parametrize(("stage", "fraction", "share"), [
     ("load", None, 0.0), ("surrogate", 0.9, 0.0), ("train", 0.5, 0.25), ("filter", 0.2, 0.5),
     ("retrain", 0.5, 0.75), ("repair", 1.0, 1.0), ("measure2", None, 1.0),
