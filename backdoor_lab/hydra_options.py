@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 from backdoor_lab.core import validation
 from backdoor_lab.core.errors import ConfigError, reason_of, unknown
 from backdoor_lab.core.instantiate import takes
-from backdoor_lab.core.options import unknown_flag
+from backdoor_lab.core.options import no_key, unknown_flag
 from backdoor_lab.core.paths import absolute, check_writable
 from backdoor_lab.core.validation import new_name, new_value
 from backdoor_lab.plugins.methods import untrusted
@@ -77,6 +77,9 @@ def flags_first(words: list[str], conf: Path) -> list[str]:
         keys |= {key: "true" if value is False else "VALUE" for key, value in plain.items()}
         raise unknown_flag(unknown_flags[0], words, flags, keys)
     overrides: list[str] = found.overrides
+    for before, word in zip(["", *overrides], overrides, strict=False):
+        if "=" not in word and not word.startswith("~"):
+            raise no_key(word, before)
     return [word for word in words if word not in overrides] + overrides
 
 
@@ -166,11 +169,14 @@ def missing_part(key: str, config: DictConfig, error: BaseException) -> str | No
     return None if OmegaConf.is_dict(section) and last in section else key
 
 
-def set_by_experiment(error: ConfigError, words: Iterable[str], conf: Path) -> str:
+def not_given(error: ConfigError, words: Iterable[str], conf: Path) -> str:
     """Returns a hint to append to the message of `error` if the error is about a key that the
-    chosen experiment sets and the command line does not. Otherwise an empty string. `words` are the
-    arguments of the command line, and `conf` is the folder of configuration files."""
+    command line does not set: one that the chosen experiment sets, or the target class. Otherwise
+    an empty string. `words` are the arguments of the command line, and `conf` is the folder of
+    configuration files."""
     given = dict(word.lstrip("+").partition("=")[::2] for word in words)
+    if "target" not in given and re.search("`target` .* is not known", str(error)):
+        return " The command does not set it: add target=NAME"
     name = given.get("experiment", "")
     file = conf / "experiment" / f"{name}.yaml"
     # A sweep raises the error again, with the number of the cell.

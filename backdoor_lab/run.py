@@ -37,7 +37,7 @@ from backdoor_lab.core.errors import (
 from backdoor_lab.core.output import survive_lost_output
 from backdoor_lab.core.resources import wait_briefly
 from backdoor_lab.core.terminal import plain
-from backdoor_lab.hydra_options import flags_first, logging_error, set_by_experiment
+from backdoor_lab.hydra_options import flags_first, logging_error, not_given
 
 # Prefixes of overrides that do not affect results. Sweeps that differ only in these share a folder.
 NO_EFFECT = ("hydra", "hydra/", "hydra.", "trainer", "logger", "store", "name", "dry_run",
@@ -233,7 +233,7 @@ def _explain(error: BaseException) -> int:
     code = known.exit_code if isinstance(known, LabError) else EXIT_BAD_CONFIG
     origin = ""
     if isinstance(known, ConfigError):
-        origin = set_by_experiment(known, sys.argv[1:], Path(conf_dir()))
+        origin = not_given(known, sys.argv[1:], Path(conf_dir()))
     print(f"error: {plain(_one_line(known))}{origin}", file=sys.stderr)
     return code
 

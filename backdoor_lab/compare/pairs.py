@@ -17,6 +17,7 @@ from backdoor_lab.core.errors import ConfigError, many, unknown
 from backdoor_lab.results.facts import CONFIG, PROTOCOL, SEED, CellFields
 from backdoor_lab.results.metrics import MEASURE
 from backdoor_lab.results.records import CHOICES, CellRecord
+from backdoor_lab.results.values import words
 from backdoor_lab.results.versions import SECTIONS, unversioned
 from backdoor_lab.tables import reference
 
@@ -95,7 +96,7 @@ def one_sweep(facts: CellFields, by: str, base: str) -> tuple[list[PairedGroup],
     for number, each in enumerate(facts.of):
         if each:
             values[facts.word(number, by)].append(number)
-    base = _base(by, base, values)
+    base = _base(by, base, values, facts)
     follows = ["source", *(name for name in facts.names if name.startswith((PROTOCOL, CONFIG)))]
     decided = facts.determined(follows, [by])
     # Two defenses always differ in their code, so cells are paired despite that.
@@ -120,11 +121,14 @@ def _unfinished(facts: CellFields) -> str:
     return f"; {left} of {many(n, 'cell')} not done: run the sweep to its end first" * bool(left)
 
 
-def _base(by: str, base: str, values: Mapping[str, Sequence[int]]) -> str:
-    """Returns the value that matches `base`, which may omit the version. `by`: the choice that is
-    compared; `values`: the values of this choice. Raises ConfigError if no value matches, or if
-    several match and none equals `base`."""
+def _base(by: str, base: str, values: Mapping[str, Sequence[int]], facts: CellFields) -> str:
+    """Returns the value that matches `base`, which may omit the version, or may be a ratio as it is
+    configured (0.05 for 5%). `by`: the choice that is compared; `values`: the values of this choice
+    and their cells. Raises ConfigError if no value matches, or if several match and none equals
+    `base`."""
     same = [name for name in values if by in SECTIONS and unversioned(name) == base]
+    if by == "ratio":
+        same = [name for name, of in values.items() if words(facts.of[of[0]][by]) == base]
     if base in values or len(same) == 1:
         return base if base in values else same[0]
     if same:

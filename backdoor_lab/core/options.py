@@ -77,6 +77,20 @@ def unknown_flag(
     return ConfigError(f"unknown flag {given[:80]}: {hint}")
 
 
+def no_key(word: str, before: str) -> ConfigError:
+    """Returns the error for a word of the command line that is not ``KEY=VALUE``; `before` is the
+    word before it."""
+    key, _, value = before.partition("=")
+    hint = ""
+    if key and value:
+        hint = (
+            ": write several values without spaces between them"
+            f" ({key}={value.rstrip(',')},{word}), or a value that contains a space in quotes"
+            f' ("{before} {word}")'
+        )
+    return ConfigError(f"{word!r} is not of the form KEY=VALUE{hint}")
+
+
 def _letters(name: str) -> str:
     return re.sub(r"[\W_]", "", name).lower()
 

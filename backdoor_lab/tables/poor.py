@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from backdoor_lab.analysis.intervals import newcombe, wilson
 from backdoor_lab.results.records import CellRecord
+from backdoor_lab.results.sweeps import CONTROLS
 from backdoor_lab.tables.naming import named
 
 NEAR = 0.1
@@ -24,9 +25,8 @@ _BEFORE = (
     " more epochs, augmentation or a smaller network."
 )
 _AFTER = "A low ASR2 of such a network does not mean that the defense removed the backdoor."
-NATURAL = 0.1
-"""A trigger is reported if ASR2 without poison is significantly more than this above the clean
-rate."""
+FAR = 0.1
+"""ASR2 is far above the clean rate if it is significantly higher by more than this."""
 Reason = tuple[str, list[CellRecord]]
 
 
@@ -61,16 +61,41 @@ def natural_triggers(cells: Sequence[CellRecord]) -> list[str]:
     ]
 
 
+def partly_removed(cells: Sequence[CellRecord]) -> list[str]:
+    """Returns a note on defenses after which ASR2 is less than half of ASR1 but still far above the
+    clean rate. `cells` are completed cells."""
+    found = [cell for cell in cells if _is_partly_removed(cell)]
+    if not found:
+        return []
+    most = max(found, key=lambda cell: cell.numbers["asr2"])
+    return [
+        f"ASR2 is lower than ASR1 in {named(cells, found, after='2')}, but still up to"
+        f" {most.numbers['asr2']:.1%}, where the clean rate is"
+        f" {most.numbers['clean_rate2']:.1%}: the backdoor is removed only in part."
+    ]
+
+
 def _is_natural(cell: CellRecord) -> bool:
-    """Whether ASR2 is far above the clean rate although no poison was left. The interval treats
-    both rates as independent, as in `learned.without_attack`. False if a value is unknown."""
+    """Whether ASR2 is far above the clean rate although no poison was left."""
     known = cell.numbers
-    if not known.get("n_poisoned") or known.get("pois_left") != 0:
+    return bool(known.get("n_poisoned")) and known.get("pois_left") == 0 and _is_far_above(cell)
+
+
+def _is_partly_removed(cell: CellRecord) -> bool:
+    known = cell.numbers
+    if known.get("pois_left") == 0 or cell.choices.get("defense") in CONTROLS:
         return False
-    asr, rate, images = (known.get(name) for name in ("asr2", "clean_rate2", "n_asr"))
+    less = known.get("asr2", 1.0) < known.get("asr1", 0.0) / 2
+    return less and _is_far_above(cell)
+
+
+def _is_far_above(cell: CellRecord) -> bool:
+    """Whether ASR2 is far above the clean rate. The interval treats both rates as independent, as
+    in `learned.without_attack`. False if a value is unknown."""
+    asr, rate, images = (cell.numbers.get(name) for name in ("asr2", "clean_rate2", "n_asr"))
     if asr is None or rate is None or not images:
         return False
-    return newcombe(asr, int(images), rate, int(images))[0] > NATURAL
+    return newcombe(asr, int(images), rate, int(images))[0] > FAR
 
 
 def _reasons(cells: Sequence[CellRecord], number: str) -> Iterator[Reason]:

@@ -76,6 +76,11 @@ WRONG = {
     "-m hydra.sweeper.max_batch_size=-1": ["1 <= hydra.sweeper.max_batch_size, got -1"],
     "hydra.hydra_logging.version=3": ["`hydra.hydra_logging`: ", "Unsupported version: 3"],
     "hydra.verbose=3": ["`hydra.verbose` must be true, false"],
+    "target=ankle boot": [
+        "'boot' is not of the form KEY=VALUE: write several values without spaces between them"
+        ' (target=ankle,boot), or a value that contains a space in quotes ("target=ankle boot")'
+    ],
+    "boot": ["'boot' is not of the form KEY=VALUE"],
     "trigger=tact source=cat trigger.cover_classes=50": ["at most 8", "got 50"],
     "trigger._target_=backdoor_lab.attacks.pixl.Pixel": ["Did you mean backdoor_lab.attacks.pixel"],
 }
@@ -168,7 +173,16 @@ def test_running_the_package_as_a_module_gives_a_one_line_error_and_exit_code_2_
     run = started(tmp_path, *TINY, "target=brid")
     assert run.returncode == 2
     assert run.stdout == ""
-    assert re.fullmatch(r"error: `target` 'brid' is not known\..*\n", run.stderr)
+    assert re.fullmatch(r"error: `target` 'brid' is not known\..*truck, or 0 to 9\.\n", run.stderr)
+
+
+def test_an_error_about_the_default_target_says_that_the_command_does_not_set_it(
+    tmp_path: Path,
+) -> None:
+    run = started(tmp_path, "dataset=digits", "trainer=cpu", "dry_run=true")
+    assert run.returncode == 2
+    assert run.stderr.startswith("error: `target` 'bird' is not known.")
+    assert run.stderr.endswith(" The command does not set it: add target=NAME\n")
 
 
 def test_help_and_tab_completion_load_no_torch(tmp_path: Path) -> None:

@@ -197,6 +197,16 @@ def test_different_config_values_get_separate_lines_if_another_field_is_compared
     assert line(by_rate, "asr2", "spectral", side="0.1").result.n == 2
 
 
+def test_a_base_ratio_may_be_written_as_it_is_configured_or_shown(tmp_path: Path) -> None:
+    made = [record(ratio=ratio, seed=s) for s in (0, 1) for ratio in (0.05, 0.1)]
+    folder = sweep(tmp_path / "s", made)
+    for base in ("0.05", "5%"):
+        found = comparison_of([folder], by="ratio", base=base, values="asr2")
+        assert line(found, "asr2", side="10%").result.n == 2
+    with pytest.raises(ConfigError, match=r"`base`: ratio '0\.2' is not known\. Known: 5%, 10%"):
+        comparison_of([folder], by="ratio", base="0.2")
+
+
 def test_a_comparison_names_a_filter_option_once(tmp_path: Path) -> None:
     """By whichever of the two names of the option it is compared; the difference is not listed
     again as another one."""

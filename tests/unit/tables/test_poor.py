@@ -142,3 +142,32 @@ def test_a_high_asr_without_any_poison_left_is_attributed_to_the_trigger(
         assert all(note.startswith(start) for note in found)
     (table,) = pivot_cells(sweep.cells, PivotSpec(("defense",), ("trigger",), ("nat1", "asr1")))
     assert not any(note.startswith("No poisoned") for note in table.notes)
+
+
+@pytest.mark.parametrize(
+    ("said", "noted"),
+    [
+        ({"asr2": 0.15}, True),
+        ({"asr2": 0.15, "clean_rate2": 0.12}, False),
+        ({"asr2": 0.15, "counts": {**COUNTS, "n_asr": 720, "pois_left": 0}}, False),
+        ({"asr2": 0.55}, False),
+        ({"asr2": 0.15, "defense": "random"}, False),
+        ({"asr2": 0.15, "counts": {**COUNTS, "n_asr": 30, "pois_left": 8}}, False),
+        ({"asr2": 0.15, "clean_rate2": None}, False),
+    ],
+    ids=["far above", "near the clean rate", "no poison left", "more than half of ASR1",
+         "a control", "few test images", "clean rate unknown"],
+)  # fmt: skip
+def test_a_backdoor_that_is_removed_only_in_part_is_noted(
+    tmp_path: Path, said: dict[str, Any], noted: bool
+) -> None:
+    counts = {**COUNTS, "n_asr": 720, "pois_left": 8}
+    made = record(**{"asr1": 0.99, "clean_rate2": 0.015, "nat2": 0.9, "counts": counts, **said})
+    sweep = read_sweep(write_sweep(tmp_path / "s", [made]))
+    expected = [
+        f"ASR2 is lower than ASR1 in {DEFENDED}, but still up to 15.0%, where the clean rate is"
+        " 1.5%: the backdoor is removed only in part."
+    ]
+    for table in SweepReport(sweep).tables:
+        found = [note for note in table.notes if "only in part" in note]
+        assert found == (expected if noted else [])
