@@ -23,9 +23,10 @@ from backdoor_lab.api.arrays import (
 )
 from backdoor_lab.api.boundary import boundary
 from backdoor_lab.api.inference import inference
-from backdoor_lab.api.named_triggers import get_trigger
+from backdoor_lab.api.named_triggers import as_trigger
 from backdoor_lab.api.networks import Normalize, dtype_of, normalizer
 from backdoor_lab.api.triggers import Trigger
+from backdoor_lab.attacks import base
 from backdoor_lab.attacks.plan import PoisonSpec, asr_test_set
 from backdoor_lab.numerics.confusion import confusion_matrix
 
@@ -111,9 +112,10 @@ def evaluate(
             column per class, as a tensor or a NumPy array.
         images: Clean test images, uint8 (n, C, H, W) with C 1 or 3, a NumPy array or a tensor.
         labels: Their labels, integers (n,) in 0..k-1.
-        trigger: A trigger of `backdoor_lab.get_trigger`, its name, or a function that returns a
-            triggered copy of images, uint8 of the same shape. A function gets arrays of the same
-            kind as `images`, a module gets tensors.
+        trigger: A trigger of `backdoor_lab.get_trigger`, its name, an object of your own subclass
+            of `backdoor_lab.attacks.base.Trigger`, or a function that returns a triggered copy of
+            images, uint8 of the same shape. A function gets arrays of the same kind as `images`, a
+            module gets tensors.
         target: The class that triggered images are to be taken for.
         source: The class whose images are attacked, for source-specific attacks.
         asr_on: The images that the attack success rate is measured on: ``"not_target"`` (all but
@@ -147,8 +149,8 @@ def evaluate(
             raise TypeError(f"`model` must be a module or a function, got {type(model).__name__}")
         if isinstance(target, bool) or not isinstance(target, (int, np.integer)):
             raise TypeError(f"`target` must be a class number, got {target!r}")
-        if isinstance(trigger, str):
-            trigger = get_trigger(trigger)
+        if isinstance(trigger, (str, base.Trigger)):
+            trigger = as_trigger(trigger)
         if isinstance(trigger, Trigger):
             trigger.check_target(target)
         if not callable(trigger):

@@ -17,7 +17,8 @@ from torch.utils.data import Dataset
 from backdoor_lab.api.arrays import as_images, as_labels, as_seed
 from backdoor_lab.api.attacker import class_count, plan_of, present
 from backdoor_lab.api.boundary import boundary
-from backdoor_lab.api.poisoning import as_trigger, source_index
+from backdoor_lab.api.named_triggers import as_trigger
+from backdoor_lab.api.poisoning import source_index
 from backdoor_lab.api.triggers import Trigger
 from backdoor_lab.attacks import base
 from backdoor_lab.attacks.base import AttackContext
@@ -42,7 +43,8 @@ class PoisonedDataset(Dataset[tuple[Any, int]]):
     Args:
         dataset: A map-style data set of pairs (image, label). Images are PIL images in mode L or
             RGB, or uint8 tensors or arrays (C, H, W) with C 1 or 3.
-        trigger: A trigger from `get_trigger`, or its name.
+        trigger: A trigger from `get_trigger`, its name, or an object of your own subclass of
+            `backdoor_lab.attacks.base.Trigger`.
         target: The class that triggered images are to be taken for.
         ratio: The poison ratio in 0..1; the protocol says what it is relative to.
         labels: The true labels, integers (n,) in 0..k-1. None: the attribute ``targets`` or
@@ -82,7 +84,7 @@ class PoisonedDataset(Dataset[tuple[Any, int]]):
     """
 
     def __init__(
-        self, dataset: Any, trigger: Trigger | str, *, target: int, ratio: float,
+        self, dataset: Any, trigger: Trigger | base.Trigger | str, *, target: int, ratio: float,
         labels: Any = None, source: int | None = None, protocol: str = "group13",
         transform: Callable[[Tensor], Any] | None = None, seed: int = 0,
     ) -> None:  # fmt: skip

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from backdoor_lab.attacks.base import Trigger
 from backdoor_lab.config_loader import conf_dir
-from backdoor_lab.core.errors import unknown
+from backdoor_lab.core.errors import ConfigError, unknown
 from backdoor_lab.defenses.base import SampleFilter
 from backdoor_lab.defenses.networks import ModelRepair
 
@@ -64,6 +64,12 @@ def defaults(kind: Kind, name: object, *, source: bool = False) -> dict[str, Any
     attack has a source class, on which some keys of a protocol depend. Raises ConfigError for an
     unknown name."""
     files = _files(kind)
+    if kind in CLASSES and isinstance(name, (CLASSES[kind], type)):
+        said = name.__name__ if isinstance(name, type) else type(name).__name__
+        raise ConfigError(
+            f"a {kind[:-1]} name is needed here, got {said}: a class of your own has no name in"
+            " Python and is called directly, see backdoor_lab/plugins/README.md"
+        )
     if not isinstance(name, str) or name not in files:
         raise unknown(f"{kind[:-1]} name", name, files)
     found = OmegaConf.to_container(OmegaConf.load(files[name]), resolve=False)

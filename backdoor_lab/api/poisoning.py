@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from backdoor_lab.api.arrays import as_images, as_labels, as_tensor
 from backdoor_lab.api.attacker import Augment, attack_context, class_count, plan_of
 from backdoor_lab.api.boundary import boundary, seeded
-from backdoor_lab.api.named_triggers import get_trigger
+from backdoor_lab.api.named_triggers import as_trigger
 from backdoor_lab.api.networks import Normalize
 from backdoor_lab.api.saved import ARRAYS, saved_fields
 from backdoor_lab.api.triggers import Trigger
+from backdoor_lab.attacks import base
 from backdoor_lab.attacks import poison as attacks
 from backdoor_lab.core import types
 from backdoor_lab.core.types import ImportedAttack
@@ -110,7 +111,7 @@ class PoisonResult:
 
 
 def poison(
-    images: Any, labels: Any, trigger: Trigger | str, *, target: int, ratio: float,
+    images: Any, labels: Any, trigger: Trigger | base.Trigger | str, *, target: int, ratio: float,
     source: int | None = None, protocol: str = "group13", seed: int = 0,
     model: nn.Module | None = None, normalize: Normalize = None, augment: Augment = None,
 ) -> PoisonResult:  # fmt: skip
@@ -124,9 +125,10 @@ def poison(
         images: The clean training images, uint8 (n, C, H, W) with C 1 or 3, as a NumPy array or a
             tensor on any device.
         labels: Their labels, integers (n,) in 0..k-1.
-        trigger: A trigger from `get_trigger`, or its name. A trigger that must be optimized is
-            fitted with the arguments of this function, and can then be applied to test images.
-            One on which `fit` was called stays as it is.
+        trigger: A trigger from `get_trigger`, its name, or an object of your own subclass of
+            `backdoor_lab.attacks.base.Trigger`. A trigger that must be optimized is fitted with the
+            arguments of this function, and can then be applied to test images. One on which `fit`
+            was called stays as it is.
         target: The class that triggered images are to be taken for.
         ratio: The poison ratio in 0..1. The protocol says what it is relative to; for ``group13``,
             the number of images of the target class.
@@ -174,17 +176,6 @@ def poison(
             *_converted(made, labels, back), protocol=named, trigger=made_from.described(),
             target=plan.target, source=plan.source, ratio=plan.ratio, seed=context.seed,
         )  # fmt: skip
-
-
-def as_trigger(trigger: object) -> Trigger:
-    """Returns a trigger, given it or its name. Raises TypeError for other types."""
-    if isinstance(trigger, str):
-        return get_trigger(trigger)
-    if not isinstance(trigger, Trigger):
-        raise TypeError(
-            f"`trigger` must be a name or a trigger from get_trigger, got {type(trigger).__name__}"
-        )
-    return trigger
 
 
 def source_index(index: Tensor, n: int, chosen: Tensor, covers: Tensor) -> Tensor:

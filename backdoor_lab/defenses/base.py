@@ -96,6 +96,7 @@ class SampleFilter(Defense):
 
     unused: ClassVar[tuple[str, ...]] = ("center",)
     feature_layer: str | None = None  # Layer that yields the features; None: protocol.layer.
+    options: FilterOptions = DEFAULTS  # For a subclass whose `__init__` does not call this one.
 
     def __init__(self, options: FilterOptions = DEFAULTS) -> None:
         self.obey(options)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
-import importlib.metadata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.identity.sources import Unit, code_hash, forget, own_code_of
 from backdoor_lab.identity.syntax import canonical
+from backdoor_lab.plugins.methods import distribution_of
 from backdoor_lab.plugins.trust import folder_of, generation, trusted
 
 NO_CODE = (".md", ".rst", ".pyc", ".pyi", ".typed")
@@ -62,16 +62,8 @@ def plugin_facts(plugin: str) -> dict[str, Any]:
     found: dict[str, Any] = {"name": plugin, "hash": plugin_hash(plugin)}
     if (path := trusted().file_of(plugin)) is not None:
         return found | {"file": path.name}
-    names = _distributions().get(plugin) or [None]
-    version = None if names[0] is None else importlib.metadata.version(names[0])
-    return found | {"distribution": names[0], "version": version}
-
-
-@functools.cache
-def _distributions() -> dict[str, list[Any]]:
-    return {
-        name: sorted(each) for name, each in importlib.metadata.packages_distributions().items()
-    }
+    name, version = distribution_of(plugin) or (None, None)
+    return found | {"distribution": name, "version": version}
 
 
 @functools.cache

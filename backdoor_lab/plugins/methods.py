@@ -80,6 +80,19 @@ def entry_points() -> Iterator[Method]:
                 yield Method(group, each.name, module, attribute, module.partition(".")[0])
 
 
+def distribution_of(package: str) -> tuple[str, str] | None:
+    """Returns the name and version of the distribution that a top-level package is installed from:
+    the one that registers a method in the package, otherwise one that lists its files. Files of
+    editable installations are not listed. Imports nothing."""
+    for where in GROUPS.values():
+        for each in sorted(importlib.metadata.entry_points(group=where)):
+            if re.split(r"[.:\s]", each.value)[0] == package and each.dist is not None:
+                return each.dist.name, each.dist.version
+    for name in sorted(importlib.metadata.packages_distributions().get(package, ())):
+        return name, importlib.metadata.version(name)
+    return None
+
+
 def of_files(trust: Trust) -> Iterator[Method]:
     """Yields the methods in the files of trusted plug-ins, which are imported. The method of the
     class ``CornerDot`` is called ``corner_dot``."""
@@ -157,7 +170,7 @@ def default_config(method: Method) -> dict[str, Any]:
         for each in parameters
         if each.kind in named
         and each.name not in NOT_OPTIONS
-        and (each.default is each.empty or _is_plain(each.default))
+        and (each.default is each.empty or is_plain(each.default))
     }
     if method.group == "model":
         target = f"{method.module}:{method.attribute}"
@@ -215,9 +228,10 @@ def _taken(said: str, key: tuple[str, str], owner: str, where: str = "") -> Conf
     )
 
 
-def _is_plain(value: object) -> bool:
+def is_plain(value: object) -> bool:
+    """Whether YAML can store a value as it is: None, a number, text, or a list of these."""
     if isinstance(value, (list, tuple)):
-        return all(map(_is_plain, value))
+        return all(map(is_plain, value))
     return value is None or isinstance(value, (bool, int, float, str))
 
 

@@ -166,7 +166,7 @@ def test_two_spawned_workers_give_the_same_batches() -> None:
         ({"dataset": iter([])}, TypeError, "`dataset` must have a length and items"),
         ({"dataset": []}, ValueError, "`labels` must have at least one value, got 0"),
         ({"transform": 3}, TypeError, "`transform` must be callable, got int"),
-        ({"trigger": None}, TypeError, "`trigger` must be a name or a trigger"),
+        ({"trigger": None}, TypeError, "`trigger` must be a name, a trigger from get_trigger"),
         ({"labels": LABELS[:9]}, ValueError, r"one value per row of `dataset` \(40\), got 9"),
         ({"labels": LABELS.float()}, ValueError, "`labels` must be integers, got float32"),
         ({"labels": 3}, TypeError, "`labels` must be a NumPy array or a torch tensor, got int"),

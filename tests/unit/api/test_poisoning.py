@@ -17,6 +17,8 @@ import torch
 import backdoor_lab as bl
 from backdoor_lab.api import attacker
 from backdoor_lab.api.poisoning import PoisonResult
+from backdoor_lab.attacks import base
+from backdoor_lab.attacks.pixel import Pixel
 from backdoor_lab.core.atomic_io import sha256_of
 from backdoor_lab.exchange.write import write_set
 from backdoor_lab.results.seal import sealed
@@ -183,7 +185,11 @@ def test_poisoning_with_a_trigger_that_needs_no_fit_leaves_its_seed_open() -> No
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"trigger": 3}, TypeError, "`trigger` must be a name or a trigger .* got int"),
+        (
+            {"trigger": 3},
+            TypeError,
+            "`trigger` must be a name, a trigger from get_trigger.* got int",
+        ),
         ({"trigger": "pixle"}, ValueError, "trigger name 'pixle' is not known"),
         ({"images": pictures(40).float()}, ValueError, "`images` must have dtype uint8"),
         ({"images": pictures(40).tolist()}, TypeError, "`images` must be a NumPy array or a"),
@@ -423,3 +429,53 @@ def test_arrays_that_save_did_not_write_are_refused(tmp_path: Path) -> None:
     changed(tmp_path / "card.json", lambda card: card["hashes"]["files"].update({"data.npz": said}))
     with pytest.raises(ValueError, match=r"data.npz: there is no array `train_labels`"):
         PoisonResult.load(tmp_path)
+
+
+class OwnStripe(base.Trigger):
+    """A user's own class; `mask` is no plain value."""
+
+    def __init__(self, *, column: int = 0, mask: Any = None, unused: int = 1) -> None:
+        self.column, self.mask = column, torch.ones(2)
+
+    def apply_test(self, images: torch.Tensor) -> torch.Tensor:
+        images[:, :, :, self.column] = 255
+        return images
+
+
+def test_an_object_of_a_users_own_class_poisons_as_a_named_trigger_does(tmp_path: Path) -> None:
+    own = OwnStripe(column=3)
+    found = poisoned(own, seed=2)
+    assert found.trigger == {"name": "OwnStripe", "column": 3}
+    assert int(found.is_poison.sum()) == 3
+    assert (found.images[found.is_poison][:, :, :, 3] == 255).all()
+    found.save(tmp_path / "set")
+    assert PoisonResult.load(tmp_path / "set").trigger == found.trigger
+    named, same = poisoned("pixel", seed=2), poisoned(Pixel(), seed=2)
+    assert torch.equal(named.images, same.images)
+
+    class Pairs(torch.utils.data.Dataset[Any]):
+        targets = LABELS
+
+        def __len__(self) -> int:
+            return 40
+
+        def __getitem__(self, index: int) -> Any:
+            return pictures(40)[index], int(LABELS[index])
+
+    lazy = bl.PoisonedDataset(Pairs(), own, target=1, ratio=0.3, seed=2)
+    rows = found.is_poison.nonzero().flatten()
+    assert torch.equal(torch.stack([lazy[int(row)][0] for row in rows]), found.images[rows])
+
+    def bright(x: torch.Tensor) -> torch.Tensor:
+        first = x[:, :, :, 3].amin(dim=(1, 2))
+        return torch.stack([1 - first, first - 0.999], dim=1)
+
+    black, zeros = np.zeros((20, 3, 8, 8), np.uint8), np.zeros(20, np.int64)
+    assert bl.evaluate(bright, black, zeros, own, target=1).asr.value == 1.0
+
+
+def test_a_class_instead_of_an_object_or_of_a_name_is_refused_with_what_to_do() -> None:
+    with pytest.raises(TypeError, match=r"object of a class derived .*, got the class OwnStripe"):
+        poisoned(OwnStripe)
+    with pytest.raises(ValueError, match="a trigger name is needed here, got OwnStripe: a class"):
+        bl.get_trigger(OwnStripe())  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,8 +11,9 @@ import pytest
 
 from backdoor_lab.config_loader import conf_dir
 from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.identity.plugin_code import plugin_facts
 from backdoor_lab.plugin_configs import PluginConfigs
-from backdoor_lab.plugins.methods import entry_points, untrusted
+from backdoor_lab.plugins.methods import distribution_of, entry_points, untrusted
 from backdoor_lab.plugins.trust import Trust, trust, trusted
 from tests.helpers.blocks import blocks
 from tests.helpers.project import PACKAGE, ROOT
@@ -71,6 +73,21 @@ def test_entry_points_are_listed_without_importing_anything(install: Install) ->
     assert "allow_plugins=[one,other]" in said
     assert untrusted("trigger", "dot", Trust(("one",))) is None
     assert untrusted("defense", "dot", Trust()) is None
+    assert sys.IMPORTED == []  # type: ignore[attr-defined]
+
+
+def test_the_distribution_of_an_editable_installation_is_found_by_its_entry_points(
+    install: Install, tmp_path: Path
+) -> None:
+    install("one", points())  # There is no RECORD, and so no list of files.
+    (tmp_path / "one-1.0.dist-info").rename(tmp_path / "one_dist-2.5.dist-info")
+    metadata = tmp_path / "one_dist-2.5.dist-info/METADATA"
+    metadata.write_text("Metadata-Version: 2.1\nName: one-dist\nVersion: 2.5\n")
+    assert "one" not in importlib.metadata.packages_distributions()
+    trust(Trust(("one",)))
+    facts = plugin_facts("one")
+    assert (facts["distribution"], facts["version"]) == ("one-dist", "2.5")
+    assert distribution_of("nothing_at_all") is None
     assert sys.IMPORTED == []  # type: ignore[attr-defined]
 
 
