@@ -79,9 +79,9 @@ def test_readme_lists_every_method_data_set_and_protocol() -> None:
     assert item("Protocols") == options("protocol")
 
 
-def test_the_readme_comparison_has_ten_rows_and_correct_counts_of_methods_and_data_sets() -> None:
+def test_the_readme_comparison_has_eight_rows_and_correct_counts_of_methods_and_data_sets() -> None:
     compared = rows(README, "## Why")
-    assert len(compared) == 10
+    assert len(compared) == 8
     assert {len(row) for row in compared} == {5}
     assert all(all(row[1:]) for row in compared)
     assert int(compared[0][1]) == len(options("trigger") - AUTHORS)
