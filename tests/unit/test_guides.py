@@ -71,9 +71,6 @@ def test_readme_lists_every_method_data_set_and_protocol() -> None:
     filters, repairs = item("Filters"), item("Repairs")
     assert item("Triggers") == options("trigger") - AUTHORS
     assert filters | repairs == options("defense") - AUTHORS - CONTROLS
-    presets = re.search(r"\(presets: ([\w, ]+)\)", README)
-    assert presets
-    assert set(presets[1].split(", ")) == PRESETS - AUTHORS
     assert not filters & repairs
     assert item("Data sets") == options("dataset")
     assert item("Protocols") == options("protocol")
