@@ -6,7 +6,7 @@ from __future__ import annotations
 import functools
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -20,17 +20,15 @@ from backdoor_lab import identity
 from backdoor_lab.core import shutdown
 from backdoor_lab.core.errors import (
     EXIT_DONE,
-    EXIT_SOME_FAILED,
     ConfigError,
     LabError,
-    StoppedError,
     many,
-    reason_of,
 )
 from backdoor_lab.core.paths import absolute, check_writable
 from backdoor_lab.core.small_files import make_folder, write_json, write_ours
 from backdoor_lab.hydra_options import check_overrides
 from backdoor_lab.sweep.compose import ConfigComposer
+from backdoor_lab.sweep.conclusion import conclude
 from backdoor_lab.sweep.launching.launch import Launch
 from backdoor_lab.sweep.launching.loss import LostProcess, record_loss
 from backdoor_lab.sweep.launching.parallel import Parallelism, check_processes, parallelism
@@ -43,7 +41,6 @@ from backdoor_lab.sweep.manifest import (
     mend,
     merge_asked,
     spread,
-    status_of,
     sweep_file,
 )
 from backdoor_lab.sweep.roots import labels_of, requested, with_patterns
@@ -119,7 +116,7 @@ class ResumeSweeper(BasicSweeper):
         if len(left) < len(asked):
             log.warning("%d of %s already done", len(asked) - len(left), many(len(asked), "cell"))
         failed = self._run(folder, asked, left, at_once) if left else {}
-        ResumeSweeper.last_code = _conclude(folder, asked, failed)
+        ResumeSweeper.last_code = conclude(folder, asked, failed)
         return ResumeSweeper.last_code
 
     def _run(
@@ -269,31 +266,6 @@ def _tell_left_out(same: Sequence[SameClassError], combinations: int) -> None:
     if len(same) == combinations:
         raise ConfigError(f"no valid cell in {many(combinations, 'combination')}: {same[0]}")
     log.warning("%d of %s skipped: source = target", len(same), many(combinations, "combination"))
-
-
-def _conclude(folder: Path, asked: Sequence[RequestedCell], failed: Mapping[str, str]) -> int:
-    from backdoor_lab.page.write import print_tables, write_tables
-
-    written = True
-    try:
-        print_tables(write_tables(folder, failed))
-    except (OSError, LabError) as error:
-        log.error("the tables of %s cannot be written: %s", folder, reason_of(error))
-        written = False
-    states = [status_of(folder / each.id) or failed.get(each.id) for each in asked]
-    done = sum(state == "done" for state in states)
-    for each, state in zip(asked, states, strict=True):
-        if state != "done":
-            log.error("%s: %s", each.id, state or "missing")
-    where = f": {folder / 'tables'}" if written else ""
-    earlier = len(sweep_file(folder).get("asked", asked)) - len(asked)
-    more = f"; in this folder: {many(earlier, 'earlier cell')}, too" if earlier and written else ""
-    log.warning("%d of %s done%s%s", done, many(len(asked), "cell"), where, more)
-    if written:
-        log.warning("open %s", folder / "index.html")
-    if shutdown.requested():
-        raise StoppedError("stopped on request; the same command resumes where this one stopped")
-    return EXIT_DONE if done == len(asked) and written else EXIT_SOME_FAILED
 
 
 register()

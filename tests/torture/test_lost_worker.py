@@ -257,6 +257,9 @@ def test_a_stopped_sweep_leaves_no_process_behind(how: str, launcher: str, tmp_p
         os.killpg(program.pid, signal.SIGINT)
     said, _ = program.communicate(timeout=200)
     assert program.returncode == 75, said
+    lines = said.splitlines()
+    assert "stopped on request; the same command resumes where this one stopped" in lines
+    assert ": missing" not in said
     assert not Path(f"/proc/{pid}").exists()
     assert all(status == "done" for status in statuses(tmp_path).values())
     assert "failed" not in said
