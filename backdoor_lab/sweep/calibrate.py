@@ -88,11 +88,11 @@ class Sample:
     seconds: float
     processor: float
 
-    def rate(self, slowest: float) -> Rate:
+    def rate(self, usable: float | None) -> Rate:
         """The measured seconds per image, and an estimate for an idle machine: CPU seconds divided
-        by `slowest`, the number of cores that a process can use, but at most the measured value."""
+        by `usable`, the number of cores that a process can use (None: ignore CPU time)."""
         now = self.seconds / self.images
-        return Rate(now, min(now, self.processor / self.images / slowest))
+        return Rate(now, now if usable is None else min(now, self.processor / self.images / usable))
 
 
 Samples = tuple[Sample, Sample, Sample]
@@ -130,19 +130,23 @@ def _tried(
 ) -> Calibration:
     found = _calibration(kinds, machine, workers, start)
     if found.disturbed and found.threads > 1 and machine.device.type == "cpu":
-        single = _calibration(kinds, replace(machine, threads=1), workers, start)
+        print("  once more with one thread, for comparison ...", file=sys.stderr, flush=True)
+        single = _calibration(kinds, replace(machine, threads=1), workers, start, again=True)
         return replace(found, single=single)
     return found
 
 
 def _calibration(
-    kinds: dict[str, Cell], machine: ComputeDevice, workers: Sequence[Any], start: float | None
-) -> Calibration:
+    kinds: dict[str, Cell], machine: ComputeDevice, workers: Sequence[Any], start: float | None,
+    *, again: bool = False,
+) -> Calibration:  # fmt: skip
     speeds, starts, others = {}, [], []
     # If there are more threads than cores, threads wait for each other even on an idle machine.
-    slowest = min(machine.threads, cores() / len(workers))
+    on_cpu = machine.device.type == "cpu"
+    usable = min(machine.threads, cores() / len(workers)) if on_cpu else None
     for number, (kind, cell) in enumerate(kinds.items(), 1):
-        print(f"  kind {number} of {len(kinds)} ...", file=sys.stderr, flush=True)
+        if not again:
+            print(f"  kind {number} of {len(kinds)} ...", file=sys.stderr, flush=True)
         ready = _all(workers, [("prepare", cell.config, _placed(machine, n), os.getpid())
                                for n in range(len(workers))])  # fmt: skip
         starts += ready
@@ -154,8 +158,7 @@ def _calibration(
         after, passed = busy_seconds(), time.monotonic() - began
         if before is not None and after is not None:
             others.append(max(0.0, (after - before - spent) / passed))
-        on_cpu = machine.device.type == "cpu"
-        speeds[kind] = _speed([samples for samples, _ in found], slowest if on_cpu else None)
+        speeds[kind] = _speed([samples for samples, _ in found], usable)
     return Calibration(
         speeds, max(starts, default=0.0) if start is None else start, len(workers),
         machine.threads, sum(others) / len(others) if others else None,
@@ -180,14 +183,11 @@ def _placed(machine: ComputeDevice, number: int) -> ComputeDevice:
     return replace(machine, device=torch.device("cuda", number % torch.cuda.device_count()))
 
 
-def _speed(found: Sequence[Samples], slowest: float | None) -> Speed:
-    """Returns the mean speed of all processes. If `slowest` is None, CPU time is ignored."""
+def _speed(found: Sequence[Samples], usable: float | None) -> Speed:
+    """Returns the mean speed of all processes (see `Sample.rate`)."""
     means = []
     for samples in zip(*found, strict=True):
-        rates = [
-            Rate(s.seconds / s.images, s.seconds / s.images) if slowest is None else s.rate(slowest)
-            for s in samples
-        ]
+        rates = [sample.rate(usable) for sample in samples]
         n = len(rates)
         means.append(Rate(sum(r.now for r in rates) / n, sum(r.idle for r in rates) / n))
     return Speed(*means)

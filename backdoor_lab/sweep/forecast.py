@@ -7,6 +7,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from backdoor_lab.core.atomic_io import nearest
@@ -14,9 +15,13 @@ from backdoor_lab.core.errors import many
 from backdoor_lab.core.resources import cores
 from backdoor_lab.core.terminal import duration, plain, size_words
 from backdoor_lab.pipeline.cell import Cell
-from backdoor_lab.sweep.calibrate import Calibration, Rate, calibrate
+from backdoor_lab.sweep.calibrate import Calibration, Rate, Speed, calibrate
 from backdoor_lab.sweep.estimate import Work, estimate
 from backdoor_lab.training.device import ComputeDevice
+
+WORTH = 0.9
+"""Another setting is recommended if it takes at most this share of the time: two measurements under
+the same load differ by a few percent."""
 
 
 def foretell(
@@ -53,14 +58,13 @@ def describe(work: Work, tried: Calibration, *, at_once: int, before: float = 0.
     lines = [f"{cell.id:{width}}  {state}" for cell, state in work.cells]
     done = sum(state == "done" for _, state in work.cells)
     cells, trainings = many(len(work.cells), "cell"), many(work.trainings, "training")
-    takes = _takes(work, tried, at_once, before)
     lines.append(f"{cells}, {done} done; {trainings} to do")
-    at = f" with {at_once} cells at a time" * (at_once > 1)
     if tried.disturbed:
         lines[-1] += f" ({_how(tried)}; other processes use {tried.others:.1f} of {_cores()}):"
-        alone = _takes(work, tried.single, at_once, before) if tried.single else None
-        lines += [f"  about {duration(time)}{at}{where}" for time, where in _times(takes, alone)]
+        lines += _under_load(work, tried, at_once, before)
     else:
+        takes = _takes(work, tried, at_once, before)
+        at = f" with {at_once} cells at a time" * (at_once > 1)
         lines[-1] += f": about {duration(takes.now)}{at} ({_how(tried)})"
     lines += _unforeseen(work)
     if work.bytes:
@@ -69,21 +73,49 @@ def describe(work: Work, tried: Calibration, *, at_once: int, before: float = 0.
     return "\n".join(map(plain, lines))
 
 
-def _times(takes: Rate, alone: Rate | None) -> list[tuple[float, str]]:
-    """Returns estimates of how many seconds a sweep takes on a machine that other processes also
-    use, each with the condition under which it holds.
-
-    `takes` are the estimates for the configured number of threads; `alone` those for one thread per
-    cell, or None if not measured. If `alone` is given, the estimate `takes.idle` is left out,
-    because it is unreliable for cells with several threads.
+def _under_load(work: Work, tried: Calibration, at_once: int, before: float) -> list[str]:
+    """The lines with the times of a sweep on a machine that other processes also use: those of this
+    command and, if it is faster under the same load, that of the command with one thread per cell.
     """
-    if alone is None:
-        return [(takes.idle, ", on an idle machine"), (takes.now, ", with this load")]
-    return [
-        (alone.idle, ", on an idle machine with trainer.threads=1"),
-        (takes.now, ", with this load"),
-        (alone.now, ", with this load and trainer.threads=1"),
-    ]
+    takes = _takes(work, tried, at_once, before)
+    idle, faster = f"about {duration(takes.idle)}", []
+    if tried.single is not None:
+        single = _takes(work, tried.single, at_once, before)
+        # The CPU time of several threads includes the time in which they wait for each other, so
+        # the time on an idle machine is unknown: one thread would be the slowest, and threads that
+        # never wait the fastest.
+        fastest = _takes(work, _sped_up(tried.single, tried), at_once, before)
+        idle = _range(fastest.idle, min(single.idle, takes.now))
+        if single.now < WORTH * takes.now:
+            faster = [f"  faster with this load: trainer.threads=1, about {duration(single.now)}"]
+    at = f", {at_once} cells at a time" * (at_once > 1)
+    now = f"about {duration(takes.now)} with this load"
+    return [f"  this command{at}: {now}, {idle} on an idle machine", *faster]
+
+
+def _sped_up(single: Calibration, tried: Calibration) -> Calibration:
+    """The calibration `single` if the threads of `tried` divided the work without any waiting."""
+    factor = _usable(tried) / _usable(single)
+
+    def fast(rate: Rate) -> Rate:
+        return replace(rate, idle=rate.idle / factor)
+
+    speeds = {
+        kind: Speed(fast(speed.train), fast(speed.measure), fast(speed.extract))
+        for kind, speed in single.speeds.items()
+    }
+    return replace(single, speeds=speeds)
+
+
+def _usable(tried: Calibration) -> float:
+    """The number of cores that each process can use on an idle machine."""
+    return min(tried.threads, cores() / tried.processes)
+
+
+def _range(low: float, high: float) -> str:
+    """A range of durations as text: `31 min to 62 min`, or `about 31 min` if both are equal."""
+    first, last = duration(min(low, high)), duration(high)
+    return f"about {last}" if first == last else f"{first} to {last}"
 
 
 def _cores() -> str:

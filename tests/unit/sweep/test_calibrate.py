@@ -148,10 +148,14 @@ def test_the_load_of_other_processes_is_zero_on_an_idle_machine(
 
 
 def test_calibration_with_several_threads_is_repeated_with_one_if_the_machine_is_busy(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Each kind is announced once."""
     tried, worker = scripted(monkeypatch, tmp_path, threads=2, busy=17.0)
     assert worker.threads == [2, 1]
+    assert capsys.readouterr().err.splitlines() == [
+        "  kind 1 of 1 ...", "  once more with one thread, for comparison ...",
+    ]  # fmt: skip
     assert tried.single is not None
     assert (tried.threads, tried.single.threads) == (2, 1)
 

@@ -171,33 +171,64 @@ def test_the_estimate_includes_the_start_time_of_each_process(tmp_path: Path) ->
 def test_the_estimate_shows_the_load_of_other_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first estimate is for an idle machine, the second for the current load."""
+    """One line is about this command, with this load and without. A second line recommends one
+    thread if that is faster with this load."""
     monkeypatch.setattr(calibrate_module, "cores", lambda: 2)
     monkeypatch.setattr(forecast, "cores", lambda: 2)
     slow = Speed(Rate(8.0, 2.0), Rate(2.0, 0.5), Rate(4.0, 1.0))
     tried = Calibration({"kind": slow}, 0.0, 1, 1, 1.5)
     work = work_of(Amount(trained=30), cell=cell_of(tmp_path))
-    assert describe(work, tried, at_once=1).splitlines()[-3:] == [
+    assert describe(work, tried, at_once=1).splitlines()[-2:] == [
         "1 cell, 0 done; 0 trainings to do (calibrated on this machine with one process of 1"
         " thread; other processes use 1.5 of 2 cores):",
-        "  about 60 s, on an idle machine",
-        "  about 4 min, with this load",
-    ]
-    # A small load is not mentioned, and the measured wall-clock time is used.
-    quiet = describe(work, replace(tried, others=0.2), at_once=1).splitlines()
-    assert "to do: about 4 min (" in quiet[-1]
-    # With several threads there is a third estimate, for one thread.
-    one = Speed(Rate(6.0, 2.0), Rate(2.0, 0.5), Rate(4.0, 1.0))
-    threads = replace(tried, threads=2, single=replace(tried, speeds={"kind": one}))
-    assert describe(work, threads, at_once=1).splitlines()[-3:] == [
-        "  about 60 s, on an idle machine with trainer.threads=1",
-        "  about 4 min, with this load",
-        "  about 3 min, with this load and trainer.threads=1",
+        "  this command: about 4 min with this load, about 60 s on an idle machine",
     ]
     pair = replace(work, amounts=work.amounts * 2)
     assert describe(pair, tried, at_once=2).splitlines()[-1] == (
-        "  about 4 min with 2 cells at a time, with this load"
+        "  this command, 2 cells at a time: about 4 min with this load, about 60 s on an idle"
+        " machine"
     )
+    # A small load is not mentioned, and the measured wall-clock time is used.
+    quiet = describe(work, replace(tried, others=0.2), at_once=1).splitlines()
+    assert "to do: about 4 min (" in quiet[-1]
+
+
+@pytest.mark.parametrize(("single_now", "lines"), [
+    # With one thread, an idle machine takes 60 s; with two, between the half of it and all of it.
+    (11.0, ["  this command: about 4 min with this load, 30 s to 60 s on an idle machine"]),
+    (7.9, ["  this command: about 4 min with this load, 30 s to 60 s on an idle machine"]),
+    (6.0, ["  this command: about 4 min with this load, 30 s to 60 s on an idle machine",
+           "  faster with this load: trainer.threads=1, about 3 min"]),
+])  # fmt: skip
+def test_one_thread_is_recommended_only_if_it_is_faster_under_the_same_load(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, single_now: float, lines: list[str]
+) -> None:
+    """The time of two threads on an idle machine cannot be computed from their CPU time."""
+    monkeypatch.setattr(calibrate_module, "cores", lambda: 2)
+    monkeypatch.setattr(forecast, "cores", lambda: 2)
+    slow = Speed(Rate(8.0, 5.0), Rate(2.0, 0.5), Rate(4.0, 1.0))
+    one = Speed(Rate(single_now, 2.0), Rate(2.0, 0.5), Rate(4.0, 1.0))
+    single = Calibration({"kind": one}, 0.0, 1, 1, 1.3)
+    tried = Calibration({"kind": slow}, 0.0, 1, 2, 1.3, single)
+    work = work_of(Amount(trained=30), cell=cell_of(tmp_path), trainings=1)
+    told = describe(work, tried, at_once=1).splitlines()
+    assert told[1:] == [
+        "1 cell, 0 done; 1 training to do (calibrated on this machine with one process of 2"
+        " threads; other processes use 1.3 of 2 cores):", *lines,
+    ]  # fmt: skip
+
+
+def test_two_threads_on_one_core_each_are_as_fast_as_one_on_an_idle_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes of two threads have two cores."""
+    monkeypatch.setattr(calibrate_module, "cores", lambda: 2)
+    monkeypatch.setattr(forecast, "cores", lambda: 2)
+    slow = Speed(Rate(8.0, 2.0), Rate(2.0, 0.5), Rate(4.0, 1.0))
+    single = Calibration({"kind": slow}, 0.0, 2, 1, 1.3)
+    work = work_of(*[Amount(trained=30)] * 2, cell=cell_of(tmp_path))
+    said = describe(work, replace(single, threads=2, single=single), at_once=2)
+    assert said.endswith(": about 4 min with this load, about 60 s on an idle machine")
 
 
 def test_the_wait_for_the_calibration_is_announced(
