@@ -22,7 +22,7 @@ from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.targets import package_names
 from backdoor_lab.identity.plugin_code import plugin_hash
 from backdoor_lab.plugins.methods import GROUPS, conf_folders, default_config, methods
-from backdoor_lab.plugins.trust import Trust, paths_given, trust, trusted
+from backdoor_lab.plugins.trust import Trust, adopt, paths_given, trust
 
 PROVIDER = "backdoor_lab plug-ins"
 SECTIONS = {"trigger": "triggers", "defense": "defenses", "dataset": "datasets"}
@@ -68,8 +68,7 @@ class PluginConfigs:
     def activate(self) -> None:
         """Make the plug-ins trusted in this process, and their generated configurations choices of
         Hydra. Imports nothing."""
-        if trusted() != self.trust:
-            trust(self.trust)
+        adopt(self.trust)
         store = ConfigStore.instance()
         for group in GROUPS:
             choices = store.repo.get(group, {})

@@ -91,6 +91,13 @@ def trust(given: Trust) -> None:
     _here.trust, _here.generation = given, _here.generation + 1
 
 
+def adopt(given: Trust) -> None:
+    """Trust the plug-ins of the process that started this one, as `trust` does, unless this process
+    trusts them already."""
+    if trusted() != given:
+        trust(given)
+
+
 def paths_given(value: object) -> tuple[Path, ...]:
     """Returns the files of ``plugins`` as absolute paths. Raises ConfigError unless `value` is a
     list of paths of Python files."""

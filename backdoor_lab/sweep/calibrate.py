@@ -23,6 +23,7 @@ from backdoor_lab.core.store import Store
 from backdoor_lab.core.types import Dataset
 from backdoor_lab.data.cache import is_stored, open_dataset
 from backdoor_lab.pipeline.cell import Cell
+from backdoor_lab.plugins.trust import adopt, trusted
 from backdoor_lab.sweep.launching.workers import Worker, WorkerDiedError
 from backdoor_lab.sweep.preflight import Preflight
 from backdoor_lab.training.data_loader import BatchLoader
@@ -147,7 +148,7 @@ def _calibration(
     for number, (kind, cell) in enumerate(kinds.items(), 1):
         if not again:
             print(f"  kind {number} of {len(kinds)} ...", file=sys.stderr, flush=True)
-        ready = _all(workers, [("prepare", cell.config, _placed(machine, n), os.getpid())
+        ready = _all(workers, [("prepare", cell.config, _placed(machine, n), os.getpid(), trusted())
                                for n in range(len(workers))])  # fmt: skip
         starts += ready
         before, began, own = busy_seconds(), time.monotonic(), time.process_time()
@@ -194,14 +195,12 @@ def _speed(found: Sequence[Samples], usable: float | None) -> Speed:
 
 
 class _Here:
-    """Replaces `Worker` in calibration: runs the jobs in this process."""
+    """Replaces `Worker` in calibration: `send` stores a job, `result` runs it in this process."""
 
     def send(self, job: Any) -> None:
-        """Stores the job. A call of `result` runs it."""
         self._job = job
 
     def result(self) -> Any:
-        """Runs the job and returns its result."""
         return _serve(self._job)
 
 
@@ -213,7 +212,8 @@ def _serve(job: tuple[Any, ...]) -> Any:
     process used before the warm-up, or 0 in the driver's process. ``measure`` returns the samples
     and the CPU seconds used."""
     if job[0] == "prepare":
-        _, config, machine, driver = job
+        _, config, machine, driver, plugins = job
+        adopt(plugins)
         cell = Preflight().cell(config)
         data = open_dataset(cell.parts.data, Store(cell.store_root, read_only=True))
         spent = time.process_time()

@@ -24,7 +24,7 @@ from omegaconf import DictConfig, open_dict
 from backdoor_lab.core import shutdown
 from backdoor_lab.core.atomic_io import explained, no_room
 from backdoor_lab.core.errors import reason_of
-from backdoor_lab.plugins.trust import Trust, trust, trusted
+from backdoor_lab.plugins.trust import Trust, adopt, trusted
 from backdoor_lab.sweep.launching.loss import Ended, Job, LostProcess, failed_in
 from backdoor_lab.sweep.launching.workers import Worker, WorkerDiedError, ready
 from backdoor_lab.sweep.manifest import note_failure
@@ -95,8 +95,7 @@ def _run(task: Callable[[DictConfig], Any], plugins: Trust, config: DictConfig) 
     whether a stop was requested, and the value that the task returned. An error raised by Hydra
     itself is recorded as the failure of the cell."""
     try:
-        if trusted() != plugins:
-            trust(plugins)
+        adopt(plugins)
         status = _run_job(task, config)
     except Exception as error:
         folder = Path(config.hydra.sweep.dir) / config.hydra.sweep.subdir

@@ -15,9 +15,11 @@ from backdoor_lab.core.resources import busy_seconds
 from backdoor_lab.core.store import Store
 from backdoor_lab.data.cache import open_dataset
 from backdoor_lab.pipeline.parts import source_of
+from backdoor_lab.plugins.trust import Trust, trust
 from backdoor_lab.sweep import calibrate as module
 from backdoor_lab.sweep.calibrate import Bench, Calibration, Rate, Sample, calibrate
-from tests.helpers.cells import CPU, cell_of
+from backdoor_lab.sweep.preflight import Preflight
+from tests.helpers.cells import CPU, cell_of, configuration
 
 
 @pytest.fixture
@@ -39,6 +41,38 @@ def test_calibration_with_zero_processes_runs_in_this_process(tmp_path: Path, ba
     assert 0 < speed.train.idle <= speed.train.now
     assert 0 < tried.start <= time.process_time()
     assert (tried.processes, tried.threads) == (1, 1)
+
+
+SOURCE = """
+import numpy as np
+from backdoor_lab.data.base import Arrays, Source, Split
+
+class Bars(Source):
+    def __init__(self, *, name: str = "bars") -> None:
+        super().__init__(name=name)
+    def identity(self):
+        return {}
+    def read(self):
+        images = np.arange(90 * 108, dtype=np.uint8).reshape(90, 3, 6, 6)
+        split = Split(images, np.arange(90) % 3)
+        return Arrays(split, split, ("a", "b", "c"))
+"""
+
+
+@pytest.mark.usefixtures("brief")
+def test_calibration_processes_trust_the_plugins_of_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("bars.py").write_text(SOURCE)
+    words = ("plugins=[bars.py]", "dataset=bars", "target=b", "ratio=0.2")
+    cell = Preflight().cell(configuration(tmp_path, *words, data=()))
+    try:
+        tried = calibrate({"kind": cell}, CPU, 1)
+    finally:
+        trust(Trust())
+    assert tried.processes == 1
+    assert tried.speeds["kind"].train.now > 0
 
 
 def test_calibration_uses_as_many_processes_as_the_sweep(tmp_path: Path) -> None:
