@@ -117,6 +117,12 @@ def check_name(path: str, name: object, packages: Iterable[str] = ()) -> None:
     if isinstance(name, str) and (_known(path, name) or _admitted(name, packages)):
         return
     said = f"`{path}`: {name!r} is not allowed, and nothing was imported. Allowed here are "
+    if path == "model._target_":
+        raise ConfigError(
+            f"`{path}`: a network is not named by its class, and nothing was imported. For a"
+            " network of a plug-in, write the name of a function instead, `factory:"
+            " package.module:function`; see backdoor_lab/plugins/README.md"
+        )
     if path.startswith("hydra."):
         raise ConfigError(
             f"{said}Hydra's own classes, the usual log handlers, and the joblib, submitit and Ray"

@@ -255,6 +255,15 @@ def _normalization(path: Path, said: Any, where: str) -> Normalization:
         raise DataError(f"{path}: in {where}, {error}") from error
 
 
+def completed(group: Mapping[str, Any]) -> dict[str, Any]:
+    """A `model` group in which `width` and `stem` are null if they are missing.
+
+    >>> completed({"name": "mine", "stem": "cifar"})
+    {'name': 'mine', 'stem': 'cifar', 'width': None}
+    """
+    return {**group, **{key: None for key in NEEDED if key not in group}}
+
+
 def without_defaults(group: Mapping[str, Any]) -> dict[str, Any]:
     """A `model` group without the optional keys that are not set.
 

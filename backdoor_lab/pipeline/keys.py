@@ -10,7 +10,7 @@ from backdoor_lab.core.errors import ConfigError, unknown
 from backdoor_lab.exchange.network_file import NEEDED as NEEDED_OF_MODEL
 from backdoor_lab.pipeline.cell import DECIDES
 from backdoor_lab.pipeline.parts import Parts
-from backdoor_lab.training.model_group import check_optional
+from backdoor_lab.training.model_group import FACTORY, check_optional
 from backdoor_lab.training.transformations import canonical_names
 
 PLAIN = ("target", "source", "ratio", "label_mode", "cover_rate", "retrain", "retrain_seed", "seed")
@@ -73,7 +73,8 @@ def _complete(config: dict[str, Any]) -> None:
         if key not in config or (key in NEEDED and not isinstance(config[key], dict)):
             raise ConfigError(f"`{key}` is required but missing: do not use ~{key} or {key}=null")
         for name in NEEDED.get(key, ()):
-            if name not in config[key]:
+            own = key == "model" and FACTORY in config[key] and name != "name"  # See `completed`.
+            if name not in config[key] and not own:
                 raise ConfigError(f"`{key}.{name}` is missing: give it a value")
     root = config["store"]["root"]
     if not isinstance(root, str) or not root:

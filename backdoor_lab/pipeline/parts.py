@@ -12,7 +12,7 @@ from backdoor_lab.data.base import Source
 from backdoor_lab.defenses.base import Defense, OracleControl
 from backdoor_lab.defenses.networks import ModelRepair
 from backdoor_lab.defenses.options import OPTION_KEYS, FilterOptions
-from backdoor_lab.exchange.network_file import NEEDED, architecture, without_defaults
+from backdoor_lab.exchange.network_file import NEEDED, architecture, completed, without_defaults
 from backdoor_lab.pipeline.attacked import AttackedNetwork, attacked_of
 from backdoor_lab.training import model_group
 from backdoor_lab.training.initial import with_weights
@@ -44,7 +44,7 @@ class Parts:
         recipe = Recipe.of(config["recipe"])
         trigger = build("trigger", config["trigger"], Trigger)
         defense = defense_of(config)
-        model = with_weights(without_defaults(config["model"]))
+        model = with_weights(without_defaults(completed(config["model"])))
         return cls(source_of(config), trigger, defense, recipe, model, attacked_of(config))
 
     def network_id(self, weights: str) -> str:

@@ -58,7 +58,10 @@ def check_optional(model: Mapping[str, Any]) -> None:
     if library is not None:
         validation.choice(f"model.{LIBRARY}", library, LIBRARIES)
     if options and library is None and FACTORY not in model:
-        raise ConfigError(f"`model.{OPTIONS}` needs `model=timm`: it has the options of timm")
+        raise ConfigError(
+            f"`model.{OPTIONS}` has the options of timm or of a network of a plug-in, so it needs"
+            f" `model=timm`, or `model.{FACTORY}=package.module:function`"
+        )
     if options is not None and not isinstance(options, dict):
         raise ConfigError(f"`model.{OPTIONS}` must be a mapping, got {options!r}")
     if model.get(INPUT_SIZE) is not None:

@@ -64,7 +64,7 @@ def check_model(config: dict[str, Any]) -> None:
         return
     validation.keys("model", config, (*NEEDED, *OPTIONAL))
     check_optional(config)
-    name, width, stem = config["name"], config["width"], config["stem"]
+    name, width, stem = config["name"], config.get("width"), config.get("stem")
     if config.get(LIBRARY) == TIMM:
         check_timm(config)
         return

@@ -26,10 +26,11 @@ def check_own(config: dict[str, Any]) -> None:
     check_optional(config)
     if config.get(LIBRARY) is not None:
         raise ConfigError(f"`model.{FACTORY}` needs `model.{LIBRARY}` to be null")
-    if config["width"] is not None or config["stem"] is not None:
+    if config.get("width") is not None or config.get("stem") is not None:
         raise ConfigError(
             "`model.factory`: a network of a plug-in has no `model.width` or `model.stem`; set both"
-            " to null, and its own options in `model.options`"
+            " to null (model.width=null on the command line, as some experiments set it), and its"
+            " own options in `model.options`"
         )
     _arguments(config, _factory(config), channels=3, classes=2)
 

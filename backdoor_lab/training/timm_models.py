@@ -25,7 +25,7 @@ def check_timm(model: Mapping[str, Any]) -> None:
     known = timm.list_pretrained() if tagged else timm.list_models()
     if name not in known:
         raise unknown("`model.name`", name, known, " of timm")
-    if model["width"] is not None or model["stem"] is not None:
+    if model.get("width") is not None or model.get("stem") is not None:
         raise ConfigError(f"`model.name={name}` has no `width` or `stem`; set both to null")
     for key, value in (model.get("options") or {}).items():
         if key in OWN_KEYS or str(key).startswith("pretrained"):

@@ -11,6 +11,7 @@ import torch
 from backdoor_lab.check_plugin import models as checks
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.plugins.trust import Trust, trust
+from backdoor_lab.sweep.preflight import Preflight
 from backdoor_lab.training.models import build_model, check_model
 from tests.helpers.cells import cell_of, run_here
 
@@ -85,6 +86,24 @@ def test_the_options_and_the_seed_determine_the_network() -> None:
 def test_a_bad_factory_is_refused(factory: str | None, options: dict[str, int], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         check_model(group(factory, **options))
+
+
+def test_width_and_stem_are_null_if_a_configuration_does_not_have_them(tmp_path: Path) -> None:
+    whole = cell_of(tmp_path / "store", *USE, "+model.options.width=3")
+    brief = {"name": "module", "factory": "networks:make", "options": {"width": 3}}
+    found = Preflight().cell({**whole.config, "model": brief})
+    assert (found.model["width"], found.model["stem"]) == (None, None)
+    assert found.id == whole.id
+    check_model(brief)
+    assert build_model(brief, channels=3, classes=2, seed=0).state_dict()["0.weight"].shape[0] == 3
+
+
+def test_a_network_that_is_named_as_a_class_is_refused_with_what_to_write(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"`factory: package.module:function`; see") as caught:
+        cell_of(tmp_path / "store", "plugins=[networks.py]", "+model._target_=networks.make")
+    assert "backdoor_lab.attacks" not in str(caught.value)
+    with pytest.raises(ConfigError, match=r"needs `model=timm`, or `model.factory=package.module"):
+        check_model({"name": "mine", "options": {"depth": 3}})
 
 
 def test_a_factory_that_returns_no_module_is_refused() -> None:

@@ -92,7 +92,7 @@ def test_a_mobilenet_accepts_any_size_and_gray_images() -> None:
         ({"normalize": [[0.5]]}, r"must be null, imagenet, timm or \[\[mean"),
         ({"normalize": [[0.5, 0.5], [0.5]]}, "2 means and 1 deviation"),
         ({"normalize": [[0.5], [0.0]]}, "std` must satisfy"),
-        ({"library": None, "options": {"depth": 2}}, "`model.options` needs `model=timm`"),
+        ({"library": None, "options": {"depth": 2}}, "it needs `model=timm`, or `model.fact"),
         ({"library": None, "name": "resnet18", "normalize": "timm"}, "needs `model=timm`"),
     ],
 )
