@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,15 +13,25 @@ from typing import Any
 from backdoor_lab.attacks.base import Trigger
 from backdoor_lab.check_plugin import datasets, defenses, models, triggers
 from backdoor_lab.check_plugin.finding import CheckError, Checks
-from backdoor_lab.core.errors import ConfigError, LabError, reason_of, unknown
+from backdoor_lab.core.errors import ConfigError, LabError, reason_of
 from backdoor_lab.core.instantiate import build
 from backdoor_lab.defenses.options import FilterOptions
 from backdoor_lab.pipeline.parts import defense_of, source_of
 from backdoor_lab.plugin_configs import trust_of
 from backdoor_lab.plugins.location import described
-from backdoor_lab.plugins.methods import GROUPS, Method, entry_points, methods, untrusted
+from backdoor_lab.plugins.methods import (
+    GROUPS,
+    Method,
+    entry_points,
+    methods,
+    unknown_groups,
+    untrusted,
+)
 from backdoor_lab.plugins.trust import Trust, folder_of, trusted
 from backdoor_lab.training.models import check_model
+
+_CAUSE = re.compile(r"`\S+` must return|\S+:\d+ raised \w+")
+"""The beginning of the reason of a failure in one method or line, which many checks call."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +64,23 @@ def asked(name: str, overrides: Sequence[str]) -> tuple[list[Method], list[str]]
     for each in listed:
         if each.name == name:
             raise ConfigError(str(untrusted(each.group, name, given)))
-    raise unknown("plug-in", name, sorted({n for each in listed for n in (each.name, each.plugin)}))
+    raise _not_found(name, listed)
+
+
+def _not_found(name: str, listed: Sequence[Method]) -> ConfigError:
+    known = ", ".join(GROUPS.values())
+    for group, value in unknown_groups():
+        if name == value.partition(":")[0].partition(".")[0]:
+            return ConfigError(
+                f"the package {name} has an entry point ({value}) in the group `{group}`, which is"
+                f" not known. The groups are {known}: correct the name and install it again"
+            )
+    near = difflib.get_close_matches(name, {n for each in listed for n in (each.name, each.plugin)})
+    hint = f". Did you mean {near[0]}?" if near else ""
+    return ConfigError(
+        f"no installed package or entry point is called {name!r} and in one of the groups {known}:"
+        f" install the package with python -m pip install --no-deps --editable FOLDER{hint}"
+    )
 
 
 def checked(name: str, overrides: Sequence[str]) -> Iterator[tuple[Method, Iterator[Outcome]]]:
@@ -83,15 +111,18 @@ def _outcomes(method: Method, words: Sequence[str]) -> Iterator[Outcome]:
         yield Outcome("can be made", _raised(error, method))
         return
     yield Outcome("can be made", None)
+    causes: dict[str, str] = {}
     for name, check in checks.items():
+        why = None
         try:
             check(given)
         except (CheckError, LabError) as error:
-            yield Outcome(name, str(error))
+            why = str(error)
         except Exception as error:
-            yield Outcome(name, _raised(error, method))
-        else:
-            yield Outcome(name, None)
+            why = _raised(error, method)
+        cause = _CAUSE.match(why or "")
+        first = name if cause is None else causes.setdefault(cause[0], name)
+        yield Outcome(name, why if first == name else f"not checked, see {first!r} above")
 
 
 def _checks(method: Method, words: Sequence[str]) -> tuple[Checks, Any]:
@@ -105,6 +136,7 @@ def _checks(method: Method, words: Sequence[str]) -> tuple[Checks, Any]:
             made = build("trigger", part, Trigger)  # type: ignore[type-abstract]
             return triggers.prepared(made, *shape)
 
+        build("trigger", part, Trigger)  # type: ignore[type-abstract]
         return triggers.CHECKS, functools.cache(ready)
     if method.group == "defense":
 
@@ -127,7 +159,7 @@ def _without_options(words: Sequence[str]) -> list[str]:
 def _composed(overrides: Sequence[str]) -> dict[str, Any]:
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
+    from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
     from backdoor_lab.config_loader import conf_dir
     from backdoor_lab.run import register
@@ -137,6 +169,11 @@ def _composed(overrides: Sequence[str]) -> dict[str, Any]:
     with initialize_config_dir(conf_dir(), version_base="1.3"):
         try:
             return plain(compose("config", [*overrides]))
+        except MissingMandatoryValue as error:
+            raise ConfigError(
+                f"`{error.full_key}` has no value: give the parameter of `__init__` a default, or"
+                f" set it ({error.full_key}=VALUE)"
+            ) from error
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(" ".join(str(error).split())) from error
 

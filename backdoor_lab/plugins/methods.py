@@ -80,6 +80,15 @@ def entry_points() -> Iterator[Method]:
                 yield Method(group, each.name, module, attribute, module.partition(".")[0])
 
 
+def unknown_groups() -> Iterator[tuple[str, str]]:
+    """Yields the group and the value of each entry point in a group that looks like one of ours,
+    such as ``backdoor_lab.trigger``, but is none. Imports nothing."""
+    for group in sorted(importlib.metadata.entry_points().groups):
+        if group.startswith(f"{PACKAGE}.") and group not in GROUPS.values():
+            for each in importlib.metadata.entry_points(group=group):
+                yield group, each.value
+
+
 def distribution_of(package: str) -> tuple[str, str] | None:
     """Returns the name and version of the distribution that a top-level package is installed from:
     the one that registers a method in the package, otherwise one that lists its files. Files of

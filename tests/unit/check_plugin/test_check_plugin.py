@@ -128,6 +128,45 @@ def test_a_data_set_is_read_and_validated(capsys: pytest.CaptureFixture[str]) ->
     assert "known_classes is ('a', 'b', 'c'), but reading yields ('a', 'b')" in said
 
 
+ONCE = """
+from backdoor_lab.attacks.base import Trigger
+
+class Raising(Trigger):
+    def apply_test(self, images):
+        return images[99]
+
+class Flat(Trigger):
+    def apply_test(self, images):
+        return images.flatten(1)
+
+class Needing(Trigger):
+    def __init__(self, *, size: int) -> None:
+        self.size = size
+    def apply_test(self, images):
+        return images
+
+class Lacking(Trigger):
+    pass
+"""
+
+
+def test_a_failure_in_one_method_is_explained_once(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("once.py").write_text(ONCE)
+    assert main(["once.py"]) == 1
+    said = capsys.readouterr().out
+    found = failures(said)
+    assert said.count("once.py:6 raised IndexError") == 1
+    assert said.count("`once.Flat.apply_test` must return uint8 images") == 1
+    assert said.count("not checked, see 'keeps shape and dtype, and changes pixels' above") == (
+        len(found["trigger=raising"]) + len(found["trigger=flat"]) - 2
+    )
+    assert found["trigger=needing"] == found["trigger=lacking"] == ["can be made"]
+    assert "`trigger.size` has no value: give the parameter of `__init__` a default, or set" in said
+    assert (
+        "once.Lacking is not a class that can be used here: it lacks the method apply_test" in said
+    )
+
+
 SET = """
 import numpy as np
 from backdoor_lab.data.base import Arrays, Source, Split
@@ -182,13 +221,24 @@ def test_the_data_set_of_the_guide_is_complete(capsys: pytest.CaptureFixture[str
     ("name", "said"),
     [
         ("missing.py", "missing.py does not exist"),
-        ("missing", "plug-in 'missing' is not known"),
+        (
+            "missing",
+            "called 'missing' and in one of the groups backdoor_lab.triggers, backdoor_lab",
+        ),
+        ("missing", ": install the package with python -m pip install --no-deps --editable FOLDER"),
+        ("wrong_group", "(wrong_group.dots:Dot) in the group `backdoor_lab.trigger`, which is not"),
         ("empty.py", "empty.py has no trigger, defense or data set"),
     ],
 )
 def test_what_is_not_a_plugin_is_refused(
-    name: str, said: str, capsys: pytest.CaptureFixture[str]
+    name: str, said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path("empty.py").write_text("")
+    Path("w-1.0.dist-info").mkdir()
+    Path("w-1.0.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: w\nVersion: 1.0\n")
+    Path("w-1.0.dist-info/entry_points.txt").write_text(
+        "[backdoor_lab.trigger]\ndot = wrong_group.dots:Dot\n"
+    )
+    monkeypatch.syspath_prepend(str(Path.cwd()))
     assert main([name]) == 2
     assert said in capsys.readouterr().err
