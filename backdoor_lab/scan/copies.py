@@ -19,7 +19,7 @@ from backdoor_lab.core.errors import many
 from backdoor_lab.core.store import Store
 from backdoor_lab.core.terminal import duration
 from backdoor_lab.core.types import LabeledImages
-from backdoor_lab.scan.calibration import studentized
+from backdoor_lab.scan.calibration import strengths, studentized
 from backdoor_lab.scan.canaries import Canary, described, plant
 from backdoor_lab.scan.images import ScanImages, judged, together
 from backdoor_lab.scan.networks import network_stage
@@ -75,7 +75,7 @@ def _scanned(
     canary, and its attack success rate."""
     planted = plant(found, canary, usable, options.seed)
     statistics, asr = _with_probes(planted.found, planted.probes, canary, options, store, machine)
-    against = studentized(statistics.statistics, FLOOR)
+    against = strengths(studentized(statistics.statistics, FLOOR))
     p = p_values(planted.found, against, store)
     column = judged(planted.found).index(canary.label)
     scores = statistics.scores[int(against[:, column].argmax())]

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import binom
 
 from backdoor_lab.core.errors import ConfigError
-from backdoor_lab.scan.calibration import check_alpha, max_t, studentized
+from backdoor_lab.scan.calibration import LEAST, check_alpha, max_t, strengths, studentized
 
 
 def by_hand(statistics: np.ndarray, floor: list[float]) -> np.ndarray:
@@ -54,6 +54,17 @@ def test_max_t_counts_the_sets_of_the_reference_that_are_at_least_as_extreme() -
     assert max_t(classes, null).tolist() == expected
     # A tie counts against the class.
     assert max_t(np.array([2.0]), np.array([2.0, 1.0])).tolist() == [2 / 3]
+
+
+def test_statistics_are_divided_by_the_least_that_count_as_a_difference() -> None:
+    assert LEAST == (10.0, 3.0)
+    found = strengths(np.array([[5.0, 40.0], [6.0, -3.0]]))
+    assert found.tolist() == [[0.5, 4.0], [2.0, -1.0]]
+
+
+def test_a_statistic_below_the_least_is_no_difference_in_the_set_and_in_the_reference() -> None:
+    p = max_t(np.array([1.9, 2.0, 5.0]), np.array([0.5, 1.0, 2.0, 9.0]), 2.0)
+    assert p.tolist() == [1.0, 3 / 5, 2 / 5]
 
 
 @pytest.mark.parametrize("tails", ["normal", "heavy"])

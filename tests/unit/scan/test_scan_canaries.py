@@ -206,8 +206,8 @@ def test_a_scan_reports_its_power_and_resumes_after_each_copy(
 
     monkeypatch.setattr(copies, "plant", counting)
     with pytest.raises(KeyboardInterrupt):
-        run_scan(found, CANARIES, store, CPU, [reference(8.0)])
-    report = run_scan(found, CANARIES, store, CPU, [reference(8.0)])
+        run_scan(found, CANARIES, store, CPU, [reference(2.0)])
+    report = run_scan(found, CANARIES, store, CPU, [reference(2.0)])
     # A minute is enough for six copies of ten seconds.
     assert planted == [0, 1, 2, 3, 3, 4, 5]
     assert report.exit_code == 0
@@ -223,7 +223,7 @@ def test_a_scan_reports_its_power_and_resumes_after_each_copy(
 
 
 def test_suspects_of_an_alarm_are_not_used_and_its_class_gets_no_canary(store: Store) -> None:
-    report = run_scan(found_of(*arrays()), CANARIES, store, CPU, [reference(8.0)])
+    report = run_scan(found_of(*arrays()), CANARIES, store, CPU, [reference(2.0)])
     assert report.alarmed == ["2"]
     assert len(report.outcomes) == 6
     assert all(each.canary.label != 2 for each in report.outcomes)
@@ -241,7 +241,7 @@ def test_without_p_values_or_time_there_are_no_canaries_and_the_report_says_why(
     found = found_of(*arrays(poisoned=0))
     assert "no class has a p value" in run_scan(found, CANARIES, store, CPU, []).text()
     short = dataclasses.replace(CANARIES, minutes=0.1)
-    report = run_scan(found, short, store, CPU, [reference(8.0)])
+    report = run_scan(found, short, store, CPU, [reference(2.0)])
     assert "one copy takes about" in report.text()
     assert "more than scan.minutes=0.1" in report.text()
     assert "was not measured" in report.text()
@@ -250,15 +250,15 @@ def test_without_p_values_or_time_there_are_no_canaries_and_the_report_says_why(
 
 def test_other_scans_of_the_same_images_are_listed(store: Store) -> None:
     found = found_of(*arrays())
-    first = run_scan(found, OPTIONS, store, CPU, [reference(8.0)])
+    first = run_scan(found, OPTIONS, store, CPU, [reference(2.0)])
     assert first.earlier == []
-    assert run_scan(found, OPTIONS, store, CPU, [reference(8.0)]).earlier == []
-    second = run_scan(found, dataclasses.replace(OPTIONS, seed=1), store, CPU, [reference(8.0)])
+    assert run_scan(found, OPTIONS, store, CPU, [reference(2.0)]).earlier == []
+    second = run_scan(found, dataclasses.replace(OPTIONS, seed=1), store, CPU, [reference(2.0)])
     assert [(each.options, each.verdict) for each in second.earlier] == [
         ("seed=0", "alarm at 0.05: 2")
     ]
     assert "earlier scan of" in second.text()
-    other = run_scan(found_of(*arrays(1)), OPTIONS, store, CPU, [reference(8.0)])
+    other = run_scan(found_of(*arrays(1)), OPTIONS, store, CPU, [reference(2.0)])
     assert other.earlier == []
     against = run_scan(found, OPTIONS, store, CPU, [reference(9.0)])
     assert "another reference or other trusted images" in [e.options for e in against.earlier]

@@ -87,7 +87,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     draw = lambda seed, *_: found_of(*arrays(seed % 1000, poisoned=0))  # noqa: E731
     monkeypatch.setattr(trials, "clean_set", draw)
     decides = ScanOptions(canaries="none").decides()
-    bin_of = dataclasses.replace(reference(8.0), decides=decides)
+    bin_of = dataclasses.replace(reference(2.0), decides=decides)
     write_reference(tmp_path / "reference.json", [bin_of])
     return tmp_path / "reference.json"
 
