@@ -106,13 +106,9 @@ def _triggered(record: Record, images: Array, prepared: dict[str, Array]) -> Arr
     """Returns `images`, uint8 (n, C, H, W), with the trigger applied as at test time."""
     import torch
 
-    from backdoor_lab.attacks.base import Trigger
-    from backdoor_lab.core.instantiate import build
+    from backdoor_lab.pipeline.test_sets import trigger_of
 
-    trigger = build("trigger", record["config"]["trigger"], Trigger)
-    if trigger.needs_preparing:
-        trigger.state = {name: torch.from_numpy(np.array(v)) for name, v in prepared.items()}
-    return trigger(torch.from_numpy(np.array(images))).numpy()
+    return trigger_of(record, prepared)(torch.from_numpy(np.array(images))).numpy()
 
 
 if __name__ == "__main__":

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backdoor_lab.core.errors import EXIT_DONE, ConfigError, StoreError, many
-from backdoor_lab.core.options import Parser, parser_of, path_of
+from backdoor_lab.core.options import Parser, add_plugin_words, parser_of, path_of
 from backdoor_lab.core.terminal import plain, run_command
 from backdoor_lab.exchange.layouts import LAYOUTS
 from backdoor_lab.pipeline.imported import TRIGGER
+from backdoor_lab.plugin_configs import trust_words
 from backdoor_lab.results.artifact_reader import ArtifactReader
 from backdoor_lab.results.cell_folder import completed_record, store_of
 from backdoor_lab.results.store_location import STORE_HELP
@@ -39,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _export(asked: Namespace) -> int:
+    trust_words(asked.plugins)
     card = export_dataset(asked.cell, asked.out, layout=asked.layout, store=asked.store)
     counts = card["counts"]
     said = [many(counts["train"], "training image"), f"{counts['poisoned']} poisoned"]
@@ -193,6 +195,7 @@ def _parser() -> Parser:
     parser.add_argument("--as", dest="layout", choices=LAYOUTS, required=True)
     parser.add_argument("--out", type=path_of, required=True, metavar="DIR")
     parser.add_argument("--store", type=path_of, metavar="FOLDER", help=STORE_HELP)
+    add_plugin_words(parser)
     return parser
 
 

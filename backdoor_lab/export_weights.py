@@ -21,11 +21,12 @@ from backdoor_lab.core import validation
 from backdoor_lab.core.artifacts import WEIGHTS, map_split
 from backdoor_lab.core.atomic_io import write_atomic
 from backdoor_lab.core.errors import EXIT_DONE, ConfigError, DataError, LabError, StoreError
-from backdoor_lab.core.options import Parser, parser_of, path_of
+from backdoor_lab.core.options import Parser, add_plugin_words, parser_of, path_of
 from backdoor_lab.core.small_files import UnreadableFileError, read_json
 from backdoor_lab.core.terminal import plain, run_command
 from backdoor_lab.exchange.network_card import Measured, network_card
 from backdoor_lab.exchange.network_file import card_of
+from backdoor_lab.plugin_configs import trust_words
 from backdoor_lab.results.artifact_reader import ArtifactReader
 from backdoor_lab.results.cell_folder import RECORD, completed_record, store_of
 from backdoor_lab.results.seal import write_sealed
@@ -43,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _export(asked: Namespace) -> int:
+    trust_words(asked.plugins)
     said = export_weights(asked.cell, asked.out, which=asked.which, store=asked.store)
     print(plain(f"{asked.out}: {said['network']}"))
     return EXIT_DONE
@@ -235,6 +237,7 @@ def _parser() -> Parser:
         "--store", type=path_of, metavar="FOLDER",
         help=STORE_HELP,
     )  # fmt: skip
+    add_plugin_words(parser)
     return parser
 
 

@@ -97,6 +97,18 @@ def trust_of(overrides: Sequence[str], always: Sequence[str] = ()) -> Trust:
     return Trust(tuple(sorted({*always, *named})), paths)
 
 
+def trust_words(words: Sequence[str]) -> None:
+    """Trust the plug-ins that the words ``allow_plugins=[…]`` and ``plugins=[…]`` name, and no
+    others. Raises ConfigError for other words."""
+    for word in words:
+        if not word.startswith(("allow_plugins=", "plugins=")):
+            raise ConfigError(
+                f"unknown argument {word[:80]!r}: a plug-in is named as allow_plugins=[package] or"
+                " plugins=[file.py]"
+            )
+    trust(trust_of(words))
+
+
 def _last(overrides: Sequence[str], key: str) -> Any:
     """Returns the value of the last override of `key`, or None."""
     asking = [each for each in overrides if each.lstrip("+").startswith(f"{key}=")]

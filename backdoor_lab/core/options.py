@@ -121,6 +121,14 @@ class Parser(argparse.ArgumentParser):
         sys.exit(print_error(ConfigError(message)))
 
 
+def add_plugin_words(parser: Parser) -> None:
+    """Adds the arguments `plugins` of a command that may need the code of a plug-in."""
+    parser.add_argument(
+        "plugins", nargs="*", metavar="PLUG-IN",
+        help="allow_plugins=[package] or plugins=[file.py], if the trigger is in a plug-in",
+    )  # fmt: skip
+
+
 def parser_of(command: str, description: str | None) -> Parser:
     """Returns the argument parser of ``python -m backdoor_lab.COMMAND``. `description` is the
     module's docstring; the help shows it with its line breaks."""

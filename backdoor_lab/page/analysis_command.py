@@ -13,10 +13,11 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar
 
 from backdoor_lab.core.errors import EXIT_DONE, ConfigError
-from backdoor_lab.core.options import Parser, parser_of, path_of
+from backdoor_lab.core.options import Parser, add_plugin_words, parser_of, path_of
 from backdoor_lab.core.terminal import plain, run_command
 from backdoor_lab.page.page_pictures import is_triggered_late
 from backdoor_lab.page.write import check_name, write_as_named
+from backdoor_lab.plugin_configs import trust_words
 from backdoor_lab.results.artifact_reader import ArtifactReader, raw_records
 from backdoor_lab.results.records import CellRecord
 from backdoor_lab.results.store_location import STORE_HELP, find_store
@@ -77,6 +78,7 @@ def _answer(question: AnalysisSpec, lines_of: LinesOf, asked: Namespace) -> int:
         check_name(asked.out, FORMATS)
     if store is not None and not store.is_dir():
         raise ConfigError(f"no such folder: {store}")
+    trust_words(asked.plugins)
     sweep = one_sweep(asked.folder)
     reader = ArtifactReader(find_store(sweep.folder, store), checked=True)
     labels, lines = lines_of(sweep.cells, raw_records(sweep.folder), reader)
@@ -183,4 +185,5 @@ def _parser(question: AnalysisSpec) -> Parser:
         help=STORE_HELP,
     )  # fmt: skip
     parser.add_argument("--out", type=path_of, metavar="FILE.csv", help=OUT_HELP)
+    add_plugin_words(parser)
     return parser

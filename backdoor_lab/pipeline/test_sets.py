@@ -10,12 +10,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from backdoor_lab import identity
 from backdoor_lab.attacks.base import Trigger
 from backdoor_lab.attacks.plan import PoisonSpec, asr_test_set, elsewhere_test_set
-from backdoor_lab.core.errors import DataError
+from backdoor_lab.core.errors import ConfigError, DataError
 from backdoor_lab.core.instantiate import build
 from backdoor_lab.core.types import ImportedAttack
 from backdoor_lab.data.base import Split
+from backdoor_lab.identity.plugin_code import plugin_of
 from backdoor_lab.pipeline.cell import PLANNED
 from backdoor_lab.pipeline.stages.holdout import held_out_rows
 from backdoor_lab.training.evaluate import CHUNK
@@ -37,6 +39,24 @@ class MeasuredOn:
     elsewhere: Split
     rows_elsewhere: torch.Tensor
     kept: torch.Tensor
+
+
+def trigger_of(record: dict[str, Any], prepared: dict[str, Any]) -> Trigger:
+    """Returns the trigger of a cell's record; `prepared` are the arrays that it optimized or
+    trained. Raises ConfigError if it cannot be built, or if it is that of a plug-in whose code has
+    changed since."""
+    trigger = build("trigger", record["config"]["trigger"], Trigger)
+    plugin = plugin_of(trigger)
+    if plugin is not None:
+        then, now = record["config"]["code"]["triggers"].get(plugin), identity.plugin_mark(plugin)
+        if then != now:
+            raise ConfigError(
+                f"the plug-in {plugin} is not the code that the cell ran with ({now}, not {then}),"
+                " so its trigger may make other images: restore that code, or run the cell again"
+            )
+    if trigger.needs_preparing:
+        trigger.state = {name: torch.from_numpy(np.array(v)) for name, v in prepared.items()}
+    return trigger
 
 
 def test_sets_of(
@@ -64,9 +84,7 @@ def test_sets_of(
         classes.index(chosen["target"]), None if source is None else classes.index(source),
         chosen["ratio"], **{key: protocol[key] for key in PLANNED},
     )  # fmt: skip
-    trigger = build("trigger", record["config"]["trigger"], Trigger)
-    if trigger.needs_preparing:
-        trigger.state = {name: torch.from_numpy(np.array(v)) for name, v in prepared.items()}
+    trigger = trigger_of(record, prepared)
     rows, others = asr_test_set(labels, plan), elsewhere_test_set(labels, plan)
     others = others[~torch.isin(others, rows)]
     wanted = plan.wanted(labels, len(classes))

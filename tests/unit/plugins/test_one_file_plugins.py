@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 
 import backdoor_lab.run  # noqa: F401  (registers the loader)
-from backdoor_lab import identity
+from backdoor_lab import distortion, export_dataset, identity
 from backdoor_lab.config_loader import conf_dir
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.instantiate import build
@@ -98,6 +99,31 @@ def test_a_cell_with_a_plugin_runs_and_its_record_names_the_plugin(tmp_path: Pat
     assert record["config"]["code"]["defenses"] == {"stripes": mark}
     assert record["run"]["modified"] == []
     assert record["run"]["code"]["triggers"]["stripes"] == {"version": 0, "hash": plugin["hash"]}
+
+
+def test_the_triggered_images_of_a_plugin_are_made_again_if_the_command_trusts_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_here(tmp_path / "store", tmp_path / "sweep/cell", *USE, "trigger.column=2")
+    words = ["--store", str(tmp_path / "store")]
+    export = ["sweep/cell", "--as", "npz", "--out", "set", *words]
+    capsys.readouterr()
+    assert export_dataset.main(export) == 2
+    assert "plugins=[PATH/stripes.py] for one file" in capsys.readouterr().err
+    assert export_dataset.main([*export, "stripes.py"]) == 2
+    assert "a plug-in is named as allow_plugins=[package]" in capsys.readouterr().err
+    assert export_dataset.main([*export, "plugins=[stripes.py]"]) == 0
+    triggered = np.load("set/data.npz")["triggered_images"]
+    assert (triggered[:, :, :, 2] == 255).all()
+    assert not (triggered[:, :, :, 3] == 255).all()
+    capsys.readouterr()
+    assert distortion.main(["sweep", *words, "plugins=[stripes.py]"]) == 0
+    assert "my_stripe" in capsys.readouterr().out
+
+    Path("stripes.py").write_text(PLUGIN.replace("= 255", "= 254"))
+    assert export_dataset.main([*export[:4], "other", *words, "plugins=[stripes.py]"]) == 2
+    assert "the plug-in stripes is not the code that the cell ran with" in capsys.readouterr().err
+    assert not Path("other").exists()
 
 
 def test_an_edit_makes_new_cells_and_a_comment_does_not(tmp_path: Path) -> None:
