@@ -105,10 +105,8 @@ class SampleFilter(Defense):
         """Sets the protocol's options for filters. `build` calls this after `__init__`, so that an
         `__init__` with the parameter `options` need not pass it on."""
         self.options = options
-        if (
-            self.scope == "suspicious"
-            and type(self).suspicious_classes is SampleFilter.suspicious_classes
-        ):
+        ruled = type(self).suspicious_classes is not SampleFilter.suspicious_classes
+        if self.scope == "suspicious" and not ruled:
             raise ConfigError(
                 f"`defense.filter_scope=suspicious` is not defined for {type(self).__name__}, which"
                 " has no rule for comparing classes: use defense.filter_scope=all or target"
