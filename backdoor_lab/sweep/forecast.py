@@ -6,7 +6,7 @@ import heapq
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,11 +31,13 @@ def foretell(
     *,
     at_once: int,
     processes: int,
+    options: Mapping[str, str] | None = None,
 ) -> str:
     """Estimate how long a sweep takes with `at_once` cells at a time and how much disk space it
     needs. Returns the estimate as text.
 
-    The speed is measured in `processes` parallel processes; if `processes` is 0, in this process.
+    `options`: the overrides to show next to each cell, by id (see `told_apart`). The speed is
+    measured in `processes` parallel processes; if `processes` is 0, in this process.
     """
     work = estimate(cells, finished, machine)
     if work.kinds:
@@ -48,14 +50,29 @@ def foretell(
     began = time.process_time()
     tried = calibrate(work.kinds, machine, min(processes, len(work.amounts)))
     # Up to here, this process has done what every run does before its first cell.
-    return describe(work, tried, at_once=max(1, min(at_once, len(work.amounts))), before=began)
+    return describe(
+        work, tried, at_once=max(1, min(at_once, len(work.amounts))), before=began, options=options
+    )
 
 
-def describe(work: Work, tried: Calibration, *, at_once: int, before: float = 0.0) -> str:
+def describe(
+    work: Work,
+    tried: Calibration,
+    *,
+    at_once: int,
+    before: float = 0.0,
+    options: Mapping[str, str] | None = None,
+) -> str:
     """Describe the remaining work and its total time as text, with a warning if the disk has too
-    little space. `before`: the CPU time in seconds that is spent until the first cell starts."""
-    width = max(len(cell.id) for cell, _ in work.cells)
-    lines = [f"{cell.id:{width}}  {state}" for cell, state in work.cells]
+    little space. `before`: the CPU time in seconds that is spent until the first cell starts.
+    `options`: see `foretell`."""
+    names = [cell.id for cell, _ in work.cells]
+    columns = [names, [options.get(name, "") for name in names]] if options else [names]
+    widths = [max(map(len, column)) for column in columns]
+    lines = [
+        "  ".join([*(word.ljust(width) for word, width in zip(words, widths, strict=True)), state])
+        for *words, state in zip(*columns, (state for _, state in work.cells), strict=True)
+    ]
     done = sum(state == "done" for _, state in work.cells)
     cells, trainings = many(len(work.cells), "cell"), many(work.trainings, "training")
     lines.append(f"{cells}, {done} done; {trainings} to do")

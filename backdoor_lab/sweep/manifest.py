@@ -7,7 +7,7 @@ import logging
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,39 @@ class RequestedCell:
     overrides: tuple[str, ...]
     retries: int = 1
     fail_fast: bool = False
+
+    @property
+    def options(self) -> dict[str, str]:
+        """The overrides as a dict from name to value, as text."""
+        pairs = (each.lstrip("+").partition("=") for each in self.overrides)
+        return {name: value for name, _, value in pairs}
+
+
+def swept(asked: Sequence[RequestedCell], keys: Iterable[Hashable]) -> list[str]:
+    """The names of the overrides that differ between cells with the same key. `keys`: how each
+    cell is displayed, such as a row of text."""
+    alike: dict[Hashable, list[dict[str, str]]] = {}
+    for each, key in zip(asked, keys, strict=True):
+        alike.setdefault(key, []).append(each.options)
+    names = [
+        name
+        for group in alike.values()
+        for name in dict.fromkeys(name for options in group for name in options)
+        if len({options.get(name) for options in group}) > 1
+    ]
+    return list(dict.fromkeys(names))
+
+
+def told_apart(asked: Sequence[RequestedCell]) -> dict[str, str]:
+    """Maps the ids of those cells whose ids differ only in the hash to the overrides in which they
+    differ, as text: ``trigger.size=3``. Empty if there are no such cells."""
+    keys = [each.id.rpartition("-")[0] for each in asked]
+    names = swept(asked, keys)
+    return {
+        each.id: " ".join(f"{name}={each.options[name]}" for name in names if name in each.options)
+        for each, key in zip(asked, keys, strict=True)
+        if keys.count(key) > 1
+    }
 
 
 def clear_way(folder: Path) -> None:

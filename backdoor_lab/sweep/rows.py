@@ -9,7 +9,7 @@ from backdoor_lab.core.terminal import plain
 from backdoor_lab.results.facts import SEED, CellFields, head
 from backdoor_lab.results.metrics import MEASURE
 from backdoor_lab.results.records import MISSING, CellRecord
-from backdoor_lab.sweep.manifest import RequestedCell
+from backdoor_lab.sweep.manifest import RequestedCell, swept
 
 ALWAYS = ("trigger", "target", "ratio")
 FIGURES = ("nat1", "asr1", "n_poisoned", "pois_left", "nat2", "asr2")
@@ -21,13 +21,19 @@ images."""
 
 class Rows:
     """Formats cells as rows: trigger, target, ratio, other choices that differ between the cells,
-    and metrics."""
+    overrides that differ between cells whose rows would look the same, and metrics."""
 
     def __init__(self, asked: Sequence[RequestedCell]) -> None:
         facts = CellFields([CellRecord(each.id, MISSING, each.choices) for each in asked])
         others = [name for name in (*facts.names, SEED) if name not in ALWAYS]
         names = [*ALWAYS, *(n for n in dict.fromkeys(others) if len(facts.values(n)) > 1)]
-        self._keys = {each.id: facts.key(n, names) for n, each in enumerate(asked)}
+        found = facts.keys(names)
+        self._options = swept(asked, found)
+        self._keys = {
+            each.id: (*key, *(each.options.get(name, NONE) for name in self._options))
+            for each, key in zip(asked, found, strict=True)
+        }
+        names += self._options
         keys = [tuple(map(head, names)), *self._keys.values()]
         self._widths = [max(map(len, column)) for column in zip(*keys, strict=True)]
         self._heads = [MEASURE[name].head for name in FIGURES]
@@ -47,8 +53,12 @@ class Rows:
         return plain(GAP.join([*key, *map(self._figure, FIGURES, [cell] * len(FIGURES))]))
 
     def name(self, cell_id: str) -> str:
-        """A short name of a cell, made of the choices that identify its row: `pixel bird 5%`."""
-        return plain(" ".join(self._keys[cell_id]))
+        """A short name of a cell, made of the choices and overrides that identify its row:
+        `pixel bird 5%`, `patch bird 5% trigger.size=3`."""
+        key = self._keys[cell_id]
+        choices = len(key) - len(self._options)
+        options = map("=".join, zip(self._options, key[choices:], strict=True))
+        return plain(" ".join([*key[:choices], *options]))
 
     def _padded(self, words: list[str]) -> list[str]:
         return [word.ljust(width) for word, width in zip(words, self._widths, strict=True)]

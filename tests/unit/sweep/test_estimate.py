@@ -18,6 +18,8 @@ from backdoor_lab.sweep import forecast
 from backdoor_lab.sweep.calibrate import Calibration, Rate, Speed
 from backdoor_lab.sweep.estimate import Amount, Work, estimate, missing_from
 from backdoor_lab.sweep.forecast import describe
+from backdoor_lab.sweep.manifest import told_apart
+from backdoor_lab.sweep.roots import requested
 from tests.helpers.cells import CPU, cell_of, run_here, started
 
 # Per image: two seconds to train, half a second to evaluate, one second to extract features.
@@ -141,6 +143,22 @@ def test_the_estimate_lists_every_cell(tmp_path: Path) -> None:
     assert said.splitlines() == [
         f"{cell.id}  done", "1 cell, 1 done; 0 trainings to do: about 0 s (nothing to compute)",
     ]  # fmt: skip
+
+
+def test_the_estimate_shows_the_swept_option_of_cells_that_differ_in_nothing_else(
+    tmp_path: Path,
+) -> None:
+    """The ids of the two patches differ only in their hashes."""
+    swept = [("trigger=patch", "trigger.size=1"), ("trigger=patch", "trigger.size=3"), ()]
+    cells = [cell_of(tmp_path, *each) for each in swept]
+    asked = [requested(cell, each, None) for cell, each in zip(cells, swept, strict=True)]
+    one, three, pixel = (cell.id for cell in cells)
+    assert told_apart(asked) == {one: "trigger.size=1", three: "trigger.size=3"}
+    work = Work([(cell, "done") for cell in cells])
+    nothing = Calibration({}, 0.0, 1, 1, None)
+    said = describe(work, nothing, at_once=1, options=told_apart(asked)).splitlines()
+    assert said[:3] == [f"{one}  trigger.size=1  done", f"{three}  trigger.size=3  done",
+                        f"{pixel}                  done"]  # fmt: skip
 
 
 def test_the_estimate_is_summarized_in_one_line(tmp_path: Path) -> None:

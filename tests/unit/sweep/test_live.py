@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from backdoor_lab.core import shutdown
+from backdoor_lab.results.records import CellRecord
 from backdoor_lab.results.seal import sealed
 from backdoor_lab.sweep import live as module
 from backdoor_lab.sweep.live import STOPPING, _Lines, _Terminal, live, on_terminal, quiet_cells
@@ -188,6 +189,26 @@ def test_plain_rows_show_the_progress_of_the_sweep(
     board.look(2.0)
     (row,) = capsys.readouterr().out.splitlines()
     assert re.search(r"pattern +bird +10% +failed: .*\[2 of 3 cells done", row)
+
+
+def test_rows_that_would_look_the_same_show_the_swept_option(tmp_path: Path) -> None:
+    """Two sizes of a patch. A cell with a different row has a value in the same column."""
+    made = [("patch", "bird", "1"), ("patch", "bird", "3"), ("patch", "dog", "1")]
+    cells = [
+        RequestedCell(f"x{n}", record(trigger, target, 0.1)["choices"], {},
+                      ("experiment=demo", f"target={target}", f"++trigger.size={size}"))
+        for n, (trigger, target, size) in enumerate(made)
+    ]  # fmt: skip
+    rows = Rows(cells)
+    assert rows.header().split()[:4] == ["Trigger", "Target", "Ratio", "trigger.size"]
+    shown = [rows.row(CellRecord(each.id, "failed: oom")) for each in cells]
+    assert shown == [
+        "patch    bird    10%    1             failed: oom",
+        "patch    bird    10%    3             failed: oom",
+        "patch    dog     10%    1             failed: oom",
+    ]
+    assert rows.name("x1") == "patch bird 10% trigger.size=3"
+    assert Rows(cells[1:]).name("x1") == "patch bird 10%"
 
 
 def test_after_a_stop_request_the_display_says_that_the_sweep_is_stopping(
