@@ -1,8 +1,6 @@
-"""Finds the pairs of cells to compare: in two sweeps, within a sweep, or in a sweep and the
-published report.
+"""Finds the pairs of cells to compare: in two sweeps, within a sweep, or with the published report.
 
-Cells are paired by the columns of the tidy frame, which `CellFields` computes without pandas:
-importing pandas would take 0.25 s, more than the whole command (0.2 s).
+Cells are paired by the columns of the tidy frame, which `CellFields` computes without pandas.
 """
 
 from __future__ import annotations
@@ -117,20 +115,18 @@ def one_sweep(facts: CellFields, by: str, base: str) -> tuple[list[PairedGroup],
 
 def _unfinished(facts: CellFields) -> str:
     """Returns what an error adds if cells are not done, otherwise an empty string."""
-    left, n = sum(not cell.done for cell in facts.cells), len(facts.cells)
-    return f"; {left} of {many(n, 'cell')} not done: run the sweep to its end first" * bool(left)
+    left, of = sum(not cell.done for cell in facts.cells), many(len(facts.cells), "cell")
+    return f"; {left} of {of} not done: run the sweep to its end first" * bool(left)
 
 
 def _base(by: str, base: str, values: Mapping[str, Sequence[int]], facts: CellFields) -> str:
-    """Returns the value that matches `base`, which may omit the version, or may be a ratio as it is
-    configured (0.05 for 5%). `by`: the choice that is compared; `values`: the values of this choice
-    and their cells. Raises ConfigError if no value matches, or if several match and none equals
-    `base`."""
-    same = [name for name in values if by in SECTIONS and unversioned(name) == base]
-    if by == "ratio":
-        same = [name for name, of in values.items() if words(facts.of[of[0]][by]) == base]
-    if base in values or len(same) == 1:
-        return base if base in values else same[0]
+    """Returns the value of `by` that `base` means; `base` may omit the version, or be a ratio as it
+    is configured. `values`: the values and their cells. Raises ConfigError for no or several."""
+    said = {name: unversioned(name) if by in SECTIONS else words(facts.of[of[0]].get(by))
+            for name, of in values.items()}  # fmt: skip
+    same = [base] if base in values else [name for name, each in said.items() if each == base]
+    if len(same) == 1:
+        return same[0]
     if same:
         raise ConfigError(f"`base={base}` matches several versions: use one of {', '.join(same)}")
     raise unknown(f"`base`: {by}", base, values)
@@ -299,6 +295,6 @@ def _common(facts: CellFields, name: str, ours: Sequence[int], base: Sequence[in
 
 def _in_report(chosen: dict[str, Any]) -> bool:
     """Whether the published report contains a cell with these choices and protocol values."""
-    if not reference.asks_the_same(chosen["protocol"], chosen.get("source"), chosen):
-        return False
-    return reference.lookup(chosen["trigger"], chosen["target"], chosen["ratio"]) is not None
+    asks = reference.asks_the_same(chosen["protocol"], chosen.get("source"), chosen)
+    found = reference.lookup(chosen["trigger"], chosen["target"], chosen["ratio"])
+    return asks and found is not None
