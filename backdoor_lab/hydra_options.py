@@ -24,7 +24,7 @@ from backdoor_lab.core.options import no_key, unknown_flag
 from backdoor_lab.core.paths import absolute, check_writable
 from backdoor_lab.core.validation import new_name, new_value
 from backdoor_lab.plugins.methods import untrusted
-from backdoor_lab.plugins.trust import Trust
+from backdoor_lab.plugins.trust import PACKAGE, Trust
 
 BAD_VALUE = (ValueError, TypeError, AttributeError, LookupError)
 """Errors of the standard library for a wrong logging configuration."""
@@ -207,7 +207,9 @@ def no_such_key(key: str, config: DictConfig, conf: Path) -> ConfigError:
     where, missing = ".".join(parts[:depth]), parts[depth]
     section = OmegaConf.select(config, where) if where else config
     hidden = ("_target_", "hydra")
-    keys = [k for k in map(str, section) if k not in hidden and not new_name(where, k)]
+    # A class of a plug-in may have a parameter that this package has renamed.
+    ours = str(section.get("_target_", PACKAGE)).startswith(PACKAGE)
+    keys = [k for k in map(str, section) if k not in hidden and not (ours and new_name(where, k))]
     if new := new_name(re.sub(r"\.(\d+)", r"[\1]", where), missing):
         new = f"{where}.{new}" if where else new
         text = f"`{key}` was renamed to `{new}`"

@@ -20,6 +20,7 @@ from backdoor_lab.data.base import Split
 from backdoor_lab.identity.plugin_code import plugin_of
 from backdoor_lab.pipeline.cell import PLANNED
 from backdoor_lab.pipeline.stages.holdout import held_out_rows
+from backdoor_lab.plugins.trust import trusted
 from backdoor_lab.training.evaluate import CHUNK
 
 
@@ -45,6 +46,7 @@ def trigger_of(record: dict[str, Any], prepared: dict[str, Any]) -> Trigger:
     """Returns the trigger of a cell's record; `prepared` are the arrays that it optimized or
     trained. Raises ConfigError if it cannot be built, or if it is that of a plug-in whose code has
     changed since."""
+    _check_trust(record)
     trigger = build("trigger", record["config"]["trigger"], Trigger)
     plugin = plugin_of(trigger)
     if plugin is not None:
@@ -57,6 +59,21 @@ def trigger_of(record: dict[str, Any], prepared: dict[str, Any]) -> Trigger:
     if trigger.needs_preparing:
         trigger.state = {name: torch.from_numpy(np.array(v)) for name, v in prepared.items()}
     return trigger
+
+
+def _check_trust(record: dict[str, Any]) -> None:
+    """Raises ConfigError if the trigger is that of a plug-in which is not trusted here."""
+    target = str(record["config"]["trigger"].get("_target_", ""))
+    for each in record["run"].get("plugins", []):
+        name = each["name"]
+        if target.startswith(f"{name}.") and trusted().plugin_of(target) is None:
+            package = each.get("distribution")
+            said = f"the package {name} ({package} {each.get('version')})" if package else name
+            add = f"allow_plugins=[{name}]" if package else f"plugins=[PATH/{name}.py]"
+            raise ConfigError(
+                f"the cell's trigger is in the plug-in {said}, which is not trusted here, so"
+                f" nothing of it was imported: add {add}"
+            )
 
 
 def test_sets_of(

@@ -109,7 +109,8 @@ def test_the_triggered_images_of_a_plugin_are_made_again_if_the_command_trusts_i
     export = ["sweep/cell", "--as", "npz", "--out", "set", *words]
     capsys.readouterr()
     assert export_dataset.main(export) == 2
-    assert "plugins=[PATH/stripes.py] for one file" in capsys.readouterr().err
+    assert "in the plug-in stripes, which is not trusted here" in (said := capsys.readouterr().err)
+    assert said.endswith("add plugins=[PATH/stripes.py]\n")
     assert export_dataset.main([*export, "stripes.py"]) == 2
     assert "a plug-in is named as allow_plugins=[package]" in capsys.readouterr().err
     assert export_dataset.main([*export, "plugins=[stripes.py]"]) == 0
@@ -124,6 +125,12 @@ def test_the_triggered_images_of_a_plugin_are_made_again_if_the_command_trusts_i
     assert export_dataset.main([*export[:4], "other", *words, "plugins=[stripes.py]"]) == 2
     assert "the plug-in stripes is not the code that the cell ran with" in capsys.readouterr().err
     assert not Path("other").exists()
+
+
+def test_a_parameter_of_a_plugin_may_have_a_name_that_this_package_has_renamed() -> None:
+    Path("stripes.py").write_text(PLUGIN.replace("column: int = 0", "alpha: int = 0"))
+    with pytest.raises(ConfigError, match=r"no key 'alpa'\. Did you mean 'trigger\.alpha'\?"):
+        composed("plugins=[stripes.py]", "trigger=my_stripe", "trigger.alpa=3")
 
 
 def test_an_edit_makes_new_cells_and_a_comment_does_not(tmp_path: Path) -> None:
