@@ -1,5 +1,5 @@
-"""Every defense runs on a vision transformer and on a wide ResNet, or refuses it before any work;
-layers of tokens; files of such networks."""
+"""Every defense runs on a vision transformer, a wide ResNet and a MobileNetV3, or refuses it before
+any work; layers of tokens; files of such networks."""
 
 from __future__ import annotations
 
@@ -16,10 +16,13 @@ from backdoor_lab.defenses.networks import ModelRepair
 from backdoor_lab.export_weights import export_weights
 from backdoor_lab.run import conf_dir
 from tests.helpers.cells import cell_of, lasting, run_here
-from tests.helpers.small_networks import VIT_WORDS, WIDE_WORDS
+from tests.helpers.small_networks import MOBILENET_WORDS, VIT_WORDS, WIDE_WORDS
 
 pytest.importorskip("timm")
-NETWORKS = {"vit": (*VIT_WORDS, "protocol.layer=blocks.1:cls"), "wide": WIDE_WORDS}
+NETWORKS = {
+    "vit": (*VIT_WORDS, "protocol.layer=blocks.1:cls"), "wide": WIDE_WORDS,
+    "mobile": MOBILENET_WORDS,
+}  # fmt: skip
 DEFENSES = sorted(path.stem for path in Path(conf_dir(), "defense").glob("*.yaml"))
 BRIEF = {
     "steps": 3, "epochs": 1, "pretrain_epochs": 1, "training_epochs": 1, "unlearning_epochs": 1,
@@ -31,6 +34,7 @@ REFUSED = {
     # This preset names a layer of a ResNet18; with defense.layer=penultimate, it runs.
     ("vit", "spectre_authors"): RESNET_LAYER,
     ("wide", "spectre_authors"): RESNET_LAYER,
+    ("mobile", "spectre_authors"): RESNET_LAYER,
 }
 
 
