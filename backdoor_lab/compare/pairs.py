@@ -295,6 +295,6 @@ def _common(facts: CellFields, name: str, ours: Sequence[int], base: Sequence[in
 
 def _in_report(chosen: dict[str, Any]) -> bool:
     """Whether the published report contains a cell with these choices and protocol values."""
-    asks = reference.asks_the_same(chosen["protocol"], chosen.get("source"), chosen)
-    found = reference.lookup(chosen["trigger"], chosen["target"], chosen["ratio"])
-    return asks and found is not None
+    if not reference.asks_the_same(chosen["protocol"], chosen.get("source"), chosen):
+        return False
+    return reference.lookup(chosen["trigger"], chosen["target"], chosen["ratio"]) is not None

@@ -24,7 +24,7 @@ WORTH = 0.9
 the same load differ by a few percent."""
 
 
-def foretell(
+def estimate_text(
     cells: Sequence[Cell],
     finished: set[str],
     machine: ComputeDevice,
@@ -36,8 +36,8 @@ def foretell(
     """Estimate how long a sweep takes with `at_once` cells at a time and how much disk space it
     needs. Returns the estimate as text.
 
-    `options`: the overrides to show next to each cell, by id (see `told_apart`). The speed is
-    measured in `processes` parallel processes; if `processes` is 0, in this process.
+    `options`: the overrides to show next to each cell, by id (see `distinguishing_options`). The
+    speed is measured in `processes` parallel processes; if `processes` is 0, in this process.
     """
     work = estimate(cells, finished, machine)
     if work.kinds:
@@ -65,7 +65,7 @@ def describe(
 ) -> str:
     """Describe the remaining work and its total time as text, with a warning if the disk has too
     little space. `before`: the CPU time in seconds that is spent until the first cell starts.
-    `options`: see `foretell`."""
+    `options`: see `estimate_text`."""
     names = [cell.id for cell, _ in work.cells]
     columns = [names, [options.get(name, "") for name in names]] if options else [names]
     widths = [max(map(len, column)) for column in columns]

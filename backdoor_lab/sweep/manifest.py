@@ -7,6 +7,7 @@ import logging
 import shlex
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,27 +67,28 @@ class RequestedCell:
 def swept(asked: Sequence[RequestedCell], keys: Iterable[Hashable]) -> list[str]:
     """The names of the overrides that differ between cells with the same key. `keys`: how each
     cell is displayed, such as a row of text."""
-    alike: dict[Hashable, list[dict[str, str]]] = {}
+    alike: dict[Hashable, list[RequestedCell]] = {}
     for each, key in zip(asked, keys, strict=True):
-        alike.setdefault(key, []).append(each.options)
+        alike.setdefault(key, []).append(each)
+    groups = [[each.options for each in cells] for cells in alike.values() if len(cells) > 1]
     names = [
         name
-        for group in alike.values()
+        for group in groups
         for name in dict.fromkeys(name for options in group for name in options)
         if len({options.get(name) for options in group}) > 1
     ]
     return list(dict.fromkeys(names))
 
 
-def told_apart(asked: Sequence[RequestedCell]) -> dict[str, str]:
+def distinguishing_options(asked: Sequence[RequestedCell]) -> dict[str, str]:
     """Maps the ids of those cells whose ids differ only in the hash to the overrides in which they
     differ, as text: ``trigger.size=3``. Empty if there are no such cells."""
     keys = [each.id.rpartition("-")[0] for each in asked]
-    names = swept(asked, keys)
+    names, counts = swept(asked, keys), Counter(keys)
     return {
         each.id: " ".join(f"{name}={each.options[name]}" for name in names if name in each.options)
         for each, key in zip(asked, keys, strict=True)
-        if keys.count(key) > 1
+        if counts[key] > 1
     }
 
 

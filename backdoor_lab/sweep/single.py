@@ -65,7 +65,7 @@ def _checked(config: DictConfig) -> bool:
 
 
 def _estimate(cell: Any, folder: Path, settings: Any) -> str:
-    from backdoor_lab.sweep.forecast import foretell
+    from backdoor_lab.sweep.forecast import estimate_text
     from backdoor_lab.sweep.launching.parallel import parallel
     from backdoor_lab.sweep.memory import describe_memory
     from backdoor_lab.sweep.preflight import preflight
@@ -73,5 +73,5 @@ def _estimate(cell: Any, folder: Path, settings: Any) -> str:
 
     machine = machine_of(cell.trainer, parallel_cells=parallel(settings.launcher))
     done = {cell.id} if finished(folder, cell.id) else set()
-    said = foretell([cell], done, machine, at_once=1, processes=0)
+    said = estimate_text([cell], done, machine, at_once=1, processes=0)
     return "\n".join([said, *describe_memory([preflight().memory(cell)] * (not done), 1)])

@@ -37,12 +37,12 @@ from backdoor_lab.sweep.manifest import (
     RequestedCell,
     clear_way,
     command_line,
+    distinguishing_options,
     finished,
     mend,
     merge_asked,
     spread,
     sweep_file,
-    told_apart,
 )
 from backdoor_lab.sweep.roots import labels_of, requested, with_patterns
 
@@ -105,7 +105,7 @@ class ResumeSweeper(BasicSweeper):
             at_once = fitted([*self._memory.values()], at_once, self.config.trainer.cells_per_gpu)
             self.launcher = self._make_launcher()
             if cells:
-                self._tell(folder, dry or cells, at_once, told_apart(asked))
+                self._tell(folder, dry or cells, at_once, distinguishing_options(asked))
         if dry:
             ResumeSweeper.last_code = EXIT_DONE
             return EXIT_DONE
@@ -200,7 +200,7 @@ class ResumeSweeper(BasicSweeper):
     def _tell(
         self, folder: Path, cells: Sequence[Cell], at_once: Parallelism, options: dict[str, str]
     ) -> None:
-        from backdoor_lab.sweep.forecast import foretell
+        from backdoor_lab.sweep.forecast import estimate_text
         from backdoor_lab.sweep.memory import describe_memory
         from backdoor_lab.training.device import machine_of
 
@@ -208,7 +208,7 @@ class ResumeSweeper(BasicSweeper):
         machine = machine_of(trainer, parallel_cells=at_once.cells)
         done = {cell.id for cell in cells if finished(folder / cell.id, cell.id)}
         processes = at_once.cells if at_once.here else 1
-        said = foretell(
+        said = estimate_text(
             cells, done, machine, at_once=at_once.cells, processes=processes, options=options
         )
         lines = describe_memory([*self._memory.values()], at_once.cells)

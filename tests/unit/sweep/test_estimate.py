@@ -18,7 +18,7 @@ from backdoor_lab.sweep import forecast
 from backdoor_lab.sweep.calibrate import Calibration, Rate, Speed
 from backdoor_lab.sweep.estimate import Amount, Work, estimate, missing_from
 from backdoor_lab.sweep.forecast import describe
-from backdoor_lab.sweep.manifest import told_apart
+from backdoor_lab.sweep.manifest import distinguishing_options
 from backdoor_lab.sweep.roots import requested
 from tests.helpers.cells import CPU, cell_of, run_here, started
 
@@ -153,10 +153,10 @@ def test_the_estimate_shows_the_swept_option_of_cells_that_differ_in_nothing_els
     cells = [cell_of(tmp_path, *each) for each in swept]
     asked = [requested(cell, each, None) for cell, each in zip(cells, swept, strict=True)]
     one, three, pixel = (cell.id for cell in cells)
-    assert told_apart(asked) == {one: "trigger.size=1", three: "trigger.size=3"}
+    assert distinguishing_options(asked) == {one: "trigger.size=1", three: "trigger.size=3"}
     work = Work([(cell, "done") for cell in cells])
     nothing = Calibration({}, 0.0, 1, 1, None)
-    said = describe(work, nothing, at_once=1, options=told_apart(asked)).splitlines()
+    said = describe(work, nothing, at_once=1, options=distinguishing_options(asked)).splitlines()
     assert said[:3] == [f"{one}  trigger.size=1  done", f"{three}  trigger.size=3  done",
                         f"{pixel}                  done"]  # fmt: skip
 
@@ -229,8 +229,8 @@ def test_one_thread_is_recommended_only_if_it_is_faster_under_the_same_load(
     single = Calibration({"kind": one}, 0.0, 1, 1, 1.3)
     tried = Calibration({"kind": slow}, 0.0, 1, 2, 1.3, single)
     work = work_of(Amount(trained=30), cell=cell_of(tmp_path), trainings=1)
-    told = describe(work, tried, at_once=1).splitlines()
-    assert told[1:] == [
+    lines = describe(work, tried, at_once=1).splitlines()
+    assert lines[1:] == [
         "1 cell, 0 done; 1 training to do (calibrated on this machine with one process of 2"
         " threads; other processes use 1.3 of 2 cores):", *lines,
     ]  # fmt: skip
@@ -264,7 +264,7 @@ def test_the_wait_for_the_calibration_is_announced(
     for work in (work_of(Amount(1), cell=cell), Work([(cell, "done")])):
         work.kinds.update({kind: cell for kind, _ in work.amounts})
         monkeypatch.setattr(forecast, "estimate", lambda *_, found=work: found)
-        forecast.foretell([cell], set(), CPU, at_once=1, processes=0)
+        forecast.estimate_text([cell], set(), CPU, at_once=1, processes=0)
     assert said == [
         "measuring the speed of this machine: 1 kind of training, up to a minute each, longer if"
         " other programs use its cores ...\n",
