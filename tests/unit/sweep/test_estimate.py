@@ -229,8 +229,8 @@ def test_one_thread_is_recommended_only_if_it_is_faster_under_the_same_load(
     single = Calibration({"kind": one}, 0.0, 1, 1, 1.3)
     tried = Calibration({"kind": slow}, 0.0, 1, 2, 1.3, single)
     work = work_of(Amount(trained=30), cell=cell_of(tmp_path), trainings=1)
-    lines = describe(work, tried, at_once=1).splitlines()
-    assert lines[1:] == [
+    shown = describe(work, tried, at_once=1).splitlines()
+    assert shown[1:] == [
         "1 cell, 0 done; 1 training to do (calibrated on this machine with one process of 2"
         " threads; other processes use 1.3 of 2 cores):", *lines,
     ]  # fmt: skip
