@@ -13,7 +13,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 
 from backdoor_lab.compare.compare_text import document
-from backdoor_lab.compare.comparison import comparison_of
+from backdoor_lab.compare.comparison import FORMS, comparison_of
 from backdoor_lab.core.errors import EXIT_DONE, ConfigError
 from backdoor_lab.core.options import Parser, options, parser_of, path_of
 from backdoor_lab.core.terminal import plain, run_command
@@ -37,6 +37,8 @@ def _compare(asked: Namespace) -> int:
     texts, said = options(asked.given, OPTIONS)
     if asked.out is not None:
         check_name(asked.out, FORMATS)
+    if len(texts) > 2:
+        raise ConfigError(FORMS)
     if REFERENCE in texts[:-1]:
         raise ConfigError(
             f"`{REFERENCE}` must be the second argument: the values of the published report"

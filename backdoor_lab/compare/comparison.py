@@ -31,6 +31,11 @@ WITHIN = f"{DEFAULT},auroc"
 """The measures that are compared within one sweep. The page of a sweep compares the same ones, so
 that Holm's correction counts the same tests."""
 RANDOM = "random"
+FORMS = (
+    "give two sweep folders (A B), one sweep folder and `reference` for the published report"
+    " (A reference), or one sweep folder and the choice and base value to compare within the sweep"
+    " (A by=NAME base=VALUE)"
+)
 
 
 def comparison_of(
@@ -45,11 +50,7 @@ def comparison_of(
     pair of cells to compare.
     """
     if len(sweeps) + report + bool(by) != 2 or not sweeps or bool(by) != bool(base):
-        raise ConfigError(
-            "give two sweep folders (A B), one sweep folder and `reference` for the published"
-            " report (A reference), or one sweep folder and the choice and base value to compare"
-            " within the sweep (A by=NAME base=VALUE)"
-        )
+        raise ConfigError(FORMS)
     cells = [cell for sweep in sweeps for cell in sweep.cells]
     default = WITHIN if by else DEFAULT
     asked = default if values is None else values

@@ -89,7 +89,7 @@ def _keys(names: Sequence[str], now: Table) -> list[Key]:
     known = {name for _, name in keys}
     for name in names:
         if name not in known:
-            raise unknown("component", name, sorted(known))
+            raise unknown("component", name, sorted(known), ", the keys of identity.json")
     return [key for key in keys if key[1] in names]
 
 

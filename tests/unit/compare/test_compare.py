@@ -349,6 +349,7 @@ def test_measures_that_need_no_retraining_are_compared_even_for_cells_without_re
         (["A"], "give two sweep folders"),
         (["A", "by=defense"], "give two sweep folders"),
         (["A", "B", "by=defense", "base=none"], "give two sweep folders"),
+        (["out", "defense", "random"], "give two sweep folders"),
         (["reference", "reference"], "must be the second argument"),
         (["reference", "A"], "must be the second argument"),
         (["A", ""], "no such folder: ''"),
