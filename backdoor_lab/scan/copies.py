@@ -1,5 +1,5 @@
-"""Scans copies of a set with canaries. Each copy is one stage of the store, so that an interrupted
-scan resumes; the networks of a copy are deleted when it is done."""
+"""Scans copies of a set with canaries. Each copy is one stage of the store, as are its networks, so
+that an interrupted scan resumes, and changed statistics do not train networks again."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from backdoor_lab.core.errors import many
 from backdoor_lab.core.store import Store
 from backdoor_lab.core.terminal import duration
 from backdoor_lab.core.types import LabeledImages
-from backdoor_lab.scan.calibration import strengths, studentized
+from backdoor_lab.scan.calibration import studentized
 from backdoor_lab.scan.canaries import Canary, described, plant
 from backdoor_lab.scan.images import ScanImages, judged, together
 from backdoor_lab.scan.networks import network_stage
@@ -31,9 +31,8 @@ from backdoor_lab.training.device import ComputeDevice
 
 log = logging.getLogger(__name__)
 STAGE = "scan_canary"
-PValues = Callable[[ScanImages, NDArray[np.float64], Store], Sequence[float | None]]
-"""Returns the p values of the judged classes of a set, given its studentized statistics and a store
-for further networks."""
+PValues = Callable[[ScanImages, NDArray[np.float64]], Sequence[float | None]]
+"""Returns the p values of the judged classes of a set, given its studentized statistics."""
 
 
 def scan_copies(
@@ -50,10 +49,9 @@ def scan_copies(
             "canary": described(canary), "usable": usable.nonzero().flatten().tolist(),
             "options": options.decides(), "seed": options.seed, "relative to": relative_to,
         }  # fmt: skip
-        inner = Store(store.scratch(STAGE, inputs) / "networks")
 
-        def make(folder: Path, canary: Canary = canary, inner: Store = inner) -> dict[str, Any]:
-            return _scanned(found, canary, usable, options, p_values, inner, machine)
+        def make(folder: Path, canary: Canary = canary) -> dict[str, Any]:
+            return _scanned(found, canary, usable, options, p_values, store, machine)
 
         entry = store.get(STAGE, inputs, make)
         computed += entry.made
@@ -75,13 +73,13 @@ def _scanned(
     canary, and its attack success rate."""
     planted = plant(found, canary, usable, options.seed)
     statistics, asr = _with_probes(planted.found, planted.probes, canary, options, store, machine)
-    against = strengths(studentized(statistics.statistics, FLOOR))
-    p = p_values(planted.found, against, store)
+    against = studentized(statistics.statistics, FLOOR)
+    p = p_values(planted.found, against)
     column = judged(planted.found).index(canary.label)
     scores = statistics.scores[int(against[:, column].argmax())]
     number = counted(scores[planted.found.labeled.labels == canary.label])
     return {"p": list(p), "column": column, "counted": number, "asr": asr,
-            "statistic": float(against[:, column].max())}  # fmt: skip
+            "statistics": against.max(axis=0).tolist()}  # fmt: skip
 
 
 def _with_probes(
@@ -103,6 +101,9 @@ def _with_probes(
 
 def _outcome(canary: Canary, meta: dict[str, Any], alpha: float) -> Outcome:
     alarms = [p is not None and p <= alpha for p in meta["p"]]
-    own = alarms.pop(meta["column"])
-    p = meta["p"][meta["column"]]
-    return Outcome(canary, own, 1.0 if p is None else p, meta["asr"], meta["counted"], sum(alarms))
+    own, others = alarms.pop(meta["column"]), list(meta["statistics"])
+    p, statistic = meta["p"][meta["column"]], others.pop(meta["column"])
+    return Outcome(
+        canary, own, 1.0 if p is None else p, meta["asr"], meta["counted"], sum(alarms), statistic,
+        max(others, default=0.0),
+    )  # fmt: skip

@@ -29,7 +29,8 @@ FEWEST = 5
 class Outcome:
     """The scan of one copy. `found`: whether the class of the canary raised an alarm. `asr`: the
     mean attack success rate of the networks, None if no image could be triggered. `counted`: see
-    `counted`. `p` is that of the class, `others` the number of other classes with an alarm."""
+    `counted`. `p` and `statistic` are those of the class, `others` is the number of other classes
+    with an alarm, and `other_statistic` the largest of all other classes."""
 
     canary: Canary
     found: bool
@@ -37,6 +38,8 @@ class Outcome:
     asr: float | None
     counted: int
     others: int
+    statistic: float
+    other_statistic: float
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from backdoor_lab import identity
 from backdoor_lab.core.atomic_io import canonical
 from backdoor_lab.core.errors import DataError
 from backdoor_lab.results.seal import read_sealed, write_sealed
-from backdoor_lab.scan.calibration import FEWEST_CLASSES, strengths
+from backdoor_lab.scan.calibration import FEWEST_CLASSES
 from backdoor_lab.scan.images import ScanImages, judged
 from backdoor_lab.scan.options import ScanOptions
 from backdoor_lab.scan.statistics import FILTERS, components
@@ -47,8 +47,9 @@ class Bin:
 
     @property
     def null(self) -> NDArray[np.float64]:
-        """The largest of the `strengths` of each set, float64 (N,)."""
-        return strengths(np.array(self.maxima, np.float64).T).max(axis=0)
+        """The largest statistic of each set, float64 (N,)."""
+        largest: NDArray[np.float64] = np.array(self.maxima, np.float64).max(axis=1)
+        return largest
 
 
 def versions() -> dict[str, Any]:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class ClassFinding:
     """The verdict on a class of `images` images, of which `examined` were examined. `statistic` is
-    the largest of its `calibration.strengths`, that of `filter`; None if it is too small to judge.
+    the largest of its studentized statistics, that of `filter`; None if it is too small to judge.
     `p` is None without calibration; for `counted`, see `backdoor_lab.scan.power.counted`."""
 
     name: str

@@ -17,7 +17,7 @@ from backdoor_lab.core.errors import many
 from backdoor_lab.core.store import Store
 from backdoor_lab.core.terminal import duration
 from backdoor_lab.core.types import LabeledImages
-from backdoor_lab.scan.calibration import check_alpha, max_t, strengths, studentized
+from backdoor_lab.scan.calibration import check_alpha, max_t, studentized
 from backdoor_lab.scan.canaries import copies_for, kinds_of, schedule
 from backdoor_lab.scan.copies import scan_copies
 from backdoor_lab.scan.history import remembered
@@ -94,17 +94,17 @@ def run_scan(
         check_alpha(options.alpha, len(chosen.null))
     clock = _Clock(options.networks + 2 * (checked is not None))
     statistics = mean_statistics(found, options, store, machine, clock.report)
-    against = strengths(studentized(statistics.statistics, FLOOR))
+    against = studentized(statistics.statistics, FLOOR)
     if checked is None:
         calibration = by_reference(against, chosen, why)
     else:
         calibration = by_trusted(found, checked, options, store, machine, clock.report)
     report = _report(given, found, classes, against, statistics, calibration, options)
 
-    def p_values(copy: ScanImages, of_copy: NDArray[np.float64], networks: Store) -> PValues:
+    def p_values(copy: ScanImages, of_copy: NDArray[np.float64]) -> PValues:
         if checked is None:
             return by_reference(of_copy, chosen, why).p
-        return by_trusted(copy, checked, options, networks, machine).p
+        return by_trusted(copy, checked, options, store, machine).p
 
     relative_to = digest(None if chosen is None else chosen.maxima)
     if checked is not None:
@@ -150,7 +150,7 @@ def by_reference(against: NDArray[np.float64], chosen: Bin | None, why: str) -> 
     if there is no bin, for the reason `why`."""
     if chosen is None:
         return Calibration([None] * against.shape[1], f"not calibrated: {why}")
-    p = max_t(against.max(axis=0), chosen.null, least=1.0)
+    p = max_t(against.max(axis=0), chosen.null)
     return Calibration([float(each) for each in p], why, chosen.population)
 
 

@@ -1,14 +1,13 @@
 """The statistics of the classes of a set: one per class and filter, averaged over networks.
 
-Each filter scores the images of every class by the features of one layer, and gives a statistic of
-the class that is large if a few images differ from the others in the same way. `FILTERS` was chosen
-on the development triggers only (pixel, pattern, blended, sinusoid, adaptive_blend, tact).
+Each filter scores the images of every class, and gives a statistic of the class that is large if
+a few images share a signal that other images lack. `FILTERS` was chosen on the development triggers
+only (pixel, pattern, blended, sinusoid, adaptive_blend, tact).
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,71 +29,74 @@ from backdoor_lab.defenses.spectre import SPECTRE
 from backdoor_lab.scan.images import ScanImages, judged
 from backdoor_lab.scan.networks import Layers, Report, network_stage
 from backdoor_lab.scan.options import ScanOptions
+from backdoor_lab.scan.signals import (
+    FEWEST,
+    Ints,
+    Signal,
+    codes_of,
+    frequencies_of,
+    peers_of,
+    repeated_value,
+    shared_frequency,
+)
 from backdoor_lab.training.device import ComputeDevice
 
 STAGE = "scan_statistics"
 STATISTICS_FILE = TensorFile("statistics.safetensors", ("statistics", "scores"))
 """float64 `statistics` (filters, judged classes) and `scores` (filters, n), NaN for images of
 classes that are not judged."""
-SUSPECTS = 25
-"""One in this many images of a class is compared with the class, but at least `FEWEST_SUSPECTS`."""
-FEWEST_SUSPECTS = 10
 OPTIONS = FilterOptions(filter_scope="all", removal_budget="15%")
+OUTLIERS = 20
+"""One in this many images of a class, those with the highest scores of SPECTRE, is a group."""
+FILTERS = (
+    "repeated value, taken for other classes", "shared frequency, taken for other classes",
+    "repeated value, outliers of SPECTRE", "shared frequency, outliers of SPECTRE",
+)  # fmt: skip
+"""The statistics of a class: the strength of a signal (see `signals`) in a group of its images.
+
+The groups are the images that a network takes for other classes, and those that it represents in
+the most unusual way. A trigger that the network has not learned leaves its images in the first
+group, one that it has learned puts them in the second.
+"""
+FLOOR: Sequence[float] = (3.0, 1.0, 3.0, 2.0)
+"""Added to the spread of each statistic over the other classes, see `studentized`."""
 
 
 def spectre() -> SampleFilter:
-    """Returns the filter whose scores and statistics are used. It assumes that a tenth of a class
-    is poisoned."""
+    """Returns the filter whose scores are used. It assumes that a tenth of a class is poisoned."""
     return SPECTRE(OPTIONS, max_rank=6)
 
 
 @dataclass(frozen=True)
-class _Class:
-    """The images of one class, uint8 (n, C, H, W), and their features by layer, float32 (n, d).
-    `means` are those of all classes by layer, float32 (classes, d)."""
+class ExaminedSet:
+    """The images of a set, uint8 (n, C, H, W), as colors and frequencies (see `signals`), their
+    labels, the predictions of a network, int64 (n,), and its features of the middle layer."""
 
-    label: int
-    images: Tensor
-    layers: dict[str, Tensor]
-    means: dict[str, Tensor]
-    known: DefenderKnowledge
+    codes: Ints
+    frequencies: NDArray[np.float32]
+    labels: Ints
+    predicted: Ints
+    middle: Tensor
+    classes: tuple[str, ...]
 
-
-def _spectre(layer: str) -> Statistic:
-    def of_class(found: _Class) -> tuple[float, Tensor]:
-        scored = spectre().score_class(found.layers[layer], found.label, found.known)
-        return _log(float(scored.suspicion or 0.0)), relative(scored.scores)
-
-    return of_class
-
-
-def _largest_signal(layer: str) -> Statistic:
-    def of_class(found: _Class) -> tuple[float, Tensor]:
-        scores = margins(found.layers[layer], found.means[layer], found.label)
-        return _log(float(shared_signal(found.images, scores).max()) ** 0.5), scores
-
-    return of_class
-
-
-def _log(value: float) -> float:
-    """Returns the logarithm, whose tails are shorter."""
-    return math.log(max(value, 1e-12))
-
-
-Statistic = Callable[[_Class], tuple[float, Tensor]]
-FILTERS: dict[str, Statistic] = {
-    "spectre, middle layer": _spectre("middle"),
-    "largest shared signal": _largest_signal("last"),
-}
-"""The statistics, by name. Each returns the statistic of a class and the scores of its images.
-
-SPECTRE finds images that a network represents in an unusual way, such as those with a trigger that
-it has learned. The margin finds images that look like another class, and the shared signal tells a
-trigger from other such images: the images with the largest margins differ from the class in the
-same pixels.
-"""
-FLOOR: Sequence[float] = (0.05, 0.15)
-"""Added to the spread of each statistic over the other classes, see `studentized`."""
+    def signals(self, label: int, seed: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Returns the statistics of a class (filters,) and the scores of its images (filters, n).
+        Images that show a signal equally are ordered by how unusual their features are."""
+        of_class = np.flatnonzero(self.labels == label)
+        known = DefenderKnowledge(self.classes, None, None, seed)
+        unusual = spectre().score_class(self.middle[of_class], label, known).scores.numpy()
+        outliers = np.argsort(-unusual, kind="stable")[: len(of_class) // OUTLIERS]
+        order = np.argsort(np.argsort(unusual, kind="stable")) / max(1, len(unusual))
+        found: list[Signal] = []
+        for group in (of_class[self.predicted[of_class] != label], of_class[np.sort(outliers)]):
+            peers = None if len(group) < FEWEST else peers_of(group, self.labels, self.predicted)
+            if peers is None:
+                found += [(0.0, np.zeros(len(of_class)))] * 2
+                continue
+            found.append(repeated_value(self.codes, of_class, group, peers))
+            found.append(shared_frequency(self.frequencies, of_class, group, peers))
+        strengths, shown = zip(*found, strict=True)
+        return np.array(strengths), np.array(shown) + 1e-3 * order
 
 
 @dataclass(frozen=True)
@@ -153,11 +155,11 @@ def statistics_stage(
         torch.set_num_threads(machine.threads)
         statistics = torch.zeros(len(FILTERS), len(classes), dtype=torch.float64)
         scores = torch.full((len(FILTERS), len(found)), torch.nan, dtype=torch.float64)
+        whole, labels = set_of(found, layers), found.labeled.labels.numpy()
         for column, label in enumerate(track(classes, "class")):
-            where = (found.labeled.labels == label).nonzero().flatten()
-            of_class = _class(found, layers, label, where, seed)
-            for row, filter_of in enumerate(FILTERS.values()):
-                statistics[row, column], scores[row, where] = filter_of(of_class)
+            strengths, shown = whole.signals(label, seed)
+            statistics[:, column] = torch.from_numpy(strengths)
+            scores[:, labels == label] = torch.from_numpy(shown)
         STATISTICS_FILE.write(folder, {"statistics": statistics, "scores": scores})
         return {"filters": list(FILTERS)}
 
@@ -165,45 +167,15 @@ def statistics_stage(
     return read["statistics"], read["scores"]
 
 
+def set_of(found: ScanImages, layers: Layers) -> ExaminedSet:
+    """Returns what the statistics of a set are computed from."""
+    images = found.labeled.images.numpy()
+    return ExaminedSet(
+        codes_of(images), frequencies_of(images), found.labeled.labels.numpy(),
+        layers.values["logits"].argmax(dim=1).numpy(), layers.values["middle"], found.classes,
+    )  # fmt: skip
+
+
 def components() -> dict[str, Any]:
     """Returns the versions of the filters that the statistics use."""
     return dict(identity.of("defenses", spectre())["defenses"])
-
-
-def shared_signal(images: Tensor, scores: Tensor) -> Tensor:
-    """Returns how far the mean of the images with the highest `scores` (n,) is from the mean of all
-    `images` uint8 (n, C, H, W): for each value of an image, the squared difference in units of its
-    variance for images drawn at random, float64 (C * H * W,). About 1 for such images."""
-    number = max(FEWEST_SUSPECTS, len(scores) // SUSPECTS)
-    top = scores.sort(descending=True, stable=True).indices[:number]
-    values = images.flatten(1).double()
-    variance = values.var(dim=0, correction=0).clamp(min=1.0)
-    difference = values[top].mean(dim=0) - values.mean(dim=0)
-    return difference.square() * number / variance
-
-
-def margins(values: Tensor, means: Tensor, label: int) -> Tensor:
-    """Returns float64 (n,): for each row of `values` (n, d), its distance to the mean of its class
-    `label` minus its distance to the nearest mean of another class. `means` is (classes, d), NaN
-    for classes without images."""
-    distances = torch.cdist(values.double(), means.double()).nan_to_num(torch.inf)
-    own = distances[:, label].clone()
-    distances[:, label] = torch.inf
-    return own - distances.amin(dim=1)
-
-
-def relative(scores: Tensor) -> Tensor:
-    """Returns positive scores (n,) divided by their median, so that those of several networks can
-    be averaged."""
-    return scores / scores.median().clamp(min=1e-12)
-
-
-def _class(found: ScanImages, layers: Layers, label: int, where: Tensor, seed: int) -> _Class:
-    labels, classes = found.labeled.labels, range(len(found.classes))
-    means = {
-        name: torch.stack([values[labels == y].mean(dim=0) for y in classes])
-        for name, values in layers.values.items()
-    }
-    features = {name: values[where] for name, values in layers.values.items()}
-    known = DefenderKnowledge(found.classes, None, None, seed)
-    return _Class(label, found.labeled.images[where], features, means, known)

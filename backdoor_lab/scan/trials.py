@@ -42,8 +42,8 @@ from backdoor_lab.tables.sheets import csv_of_frame
 from backdoor_lab.training.device import ComputeDevice, machine_of
 
 log = logging.getLogger(__name__)
-COLUMNS = ("data", "change", "rate", "set", "class", "images", "named", "p", "asr", "other alarms",
-           "exit code")  # fmt: skip
+COLUMNS = ("data", "change", "rate", "set", "class", "images", "named", "p", "statistic", "asr",
+           "other alarms", "other statistic", "exit code")  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -112,10 +112,15 @@ def trial(
         report = run_scan(found, options, store, machine, bins)
         alarms = [y for y, each in enumerate(report.findings) if each.alarm]
         p = [each.p for each in report.findings if each.p is not None]
+        values = [each.statistic for each in report.findings]
+        own = [v for y, v in enumerate(values) if v is not None and y in expected]
+        others = [v for y, v in enumerate(values) if v is not None and y not in expected]
         return row | {
             "class": " ".join(found.classes[y] for y in expected), "images": len(found),
-            "named": len(set(alarms) & set(expected)), "p": min(p, default=None), "asr": None,
-            "other alarms": len(set(alarms) - set(expected)), "exit code": report.exit_code,
+            "named": len(set(alarms) & set(expected)), "p": min(p, default=None),
+            "statistic": max(own, default=None), "asr": None,
+            "other alarms": len(set(alarms) - set(expected)),
+            "other statistic": max(others, default=None), "exit code": report.exit_code,
         }  # fmt: skip
     chosen, why = bin_for(bins, found, options)
     if chosen is None:
@@ -124,13 +129,14 @@ def trial(
     canary = Canary(number, change, rate, label, max(1, round(rate * found.sizes[label])))
     [outcome] = scan_copies(
         found, [canary], torch.ones(len(found), dtype=torch.bool), options,
-        lambda _, against, __: by_reference(against, chosen, why).p, digest(chosen.maxima), store,
+        lambda _, against: by_reference(against, chosen, why).p, digest(chosen.maxima), store,
         machine,
     )  # fmt: skip
     alarm = outcome.found or outcome.others
     return row | {
         "class": found.classes[label], "images": canary.images, "named": int(outcome.found),
-        "p": outcome.p, "asr": outcome.asr, "other alarms": outcome.others,
+        "p": outcome.p, "statistic": outcome.statistic, "asr": outcome.asr,
+        "other alarms": outcome.others, "other statistic": outcome.other_statistic,
         "exit code": 3 if alarm else 0,
     }  # fmt: skip
 

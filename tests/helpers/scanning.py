@@ -15,11 +15,11 @@ OPTIONS = ScanOptions(networks=1, size=8, width=2, epochs=2, canaries="none")
 TINY = ("scan.networks=1", "scan.size=8", "scan.width=2", "scan.epochs=2",
         "scan.canaries=none", "trainer=cpu", "trainer.threads=1")  # fmt: skip
 CLASSES = 5
-POISONED = 6
-"""The number of images of class 2 that show the trigger."""
+EACH, POISONED = 80, 8
+"""The number of images per class, and of those of class 2 that show the trigger."""
 
 
-def arrays(seed: int = 0, poisoned: int = POISONED, each: int = 60) -> tuple[np.ndarray, ...]:
+def arrays(seed: int = 0, poisoned: int = POISONED, each: int = EACH) -> tuple[np.ndarray, ...]:
     """Five classes that differ in one bright row. Images 0 to `poisoned` - 1 of class 2 are those
     of class 0 with two bright columns."""
     rng = np.random.default_rng(seed)
@@ -41,13 +41,14 @@ def found_of(images: np.ndarray, labels: np.ndarray) -> ScanImages:
 def reference(highest: float, sets: int = 19) -> Bin:
     maxima = [[highest] * len(FILTERS) for _ in range(sets)]
     return Bin(
-        CLASSES, 50, 70, "invented sets", OPTIONS.decides(), versions(), list(FILTERS), maxima
+        CLASSES, 50, 200, "invented sets", OPTIONS.decides(), versions(), list(FILTERS), maxima
     )
 
 
 def pixels(training: object, shown: TrainingSet, *_: object, **__: object) -> Layers:
     """Takes the place of a network: its features are pixels, so that tests need no training and do
-    not depend on rounding."""
+    not depend on rounding. The brightness of the first columns of a class' row is its logit."""
     flat = shown.base.flatten(1).float() / 50
-    layers = {"middle": flat[:, ::4], "last": flat[:, 1::4], "logits": flat[:, ::12]}
+    rows = shown.base[:, :, :CLASSES, :6].float().mean(dim=(1, 3))
+    layers = {"middle": flat[:, ::4], "last": flat[:, 1::4], "logits": rows}
     return Layers(layers, shown.digest, 1.0, 0.0)

@@ -40,7 +40,7 @@ CANARIES = dataclasses.replace(OPTIONS, canaries="pattern", minutes=1.0)
 
 
 def outcome(found: bool, images: int = 10, number: int = 5, rate: float = 0.05) -> Outcome:
-    return Outcome(Canary(0, "pattern", rate, 1, images), found, 0.05, 0.9, number, 0)
+    return Outcome(Canary(0, "pattern", rate, 1, images), found, 0.05, 0.9, number, 0, 9.0, 1.0)
 
 
 def clean_set(size: int = 8, shown: int | None = None) -> ScanImages:
@@ -223,15 +223,18 @@ def test_a_scan_reports_its_power_and_resumes_after_each_copy(
 
 
 def test_suspects_of_an_alarm_are_not_used_and_its_class_gets_no_canary(store: Store) -> None:
-    report = run_scan(found_of(*arrays()), CANARIES, store, CPU, [reference(2.0)])
+    given = found_of(*arrays(poisoned=16, each=160))
+    options = dataclasses.replace(CANARIES, minutes=2.0)
+    report = run_scan(given, options, store, CPU, [reference(2.0)])
     assert report.alarmed == ["2"]
-    assert len(report.outcomes) == 6
+    assert len(report.outcomes) == 12
     assert all(each.canary.label != 2 for each in report.outcomes)
     found = [each for each in report.outcomes if each.found]
-    assert len(found) >= 5
+    assert [each.canary.images for each in found if each.canary.images >= 8] == [8, 16] * 4
+    assert all(each.statistic >= 5 for each in found)
     quotients = [each.canary.images / each.counted for each in found]
     number = report.findings[2].counted
-    low, high = int(min(quotients) * number), min(60, int(np.ceil(max(quotients) * number)))
+    low, high = int(min(quotients) * number), min(160, int(np.ceil(max(quotients) * number)))
     assert f"ALARM: {low} to {high} images, if they are like the canaries" in report.text()
 
 

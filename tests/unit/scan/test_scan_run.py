@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 from backdoor_lab.core import shutdown
 from backdoor_lab.core.errors import ConfigError, DataError
@@ -20,10 +19,10 @@ from backdoor_lab.scan.images import scan_images
 from backdoor_lab.scan.reference_file import write_reference
 from backdoor_lab.scan.report import ClassFinding, ScanReport, Suspect
 from backdoor_lab.scan.run import run_scan
-from backdoor_lab.scan.statistics import margins, shared_signal
 from tests.helpers.cells import CPU
 from tests.helpers.scanning import (
     CLASSES,
+    EACH,
     OPTIONS,
     POISONED,
     TINY,
@@ -56,7 +55,7 @@ def test_poison_raises_an_alarm_and_its_images_are_the_first_suspects(store: Sto
     assert report.classes["calibrated"].all()
     # A tenth of the class is listed.
     assert len(report.suspects) == POISONED
-    poisoned = {f"{120 + i}.png" for i in range(POISONED)}
+    poisoned = {f"{2 * EACH + i}.png" for i in range(POISONED)}
     assert report.suspects["path"].iloc[0] in poisoned
     assert len(poisoned & set(report.suspects["path"])) >= POISONED - 1
     assert report.suspects["rank"].tolist() == list(range(1, len(report.suspects) + 1))
@@ -116,7 +115,7 @@ def test_alpha_below_the_smallest_p_value_is_refused_before_training(tmp_path: P
 
 
 def test_trusted_images_calibrate_a_set_without_reference(store: Store) -> None:
-    trusted = found_of(*arrays(1, poisoned=0, each=60))
+    trusted = found_of(*arrays(1, poisoned=0, each=EACH))
     found = found_of(*arrays(poisoned=30, each=120))
     report = run_scan(found, OPTIONS, store, CPU, [], trusted=trusted)
     p = dict(zip(report.classes["class"], report.classes["p"], strict=True))
@@ -140,7 +139,7 @@ def test_a_class_without_trusted_images_is_not_calibrated(store: Store) -> None:
 
 def test_a_class_that_is_too_small_is_listed_and_never_clean(store: Store) -> None:
     images, labels = arrays()
-    keep = np.flatnonzero((labels != 4) | (np.arange(len(labels)) < 250))
+    keep = np.flatnonzero((labels != 4) | (np.arange(len(labels)) < 4 * EACH + 10))
     report = run_scan(found_of(images[keep], labels[keep]), OPTIONS, store, CPU, [reference(1.0)])
     assert report.classes["note"].iloc[4].startswith("too small to judge")
     assert np.isnan(report.classes["p"].iloc[4])
@@ -157,7 +156,7 @@ def test_the_files_of_a_report_agree_with_it(store: Store, tmp_path: Path) -> No
     assert suspects["path"].tolist() == report.suspects["path"].tolist()
     keep = pd.read_csv(tmp_path / "out/keep.csv")
     assert set(keep.loc[~keep["keep"], "path"]) == set(suspects["path"])
-    assert len(keep) == 300
+    assert len(keep) == CLASSES * EACH
     assert pd.read_csv(tmp_path / "out/classes.csv")["p"].tolist()[2] == 0.05
     page = (tmp_path / "out/index.html").read_text()
     assert "alarm at 0.05: 2" in page
@@ -182,29 +181,6 @@ def test_names_from_a_data_set_are_escaped_on_the_page_and_in_csv(tmp_path: Path
     assert "<b>" not in page
     assert "&lt;i&gt;0&lt;/i&gt;" in page
     assert (tmp_path / "suspects.csv").read_text().splitlines()[1].startswith("'=<b>0")
-
-
-def test_a_shared_signal_is_about_one_for_random_images_and_large_for_a_trigger() -> None:
-    rng = np.random.default_rng(0)
-    images = torch.from_numpy(rng.integers(0, 256, (500, 3, 8, 8), dtype=np.uint8))
-    scores = torch.from_numpy(rng.random(500))
-    assert 0.6 < float(shared_signal(images, scores).mean()) < 1.4
-    top = scores.argsort(descending=True)[:20]
-    images[top, :, :, 0] = 255
-    values = images.flatten(1).double()
-    z = (values[top].mean(dim=0) - values.mean(dim=0)) * 20**0.5
-    expected = z.square() / values.var(dim=0, correction=0)
-    found = shared_signal(images, scores)
-    torch.testing.assert_close(found, expected)
-    stamped = found.view(3, 8, 8)[:, :, 0]
-    assert float(stamped.min()) > 4 * float(found.view(3, 8, 8)[:, :, 1:].mean())
-
-
-def test_the_margin_is_positive_for_images_that_are_nearer_to_another_class() -> None:
-    means = torch.tensor([[0.0, 0.0], [10.0, 0.0], [torch.nan, torch.nan]])
-    values = torch.tensor([[1.0, 0.0], [9.0, 0.0], [5.0, 7.0]])
-    assert margins(values, means, 0).tolist() == pytest.approx([-8.0, 8.0, 0.0])
-    assert margins(values, means, 1).tolist() == pytest.approx([8.0, -8.0, 0.0])
 
 
 @pytest.mark.parametrize("reference_of", [2.0, 1e6, None])
@@ -233,7 +209,7 @@ def test_a_dry_run_writes_nothing_and_states_the_calibration(
     where = f"store.root={tmp_path / 'store'}"
     assert main([str(tmp_path / "set.npz"), *TINY, where, "dry_run=true"]) == 0
     said = capsys.readouterr().out
-    assert "300 images, 300 examined; classes: 5" in said
+    assert "400 images, 400 examined; classes: 5" in said
     assert "networks: 1, 0 stored; about" in said
     assert "not calibrated: there is no reference" in said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["set.npz"]
@@ -242,9 +218,9 @@ def test_a_dry_run_writes_nothing_and_states_the_calibration(
 @pytest.mark.parametrize(
     ("labels", "said"),
     [
-        (np.zeros(300, int), "at least two"),
-        (np.arange(300) % 30, "too few images"),
-        (np.arange(299) % 5, "300 images but 299 labels"),
+        (np.zeros(400, int), "at least two"),
+        (np.arange(400) % 40, "too few images"),
+        (np.arange(399) % 5, "400 images but 399 labels"),
     ],
 )
 def test_bad_input_exits_with_2_and_one_line(
@@ -266,6 +242,8 @@ def test_a_missing_out_and_trusted_images_of_other_classes_are_refused(
     np.savez(tmp_path / "set.npz", x_train=images, y_train=labels)
     assert main([str(tmp_path / "set.npz"), *TINY]) == 2
     assert "`--out` is missing" in capsys.readouterr().err
-    trusted = scan_images(images, labels, list("vwxyz"), list(map(str, range(300))), "trusted")
+    trusted = scan_images(
+        images, labels, list("vwxyz"), list(map(str, range(CLASSES * EACH))), "trusted"
+    )
     with pytest.raises(DataError, match="the class v, which the scanned set does not have"):
         run_scan(found_of(images, labels), OPTIONS, store, CPU, [], trusted=trusted)

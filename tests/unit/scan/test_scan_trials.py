@@ -107,8 +107,13 @@ def test_a_row_says_whether_the_poisoned_class_was_named(
     assert rows["exit code"].tolist() == [3 * expected] * 3
     assert f"named: {3 * expected} of 3 sets" in capsys.readouterr().out
     if change == "pattern":
-        assert rows["images"].tolist() == [6] * 3
+        assert rows["images"].tolist() == [8] * 3
         assert len(set(rows["class"])) > 1
+        assert (rows["statistic"] > 5).all()
+        assert (rows["other statistic"] < 5).all()
+    else:
+        assert rows["statistic"].isna().all()
+        assert (rows["other statistic"] < 5).all()
     # The same sets again, of which one share was asked for.
     assert main([*words, "--share", "1/2"]) == 0
     assert pd.read_csv(folder / "t.csv").equals(rows.iloc[1:2].reset_index(drop=True))
