@@ -107,13 +107,13 @@ def set_maxima(
     number: int, images: int, options: ScanOptions, store: Store, machine: ComputeDevice
 ) -> tuple[list[float], bool]:
     """Returns the maximum over classes of each studentized statistic of a clean set, and whether it
-    had to be computed. Networks of an interrupted set are kept until the set is done."""
+    had to be computed. The store keeps the features of the networks, so that a change of the
+    statistics does not train them again."""
     seed = derive(0, streams.SCAN_REFERENCE, number)
     inputs = {"versions": versions(), "options": options.decides(), "images": images, "seed": seed}
 
     def make(folder: Path) -> dict[str, Any]:
-        inner = Store(store.scratch(STAGE, inputs) / "networks")
-        found = mean_statistics(clean_set(seed, images, options.size), options, inner, machine)
+        found = mean_statistics(clean_set(seed, images, options.size), options, store, machine)
         rows = studentized(found.statistics, FLOOR).max(axis=1)
         return {"maxima": [float(f"{each:.6g}") for each in np.asarray(rows)]}
 
