@@ -1,15 +1,18 @@
-"""python -m backdoor_lab.scan.trials --change blended --out FILE: how often is poison found?
+"""python -m backdoor_lab.scan.trials --change blended:0.01 --out FILE: how often is poison found?
 
 Scans sets of ten classes of 500 synthetic images, or disjoint parts of a real data set
 (`dataset=cifar10`), relative to the reference of this package. `--change` is what is done to each
-set before: `none`; a trigger, planted in `--rate` of one class; or one of the changes that are no
-backdoor: symmetric_noise, asymmetric_noise, near_duplicates, long_tail, two_classes. Writes one row
-per set to a CSV file. Can be interrupted: the same command resumes.
+set before, NAME or NAME:RATE (0.05): `none`; a trigger, planted in RATE of one class; or one of the
+changes that are no backdoor: symmetric_noise, asymmetric_noise, near_duplicates, long_tail,
+two_classes. Writes one row per change and set to a CSV file. Can be interrupted: the same command
+resumes.
 """
 
 from __future__ import annotations
 
+import datetime
 import logging
+import math
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
@@ -28,7 +31,7 @@ from backdoor_lab.core.rng import derive, numpy_generator
 from backdoor_lab.core.store import Store
 from backdoor_lab.core.terminal import run_command
 from backdoor_lab.data.base import Source
-from backdoor_lab.scan.canaries import Canary
+from backdoor_lab.scan.canaries import Canary, kinds_of
 from backdoor_lab.scan.changes import CHANGES
 from backdoor_lab.scan.configuration import composed
 from backdoor_lab.scan.copies import scan_copies
@@ -43,7 +46,8 @@ from backdoor_lab.training.device import ComputeDevice, machine_of
 
 log = logging.getLogger(__name__)
 COLUMNS = ("data", "change", "rate", "set", "class", "images", "named", "p", "statistic", "asr",
-           "other alarms", "other statistic", "exit code")  # fmt: skip
+           "other alarms", "other statistic", "exit code", "date", "machine")  # fmt: skip
+RATE = 0.05
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,9 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "given", nargs="*", metavar="KEY=VALUE", help="a data set: dataset=NAME ..."
     )
-    parser.add_argument("--change", default="none", metavar="NAME")
-    parser.add_argument("--rate", type=float, default=0.05, help="share of the class (0.05)")
-    parser.add_argument("--sets", type=int, default=20, metavar="N")
+    parser.add_argument(
+        "--change", default="none", metavar="NAME[:RATE],...", help="RATE: share of a class (0.05)"
+    )
+    parser.add_argument("--sets", type=int, default=20, metavar="N", help="per change (20)")
     parser.add_argument("--out", type=path_of, required=True, metavar="FILE")
     parser.add_argument("--reference", type=path_of, metavar="FILE")
     parser.add_argument(
@@ -68,11 +73,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(asked: Namespace) -> int:
     import pandas as pd
 
+    changes = _changes(asked.change)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     shutdown.install()
     number = validation.whole("--sets", asked.sets, low=1)
-    if not 0 < asked.rate <= 0.5:
-        raise ConfigError(f"`--rate` must satisfy 0 < rate <= 0.5, got {asked.rate:g}")
     first, step = share_of(asked.share)
     bins = read_reference(asked.reference)
     if not bins:
@@ -81,18 +85,42 @@ def _run(asked: Namespace) -> int:
         raise ConfigError(f"`--out` must be a file in an existing folder, got {asked.out}")
     whole = _given(asked.given)
     machine, store = machine_of(TRAINER | {"threads": asked.threads}), Store(asked.store)
+    made = {"date": str(datetime.datetime.now(datetime.UTC).date()), "machine": machine.describe()}
     rows = []
-    for each in range(first, number, step):
-        row = trial(each, whole, asked.change, asked.rate, bins, store, machine)
-        rows.append(row)
-        log.info("%s", ", ".join(f"{key} {value}" for key, value in row.items()))
-    frame = pd.DataFrame(rows, columns=list(COLUMNS))
-    write_atomic(asked.out, csv_of_frame(frame).encode())
-    for what in ("named", "other alarms"):
-        hits = int((frame[what] > 0).sum())
-        low, high = (100 * limit for limit in exact(hits, len(frame)))
-        print(f"{what}: {hits} of {many(len(frame), 'set')} ({low:.1f} to {high:.1f} %)")
+    for change, rate in changes:
+        mine = range(first, number, step)
+        found = [trial(each, whole, change, rate, bins, store, machine) | made for each in mine]
+        rows += found
+        # Written after each change, so that an interrupted command leaves what is complete.
+        frame = pd.DataFrame(rows, columns=list(COLUMNS))
+        write_atomic(asked.out, csv_of_frame(frame).encode())
+        for what in ("named", "other alarms"):
+            hits = sum(row[what] > 0 for row in found)
+            low, high = (100 * limit for limit in exact(hits, len(found)))
+            counted = f"{what} in {hits} of {many(len(found), 'set')} ({low:.1f} to {high:.1f} %)"
+            print(f"{change}, rate {rate:g}: {counted}")
     return EXIT_DONE
+
+
+def _changes(text: str) -> list[tuple[str, float]]:
+    """Returns the changes of `--change` and their rates. Raises ConfigError."""
+    found = []
+    for each in text.split(","):
+        name, colon, rate = each.partition(":")
+        value = _number(rate) if colon else RATE
+        if not 0 < value <= 0.5:
+            raise ConfigError(f"`--change {each}`: RATE must be a number, 0 < RATE <= 0.5")
+        if name != "none" and name not in CHANGES:
+            kinds_of(name)
+        found.append((name, value))
+    return found
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def trial(

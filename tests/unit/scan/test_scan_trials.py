@@ -16,8 +16,10 @@ from backdoor_lab.scan import copies, run, statistics, trials
 from backdoor_lab.scan.changes import CHANGES
 from backdoor_lab.scan.images import ScanImages, scan_images
 from backdoor_lab.scan.options import ScanOptions
+from backdoor_lab.scan.reference import TRAINER
 from backdoor_lab.scan.reference_file import write_reference
 from backdoor_lab.scan.trials import main, part_of
+from backdoor_lab.training.device import machine_of
 from tests.helpers.scanning import arrays, found_of, pixels, reference
 
 
@@ -97,7 +99,7 @@ def test_a_row_says_whether_the_poisoned_class_was_named(
     change: str, expected: int, small: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = small.parent
-    words = ["--change", change, "--rate", "0.1", "--sets", "3", "--reference", str(small)]
+    words = ["--change", f"{change}:0.1", "--sets", "3", "--reference", str(small)]
     words += ["--store", str(folder / "store"), "--threads", "1", "--out", str(folder / "t.csv")]
     assert main(words) == 0
     rows = pd.read_csv(folder / "t.csv")
@@ -105,7 +107,10 @@ def test_a_row_says_whether_the_poisoned_class_was_named(
     assert rows["named"].tolist() == [expected] * 3
     assert rows["other alarms"].tolist() == [0] * 3
     assert rows["exit code"].tolist() == [3 * expected] * 3
-    assert f"named: {3 * expected} of 3 sets" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"{change}, rate 0.1: named in {3 * expected} of 3 sets" in said
+    assert set(rows["machine"]) == {machine_of(TRAINER | {"threads": 1}).describe()}
+    assert set(rows["rate"]) == {0.1}
     if change == "pattern":
         assert rows["images"].tolist() == [8] * 3
         assert len(set(rows["class"])) > 1
@@ -123,7 +128,11 @@ def test_a_row_says_whether_the_poisoned_class_was_named(
     ("words", "said"),
     [
         (["--change", "patern"], "Did you mean 'pattern'"),
-        (["--rate", "0.9"], "0 < rate <= 0.5"),
+        (["--change", "none,patern"], "Did you mean 'pattern'"),
+        (["--change", "none,"], "trigger '' is not known"),
+        (["--change", "pattern:0.9"], "0 < RATE <= 0.5"),
+        (["--change", "pattern:x"], "`--change pattern:x`: RATE must be a number"),
+        (["--change", "narcissus"], "must be trained"),
         (["--sets", "0"], "`--sets` must satisfy"),
         (["--out", "missing/t.csv"], "existing folder"),
     ],
@@ -137,3 +146,17 @@ def test_wrong_arguments_are_refused(
     assert main(given) == 2
     assert said in capsys.readouterr().err
     assert not (folder / "t.csv").exists()
+
+
+def test_several_changes_give_one_row_per_change_and_set(
+    small: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = small.parent
+    words = ["--change", "pattern:0.1,near_duplicates,pattern:0.2", "--sets", "2"]
+    words += ["--reference", str(small), "--store", str(folder / "store"), "--threads", "1"]
+    assert main([*words, "--out", str(folder / "t.csv")]) == 0
+    rows = pd.read_csv(folder / "t.csv")
+    assert rows["change"].tolist() == ["pattern"] * 2 + ["near_duplicates"] * 2 + ["pattern"] * 2
+    assert rows["rate"].tolist() == [0.1] * 2 + [0.05] * 2 + [0.2] * 2
+    assert rows["images"].tolist()[-2:] == [16, 16]
+    assert len(capsys.readouterr().out.splitlines()) >= 6
