@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from backdoor_lab.core.atomic_io import explained
-from backdoor_lab.core.errors import LabError
+from backdoor_lab.core.errors import LabError, StoppedError
 from backdoor_lab.core.output import plain, survive_lost_output
 
 __all__ = ["duration", "one_line", "plain", "print_error", "run_command", "size_words"]
@@ -25,9 +25,9 @@ def run_command(
     """Run a command and return its exit code.
 
     Parses `arguments` (default: those of the process) and calls `work`, which returns the exit
-    code. A LabError or OSError is printed on one line and determines the exit code. Output is
-    discarded once its reader has exited. Raises SystemExit for invalid arguments and after
-    ``--help``.
+    code. A LabError, an OSError or an interruption (Ctrl-C) is printed on one line and determines
+    the exit code. Output is discarded once its reader has exited. Raises SystemExit for invalid
+    arguments and after ``--help``.
     """
     survive_lost_output()
     # Nearly all objects stay alive, so frequent garbage collection would waste a fifth of the time.
@@ -40,6 +40,13 @@ def run_command(
         return code
     except (LabError, OSError) as error:
         return print_error(error)
+    except KeyboardInterrupt:
+        return print_stopped()
+
+
+def print_stopped() -> int:
+    """Print that the command was stopped by SIGINT or SIGTERM, and return the exit code."""
+    return print_error(StoppedError("stopped; the same command resumes from here"))
 
 
 def print_error(error: LabError | OSError) -> int:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from backdoor_lab.core.terminal import run_command
 from tests.helpers.cells import TINY, lasting, run_here, signalled, started
 
+ROOT = Path(__file__).resolve().parents[2]
 LONG = (*TINY, "dataset.per_class_train=40", "recipe.batch_size=8", "recipe.epochs=6")
 
 
@@ -54,3 +60,31 @@ def test_resuming_a_stopped_cell_with_the_same_command_gives_an_identical_record
     assert found is not None
     assert lasting(found) == unbroken
     assert checkpoints(tmp_path) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_command_that_is_stopped_while_it_starts_says_so_in_one_line(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    """The signal arrives while Hydra is imported."""
+    (tmp_path / "hydra").mkdir()
+    (tmp_path / "hydra/__init__.py").write_text(
+        f"import os, time\nos.kill(os.getpid(), {int(number)})\ntime.sleep(60)\n"
+    )
+    found = subprocess.run(
+        [sys.executable, "-m", "backdoor_lab", "experiment=smoke"], cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])},
+        capture_output=True, text=True, check=False, timeout=50,
+    )  # fmt: skip
+    assert found.returncode == 75
+    assert found.stderr == "error: stopped; the same command resumes from here\n"
+
+
+def test_every_other_command_that_is_interrupted_says_so_in_one_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupted(_: object) -> int:
+        raise KeyboardInterrupt
+
+    assert run_command(argparse.ArgumentParser(), interrupted, []) == 75
+    assert capsys.readouterr().err == "error: stopped; the same command resumes from here\n"

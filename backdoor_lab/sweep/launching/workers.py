@@ -16,7 +16,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from multiprocessing import connection
+from multiprocessing import connection, resource_tracker
 from typing import Any
 
 from backdoor_lab.core import shutdown
@@ -47,6 +47,8 @@ class Worker:
         context: Any = multiprocessing.get_context(method)
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, run))
+        if method == "spawn":
+            resource_tracker.ensure_running()  # It unblocks signals when it starts.
         # Block signals until the child has installed its own handlers; they stay pending.
         with _held():
             self._process.start()

@@ -7,6 +7,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -227,3 +229,21 @@ def test_the_message_about_a_lost_process_has_a_hint_for_each_signal() -> None:
     for number in (signal.SIGSEGV, signal.SIGABRT):
         assert "Python stack is in cell/lab.log" in LostProcess(-number, 5).hint(128, journal)
     assert "NodeDiedError" in LostProcess(None, said="NodeDiedError").hint(1, journal)
+
+
+def test_the_first_worker_of_a_process_is_started_with_its_signals_blocked() -> None:
+    """Otherwise, Ctrl-C while it imports its modules prints a traceback. Starting the first process
+    also starts the resource tracker of multiprocessing, which unblocks signals."""
+    code = (
+        "from backdoor_lab.sweep.launching.workers import Worker\n"
+        "worker = Worker(len)\n"
+        "text = open(f'/proc/{worker.pid}/status').read()\n"
+        "worker.retire()\n"
+        "print(text.partition('SigBlk:')[2].split()[0])\n"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
+    blocked = int(found.stdout.split()[-1], 16)
+    for each in (signal.SIGINT, signal.SIGTERM):
+        assert blocked >> (each - 1) & 1, each
