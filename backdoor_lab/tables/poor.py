@@ -27,6 +27,9 @@ _BEFORE = (
 _AFTER = "A low ASR2 of such a network does not mean that the defense removed the backdoor."
 FAR = 0.1
 """ASR2 is far above the clean rate if it is significantly higher by more than this."""
+MUCH, ENOUGH = 0.4, 20
+"""A budget is reported if removing at random removed at least the share `MUCH` of at least `ENOUGH`
+poisoned images."""
 Reason = tuple[str, list[CellRecord]]
 
 
@@ -73,6 +76,29 @@ def partly_removed(cells: Sequence[CellRecord]) -> list[str]:
         f" {most.numbers['asr2']:.1%}, where the clean rate is"
         f" {most.numbers['clean_rate2']:.1%}: the backdoor is removed only in part."
     ]
+
+
+def large_budget(cells: Sequence[CellRecord]) -> list[str]:
+    """Returns a note on cells in which removing images at random removed much of the poison: the
+    budget is a large share of the class. `cells` are completed cells."""
+    found = [cell for cell in cells if _removed_at_random(cell) >= MUCH]
+    if not found:
+        return []
+    most = max(map(_removed_at_random, found))
+    return [
+        f"In {named(cells, found)}, removing at random already removed up to {most:.0%} of the"
+        " poisoned images, since the budget is about this share of the class. A lower ratio or"
+        " protocol.removal_budget, or more images, tells filters apart better."
+    ]
+
+
+def _removed_at_random(cell: CellRecord) -> float:
+    """The share of the poisoned images that the control `random` removed; 0 for other cells and if
+    fewer than `ENOUGH` images are poisoned."""
+    poisoned, left = cell.numbers.get("n_poisoned", 0), cell.numbers.get("pois_left")
+    if cell.choices.get("defense") != "random" or left is None or poisoned < ENOUGH:
+        return 0.0
+    return 1 - left / poisoned
 
 
 def _is_natural(cell: CellRecord) -> bool:

@@ -17,7 +17,12 @@ from backdoor_lab.tables.learned import (
     without_attack,
 )
 from backdoor_lab.tables.naming import named
-from backdoor_lab.tables.poor import natural_triggers, partly_removed, poor_networks
+from backdoor_lab.tables.poor import (
+    large_budget,
+    natural_triggers,
+    partly_removed,
+    poor_networks,
+)
 
 FEW = 30
 """With fewer images than this, a single image changes a rate by more than 3 percentage points."""
@@ -53,7 +58,7 @@ def cautions(
     return [
         *_own_rules(done), *_few(done), *_one_class(done, after), *poor_networks(done, after),
         *_not_converged(done, after, clean, signs), *without_effect(done, clean, signs),
-        *([*natural_triggers(done), *partly_removed(done)] if after else ()),
+        *([*natural_triggers(done), *partly_removed(done), *large_budget(done)] if after else ()),
         *[OWN_SEED] * (after and any(map(_retrained_on_all, done))),
     ]  # fmt: skip
 

@@ -171,3 +171,23 @@ def test_a_backdoor_that_is_removed_only_in_part_is_noted(
     for table in SweepReport(sweep).tables:
         found = [note for note in table.notes if "only in part" in note]
         assert found == (expected if noted else [])
+
+
+@pytest.mark.parametrize(
+    ("said", "noted"),
+    [
+        ({"n_poisoned": 150, "pois_left": 75}, True),
+        ({"n_poisoned": 150, "pois_left": 91}, False),
+        ({"n_poisoned": 19, "pois_left": 9}, False),
+    ],
+    ids=["half", "less than 40 %", "few poisoned images"],
+)
+def test_a_budget_that_removes_much_poison_at_random_is_noted(
+    tmp_path: Path, said: dict[str, int], noted: bool
+) -> None:
+    made = [record(defense=d, counts={**COUNTS, **said}, nat2=0.9, asr2=0.5)
+            for d in ("spectral", "random")]  # fmt: skip
+    for table in SweepReport(read_sweep(write_sweep(tmp_path / "s", made))).tables:
+        found = [note for note in table.notes if "removing at random already" in note]
+        assert len(found) == noted
+        assert all("removed up to 50% of the poisoned images" in each for each in found)
