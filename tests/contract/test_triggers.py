@@ -189,7 +189,15 @@ def test_images_smaller_than_the_trigger_are_accepted_or_the_error_names_their_s
         with pytest.raises(ConfigError, match=f"{size[0]}x{size[1]}|channel"):
             ready(name)(images)
     else:
-        assert fitting(images).shape == images.shape
+        try:
+            made = fitting(images)
+        except IndexError as error:
+            pytest.fail(
+                f"the trigger {name} does not fit into images of {size[0]}x{size[1]} pixels"
+                f" ({error}): apply_test must raise ConfigError with this size, such as"
+                ' ConfigError(f"... {height}x{width} pixels"), or change what it can'
+            )
+        assert made.shape == images.shape
 
 
 @pytest.mark.parametrize(
