@@ -159,3 +159,14 @@ def test_a_reference_is_built_in_shares_and_a_finished_set_is_not_computed_again
 def test_an_invalid_share_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="--share"):
         share_of(text)
+
+
+def test_the_reference_of_this_package_applies_to_default_scans_of_ten_classes() -> None:
+    """Fails after a change of a version that decides the statistics: compute the reference anew."""
+    (committed,) = read_reference()
+    for sizes in ([500] * 10, [400] * 5 + [600] * 5):
+        chosen, why = bin_for([committed], images_of(sizes), ScanOptions())
+        assert chosen is committed, why
+    assert len(committed.null) >= 99
+    assert "clean synthetic sets" in why
+    assert bin_for([committed], images_of([399] + [500] * 9), ScanOptions())[0] is None

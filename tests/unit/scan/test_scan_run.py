@@ -211,7 +211,7 @@ def test_a_dry_run_writes_nothing_and_states_the_calibration(
     said = capsys.readouterr().out
     assert "400 images, 400 examined; classes: 5" in said
     assert "networks: 1, 0 stored; about" in said
-    assert "not calibrated: there is no reference" in said
+    assert "the set has 5 classes of 80 to 80 images, outside of the reference (10 classes" in said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["set.npz"]
 
 
