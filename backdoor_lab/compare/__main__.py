@@ -37,7 +37,7 @@ def _compare(asked: Namespace) -> int:
     texts, said = options(asked.given, OPTIONS)
     if asked.out is not None:
         check_name(asked.out, FORMATS)
-    if len(texts) > 2:
+    if not 1 <= len(texts) <= 2:
         raise ConfigError(FORMS)
     if REFERENCE in texts[:-1]:
         raise ConfigError(
@@ -58,7 +58,7 @@ def _compare(asked: Namespace) -> int:
 def _parser() -> Parser:
     parser = parser_of("compare", __doc__)
     parser.usage = USAGE
-    parser.add_argument("given", metavar="A", nargs="+", help="sweep folders and KEY=VALUE options")
+    parser.add_argument("given", metavar="A", nargs="*", help="sweep folders and KEY=VALUE options")
     parser.add_argument("--out", type=path_of, metavar="FILE.csv", help=OUT_HELP)
     return parser
 

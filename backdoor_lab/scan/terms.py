@@ -22,7 +22,8 @@ def limits(measured: bool) -> str:
         else "How much poison would have been found in this set was not measured."
     )
     return (
-        "A scan without an alarm does not show that the set is clean. It cannot see a trigger that"
-        " its networks did not learn, poison in every class (all-to-all), or poison in images that"
-        f" were not examined. {power}"
+        "A scan without an alarm does not show that the set is clean. It looks for a pixel color or"
+        " a frequency that unusual images of a class share. It cannot see other signals, clean-label"
+        " poison that its networks did not learn, poison in every class (all-to-all), or poison in"
+        f" images that were not examined. {power}"
     )

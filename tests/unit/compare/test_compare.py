@@ -346,6 +346,7 @@ def test_measures_that_need_no_retraining_are_compared_even_for_cells_without_re
 @pytest.mark.parametrize(
     ("given", "said"),
     [
+        ([], "give two sweep folders"),
         (["A"], "give two sweep folders"),
         (["A", "by=defense"], "give two sweep folders"),
         (["A", "B", "by=defense", "base=none"], "give two sweep folders"),
