@@ -23,9 +23,9 @@ FEWEST_CLASSES = 5
 MAD_OF_NORMAL = 1.4826
 """A normal sample's standard deviation divided by its median absolute deviation."""
 LEAST = 5.0
-"""A class whose studentized statistics are smaller does not differ from the others, whatever the
-reference says: classes of real data sets differ from each other by more than those of synthetic
-ones. Chosen on clean and poisoned parts of the test images of CIFAR-10 and Fashion-MNIST."""
+"""A class whose studentized statistics are smaller raises no alarm, whatever the reference says:
+classes of real data sets differ from each other by more than those of synthetic ones. Chosen on
+clean and poisoned parts of the test images of CIFAR-10 and Fashion-MNIST."""
 LARGEST = 1e6
 """Upper bound of a studentized statistic, for classes that are all equal but one."""
 
@@ -37,8 +37,10 @@ def studentized(statistics: Array, floor: Sequence[float]) -> Array:
     The class itself is left out, so that it does not hide itself; the constant `floor` keeps the
     quotient from being large only because the other classes happen to be alike (as the constant s0
     of Tusher, Tibshirani, Chu, PNAS 98(9), 2001). Same shape; 0 if there are fewer than three
-    classes.
+    classes. Raises ValueError for values that are not finite.
     """
+    if not np.isfinite(statistics).all():
+        raise ValueError("the statistics must be finite")
     classes = statistics.shape[1]
     if classes < 3:
         return np.zeros_like(statistics)

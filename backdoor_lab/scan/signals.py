@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.fft import dctn
-from scipy.stats import binom
+from scipy.stats import binom, trim_mean
 
 FEWEST = 8
 """Smaller groups have no signals."""
@@ -21,6 +21,9 @@ REPEATED = 4
 """A value that fewer images of a group have is not examined."""
 LARGEST = 300.0
 """Larger strengths of repeated values cannot be told apart in double precision."""
+TRIMMED = 0.125
+"""The share of the images of a group with the smallest values, and of those with the largest, that
+its mean leaves out."""
 LOW = 64
 """At most this many frequencies per axis are compared."""
 IMAGES = 256
@@ -95,18 +98,21 @@ def shared_frequency(
     """Finds the frequency in which the mean of the images of `group` differs most from its peers.
 
     `frequencies`, float32 (n, values), are those of `frequencies_of`. The strength is the largest
-    |difference of means| / (standard deviation of the peers / sqrt(size of the group)). An image of
-    the class shows the signal as far as it differs from the peers in the direction of all
-    differences that are at least half as large, in units of the peers' standard deviation.
+    |difference of means| / (standard deviation of the peers / sqrt(size of the group)). The mean of
+    the group is trimmed (`TRIMMED`), so that a few images do not make a signal. An image of the
+    class shows the signal as far as it differs from the peers in the direction of all differences
+    that are at least half as large, in units of the peers' standard deviation.
     """
     theirs = frequencies[peers.rows].astype(np.float64)
     mean = peers.weights @ theirs
     variance = np.maximum(peers.weights @ theirs**2 - mean**2, 1e-6)
-    ours = frequencies[group].astype(np.float64).mean(axis=0)
-    z = (ours - mean) / np.sqrt(variance / len(group))
+    difference = trim_mean(frequencies[group].astype(np.float64), TRIMMED, axis=0) - mean
+    z = difference / np.sqrt(variance / len(group))
     strength = float(np.abs(z).max())
+    if strength == 0:
+        return 0.0, np.zeros(len(of_class))
     large = np.abs(z) >= strength / 2
-    direction = (ours - mean)[large] / variance[large]
+    direction = difference[large] / variance[large]
     spread = np.sqrt((direction**2 * variance[large]).sum())
     shown = (frequencies[of_class][:, large] - mean[large]) @ direction / spread
     return strength, shown

@@ -23,7 +23,8 @@ def limits(measured: bool) -> str:
     )
     return (
         "A scan without an alarm does not show that the set is clean. It looks for a pixel color or"
-        " a frequency that unusual images of a class share. It cannot see other signals, clean-label"
-        " poison that its networks did not learn, poison in every class (all-to-all), or poison in"
-        f" images that were not examined. {power}"
+        " a frequency that at least eight unusual images of a class share. It cannot see triggers"
+        " that differ from image to image or change their place, clean-label poison that its"
+        " networks did not learn, poison in more than half of the classes (all-to-all among it), or"
+        f" poison in images that were not examined. {power}"
     )

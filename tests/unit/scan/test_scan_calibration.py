@@ -47,6 +47,12 @@ def test_fewer_than_three_classes_cannot_be_compared() -> None:
     assert studentized(np.array([[1.0, 5.0]]), [0.0]).tolist() == [[0.0, 0.0]]
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_statistics_that_are_not_finite_are_refused(value: float) -> None:
+    with pytest.raises(ValueError, match="must be finite"):
+        studentized(np.array([[1.0, value, 2.0, 3.0]]), [0.1])
+
+
 def test_max_t_counts_the_sets_of_the_reference_that_are_at_least_as_extreme() -> None:
     rng = np.random.default_rng(1)
     null, classes = rng.normal(size=99).round(1), rng.normal(size=10).round(1)

@@ -84,19 +84,38 @@ def test_the_strength_of_a_repeated_value_is_finite() -> None:
 def test_a_shared_frequency_is_the_largest_difference_in_standard_errors_of_the_peers() -> None:
     rng = np.random.default_rng(0)
     frequencies = rng.normal(size=(300, 6)).astype(np.float32)
-    group, others = np.arange(25), np.arange(100, 300)
+    group, others = np.arange(24), np.arange(100, 300)
     frequencies[group, 4] += 3
     frequencies[30:40, 4] += 3
     of_class = np.arange(100)
     strength, shown = shared_frequency(frequencies, of_class, group, peers(others))
     theirs, ours = frequencies[others].astype(float), frequencies[group].astype(float)
-    z = (ours.mean(axis=0) - theirs.mean(axis=0)) / (theirs.std(axis=0) / 5)
+    # The three smallest and the three largest of 24 values are left out.
+    middle = np.sort(ours, axis=0)[3:-3].mean(axis=0)
+    z = (middle - theirs.mean(axis=0)) / (theirs.std(axis=0) / 24**0.5)
     assert strength == pytest.approx(np.abs(z).max(), rel=1e-5)
     assert np.abs(z).argmax() == 4
     # Only this frequency differs by at least half as much: an image's value is its own z score.
     own = (frequencies[of_class, 4] - theirs[:, 4].mean()) / theirs[:, 4].std()
     np.testing.assert_allclose(shown, own, rtol=1e-4, atol=1e-5)
-    assert min(shown[:25].mean(), shown[30:40].mean()) > 2
+    assert min(shown[:24].mean(), shown[30:40].mean()) > 2
+
+
+def test_one_extreme_image_makes_no_shared_frequency() -> None:
+    rng = np.random.default_rng(0)
+    frequencies = rng.normal(size=(300, 6)).astype(np.float32)
+    group, of_class, others = np.arange(24), np.arange(100), peers(np.arange(100, 300))
+    before, _ = shared_frequency(frequencies, of_class, group, others)
+    frequencies[5, 2] = 1000.0
+    after, _ = shared_frequency(frequencies, of_class, group, others)
+    assert after < before + 1
+
+
+def test_images_without_any_difference_share_no_frequency() -> None:
+    frequencies = np.zeros((40, 6), np.float32)
+    found = shared_frequency(frequencies, np.arange(20), np.arange(10), peers(np.arange(20, 40)))
+    assert found[0] == 0.0
+    assert found[1].tolist() == [0.0] * 20
 
 
 def test_weights_of_peers_count() -> None:
