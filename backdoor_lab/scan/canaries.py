@@ -104,7 +104,7 @@ def schedule(
     found: ScanImages, kinds: Sequence[str], quiet: Sequence[int], copies: int, seed: int
 ) -> list[Canary]:
     """Returns the canaries of `copies` copies: each kind and rate in turn, in a class drawn from
-    `quiet`. The draws depend only on `seed`."""
+    `quiet`. The numbers drawn depend only on `seed`."""
     cells = [(kind, rate) for rate in RATES for kind in kinds]
     planned = []
     for copy in range(copies if quiet and cells else 0):

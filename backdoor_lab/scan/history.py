@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from backdoor_lab.core.errors import StoreError
 from backdoor_lab.core.small_files import DamagedFileError
 from backdoor_lab.core.store import MANIFEST, Store, read_manifest
+from backdoor_lab.scan.images import ScanImages, digested
 from backdoor_lab.scan.reference_file import versions
 
 if TYPE_CHECKING:
@@ -33,12 +34,17 @@ class EarlierScan:
     verdict: str
 
 
-def remembered(report: ScanReport, relative_to: str, store: Store) -> list[EarlierScan]:
-    """Notes a scan in the store, and returns the other scans of the same images, the earliest
+def remembered(
+    report: ScanReport, given: ScanImages, relative_to: str, store: Store
+) -> list[EarlierScan]:
+    """Notes a scan in the store, and returns the other scans of the set `given`, the earliest
     first. `relative_to` identifies what its p values are relative to."""
     options = asdict(report.options)
+    # As given, before images are resized and drawn, which depends on the options.
+    images = given.labeled.images if given.originals is None else given.originals
     inputs = {
-        "digest": report.images.labeled.digest, "options": options, "versions": versions(),
+        "digest": digested(images, given.labeled.labels, given.labeled.classes).digest,
+        "options": options, "versions": versions(),
         "relative to": relative_to,
     }  # fmt: skip
 

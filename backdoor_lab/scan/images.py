@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from backdoor_lab.core import streams
 from backdoor_lab.core.errors import DataError, many
 from backdoor_lab.core.lazy import Tensor, torch
-from backdoor_lab.core.rng import numpy_generator
+from backdoor_lab.core.rng import derive, numpy_generator
 from backdoor_lab.core.types import LabeledImages, TrainingSet
 from backdoor_lab.data.arrays import resized
 from backdoor_lab.data.base import Split
@@ -53,7 +53,7 @@ class ScanImages:
         images, labels = self.labeled.images[where], self.labeled.labels[where]
         originals = None if self.originals is None else self.originals[where]
         names = tuple(self.names[i] for i in where.tolist())
-        labeled = _digested(images, labels, self.classes)
+        labeled = digested(images, labels, self.classes)
         return replace(self, labeled=labeled, names=names, originals=originals)
 
     def training_set(self) -> TrainingSet:
@@ -81,7 +81,7 @@ def scan_images(
     if int(labels.max()) >= len(classes):
         raise DataError(f"{where}: label {int(labels.max())} has no class name")
     given, small = _tensor(images), _tensor(resized(images, size))
-    labeled = _digested(small, _tensor(labels), tuple(classes))
+    labeled = digested(small, _tensor(labels), tuple(classes))
     same = given.shape == small.shape
     return ScanImages(labeled, tuple(names), name, None if same else given)
 
@@ -90,7 +90,7 @@ def changed(found: ScanImages, images: Tensor, labels: Tensor) -> ScanImages:
     """Returns a copy with other `images`, uint8 (m, C, H, W), of which those after the first n are
     additional, and their `labels`, int64 (m,)."""
     names = (*found.names, *[""] * (len(images) - len(found)))
-    labeled = _digested(images, labels, found.classes)
+    labeled = digested(images, labels, found.classes)
     return replace(found, labeled=labeled, names=names, originals=None)
 
 
@@ -113,14 +113,15 @@ def check_sizes(found: ScanImages) -> None:
 
 def examined(found: ScanImages, seed: int) -> Tensor:
     """Returns the indices, int64 (m,), of the images to examine, in ascending order: all images of
-    each class of at most `LARGEST` images, and `DRAWN` images of each larger class, drawn with
-    `seed`."""
+    each class of at most `LARGEST` images, and `DRAWN` images of each larger class. Which ones,
+    depends on `seed` and on the content of the set, so that the order of images does not decide."""
     labels = found.labeled.labels
     parts = []
     for label in range(len(found.classes)):
         rows = (labels == label).nonzero().flatten()
         if len(rows) > LARGEST:
-            generator = numpy_generator(seed, streams.SCAN_SAMPLE, label)
+            own = derive(seed, streams.SCAN_SAMPLE, int(found.labeled.digest[:15], 16))
+            generator = numpy_generator(own, streams.SCAN_SAMPLE, label)
             drawn = generator.permutation(len(rows))[:DRAWN]
             rows = rows[torch.from_numpy(np.sort(drawn))]
         parts.append(rows)
@@ -141,6 +142,6 @@ def _tensor(values: NDArray[Any]) -> Tensor:
     return torch.from_numpy(np.require(values, requirements=["C", "W"]))
 
 
-def _digested(images: Tensor, labels: Tensor, classes: tuple[str, ...]) -> LabeledImages:
+def digested(images: Tensor, labels: Tensor, classes: tuple[str, ...]) -> LabeledImages:
     split = Split(images.numpy(), labels.numpy())
     return LabeledImages(images, labels, classes, content_digest(split, classes))

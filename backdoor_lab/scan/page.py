@@ -14,7 +14,7 @@ from backdoor_lab.core import streams
 from backdoor_lab.core.rng import numpy_generator
 from backdoor_lab.page.page_pictures import png_strip
 from backdoor_lab.scan.power import powers
-from backdoor_lab.scan.terms import EXIT_NOT_CALIBRATED, FILES, MEANING, limits
+from backdoor_lab.scan.terms import EXIT_NOT_CALIBRATED, FILES, limits
 from backdoor_lab.templates import asset, render
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def page_of(report: ScanReport) -> str:
     )
     listed = dict.fromkeys(each.label for each in report.listed)
     return render(
-        "scan.html", report=report, style=style, policy=policy, meaning=MEANING,
+        "scan.html", report=report, style=style, policy=policy, meaning=report.meaning,
         limits=limits(bool(report.outcomes)), powers=powers(report.outcomes),
         galleries=[_gallery(report, name) for name in listed], files=FILES,
         uncalibrated=report.exit_code == EXIT_NOT_CALIBRATED,

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 RELIABLE, BLIND = 0.7, 0.5
 """A kind and rate is reliable if the lower limit of the share found is at least `RELIABLE`, and
 blind if the upper limit is at most `BLIND`."""
+RELIABLE_COPIES = 11
+"""The fewest copies, if all are found, for a lower limit of at least `RELIABLE`."""
 LEARNED = 0.5
 """A network has learned a canary if its attack success rate is at least this."""
 FEWEST = 5

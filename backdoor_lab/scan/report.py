@@ -15,12 +15,21 @@ from backdoor_lab.scan.history import EarlierScan
 from backdoor_lab.scan.images import FEWEST as SMALLEST
 from backdoor_lab.scan.images import ScanImages
 from backdoor_lab.scan.options import ScanOptions
-from backdoor_lab.scan.power import FEWEST, Outcome, frame, poison_range, powers, smallest_found
+from backdoor_lab.scan.power import (
+    FEWEST,
+    RELIABLE_COPIES,
+    Outcome,
+    frame,
+    poison_range,
+    powers,
+    smallest_found,
+)
 from backdoor_lab.scan.terms import (
     EXIT_ALARM,
     EXIT_NOT_CALIBRATED,
     FILES,
     MEANING,
+    TRUSTED_MEANING,
     limits,
 )
 from backdoor_lab.tables.sheets import csv_of_frame
@@ -145,9 +154,23 @@ class ScanReport:
         """The result in one sentence."""
         if self.alarmed:
             return f"alarm at {self.alpha:g}: {', '.join(self.alarmed)}"
+        known = sum(each.p is not None for each in self.findings)
+        if self.exit_code == EXIT_NOT_CALIBRATED and known:
+            return f"no alarm in {known} of {len(self.findings)} classes; the others are not judged"
         if self.exit_code == EXIT_NOT_CALIBRATED:
             return "not calibrated: whether a class is unusual cannot be said"
         return f"no alarm at {self.alpha:g}"
+
+    @property
+    def meaning(self) -> str:
+        """What an alarm means."""
+        return TRUSTED_MEANING if self.population is None else MEANING
+
+    @property
+    def extent(self) -> str:
+        """How many images were examined."""
+        total = sum(each.images for each in self.findings)
+        return f"{len(self.images):,} of {total:,} images were examined"
 
     def number_of(self, finding: ClassFinding) -> str:
         """The number of poisoned images of a class with an alarm, as a range, or why it is not
@@ -157,14 +180,28 @@ class ScanReport:
         if found is None:
             return f"number of images unknown: fewer than {FEWEST} canaries were found"
         low, high = min(found[0], finding.images), min(found[1], finding.images)
-        return f"{low} to {high} images, if they are like the canaries that were found"
+        like = f"if they are like the {self._found} canaries that were found"
+        return f"{low} to {high} images, {like}"
+
+    @property
+    def _found(self) -> int:
+        return sum(each.found for each in self.outcomes)
 
     def smallest(self) -> list[str]:
         """For each kind of canary, the smallest rate that was found reliably, as text."""
         lines = []
         for kind, each in smallest_found(powers(self.outcomes)).items():
-            rate = "no rate" if each is None else f"{100 * each.rate:g} % of a class and more"
-            lines.append(f"{kind}: {rate} found reliably")
+            own = [p for p in powers(self.outcomes) if p.kind == kind]
+            if each is not None:
+                said = f"{100 * each.rate:g} % of a class and more found reliably"
+            elif all(p.verdict == "blind" for p in own):
+                said = "no rate found reliably"
+            else:
+                said = (
+                    f"undecided with {min(p.copies for p in own)} to {max(p.copies for p in own)}"
+                    f" copies per rate (reliable needs at least {RELIABLE_COPIES}, all found)"
+                )
+            lines.append(f"{kind}: {said}")
         return lines
 
     def text(self) -> str:
@@ -179,7 +216,8 @@ class ScanReport:
                 f"  {each.name:{width}}  p {p:6}  statistic {statistic:>8}  {mark}".rstrip()
             )
         lines += [self.calibration]
-        lines += [MEANING] if self.alarmed else []
+        lines += [self.extent]
+        lines += [self.meaning] if self.alarmed else []
         lines += [self.power_note] if self.power_note else []
         lines += [f"  {each}" for each in powers(self.outcomes)]
         lines += [f"  {each}" for each in self.smallest()]

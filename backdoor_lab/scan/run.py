@@ -17,7 +17,7 @@ from backdoor_lab.core.errors import many
 from backdoor_lab.core.store import Store
 from backdoor_lab.core.terminal import duration
 from backdoor_lab.core.types import LabeledImages
-from backdoor_lab.scan.calibration import check_alpha, max_t, studentized
+from backdoor_lab.scan.calibration import LEAST, check_alpha, max_t, studentized
 from backdoor_lab.scan.canaries import copies_for, kinds_of, schedule
 from backdoor_lab.scan.copies import scan_copies
 from backdoor_lab.scan.history import remembered
@@ -112,7 +112,7 @@ def run_scan(
     seconds = statistics.seconds * (1 + (checked is not None))
     power = _power(report, seconds, p_values, relative_to, store, machine)
     finished = replace(report, power_note=power[0], outcomes=power[1])
-    return replace(finished, earlier=remembered(finished, relative_to, store))
+    return replace(finished, earlier=remembered(finished, given, relative_to, store))
 
 
 def _power(
@@ -151,7 +151,14 @@ def by_reference(against: NDArray[np.float64], chosen: Bin | None, why: str) -> 
     if chosen is None:
         return Calibration([None] * against.shape[1], f"not calibrated: {why}")
     p = max_t(against.max(axis=0), chosen.null)
-    return Calibration([float(each) for each in p], why, chosen.population)
+    text, largest = why, float(chosen.null.max())
+    if largest < LEAST:
+        text += (
+            f". The largest value there is {largest:.2f}. A class raises an alarm from {LEAST:g}, a"
+            " constant chosen on parts of CIFAR-10 and Fashion-MNIST; so scan.alpha makes no"
+            " difference, and p is not a rate of false alarms on other data"
+        )
+    return Calibration([float(each) for each in p], text, chosen.population)
 
 
 def by_trusted(

@@ -7,6 +7,11 @@ MEANING = (
     "An alarm means that the class has a coherent subgroup of unusual images: a backdoor, a"
     " mislabeled group, duplicates or a subclass. Look at the suspects."
 )
+TRUSTED_MEANING = (
+    "An alarm means that the class differs from the trusted images: a backdoor, mislabeled images,"
+    " or images of another source or processing. The suspects are ranked by the statistics of the"
+    " class, not by the test that raised the alarm. Look at them."
+)
 FILES = {
     "page": "index.html", "json": "scan.json", "classes": "classes.csv",
     "suspects": "suspects.csv", "power": "power.csv", "keep": "keep.csv",

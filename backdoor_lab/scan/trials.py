@@ -94,12 +94,22 @@ def _run(asked: Namespace) -> int:
         # Written after each change, so that an interrupted command leaves what is complete.
         frame = pd.DataFrame(rows, columns=list(COLUMNS))
         write_atomic(asked.out, csv_of_frame(frame).encode())
-        for what in ("named", "other alarms"):
-            hits = sum(row[what] > 0 for row in found)
-            low, high = (100 * limit for limit in exact(hits, len(found)))
-            counted = f"{what} in {hits} of {many(len(found), 'set')} ({low:.1f} to {high:.1f} %)"
-            print(f"{change}, rate {rate:g}: {counted}")
+        for line in _summary(found):
+            print(f"{change}, rate {rate:g}: {line}")
     return EXIT_DONE
+
+
+def _summary(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Returns the shares of the calibrated sets in which the changed class, if there is one, and
+    another class raised an alarm."""
+    known = [row for row in rows if row["p"] is not None]
+    lines = [f"not calibrated: {many(len(rows) - len(known), 'set')}"] * (len(known) < len(rows))
+    for what in (["named"] * any(row["class"] for row in rows) + ["other alarms"]) * bool(known):
+        hits = sum(row[what] > 0 for row in known)
+        low, high = (100 * limit for limit in exact(hits, len(known)))
+        sets = many(len(known), "set")
+        lines.append(f"{what} in {hits} of {sets} ({low:.1f} to {high:.1f} %)")
+    return lines
 
 
 def _changes(text: str) -> list[tuple[str, float]]:

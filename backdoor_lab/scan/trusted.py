@@ -20,7 +20,7 @@ from torch import Tensor
 
 from backdoor_lab.analysis.paired import holm
 from backdoor_lab.core import streams
-from backdoor_lab.core.errors import DataError
+from backdoor_lab.core.errors import DataError, many
 from backdoor_lab.core.rng import numpy_generator
 from backdoor_lab.core.types import LabeledImages
 from backdoor_lab.numerics.singular import top_directions
@@ -135,7 +135,8 @@ def class_p(fold: Fold, label: int, number: int, permutations: int, seed: int) -
 
 def same_classes(trusted: ScanImages, found: ScanImages) -> LabeledImages:
     """Returns the trusted images with the labels of the scanned set. Raises DataError for a class
-    that the scanned set does not have, or for images of another shape."""
+    that the scanned set does not have, for images of another shape, and for images that are also in
+    the scanned set."""
     given = trusted.labeled
     unknown = [name for name in given.classes if name not in found.classes]
     if unknown:
@@ -146,6 +147,12 @@ def same_classes(trusted: ScanImages, found: ScanImages) -> LabeledImages:
     if given.shape != found.labeled.shape:
         raise DataError(
             f"`scan.trusted` has images of {given.shape}, the scanned set of {found.labeled.shape}"
+        )
+    known = {image.tobytes() for image in found.labeled.images.numpy()}
+    if shared := sum(image.tobytes() in known for image in given.images.numpy()):
+        raise DataError(
+            f"`scan.trusted` shares {many(shared, 'image')} with the scanned set, on which networks"
+            " are trained: leave them out of `scan.trusted`"
         )
     numbers = torch.tensor([found.classes.index(name) for name in given.classes])
     return LabeledImages(given.images, numbers[given.labels], found.classes, given.digest)

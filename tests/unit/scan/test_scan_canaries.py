@@ -23,7 +23,7 @@ from backdoor_lab.scan.canaries import (
     schedule,
     trigger_of,
 )
-from backdoor_lab.scan.images import ScanImages, scan_images
+from backdoor_lab.scan.images import ScanImages, examined, scan_images
 from backdoor_lab.scan.networks import Layers
 from backdoor_lab.scan.power import (
     Outcome,
@@ -218,7 +218,9 @@ def test_a_scan_reports_its_power_and_resumes_after_each_copy(
     assert "6 copies with one canary each, planted at 8 x 8 pixels" in report.text()
     assert "other triggers may be missed" in report.text()
     assert [each["verdict"] for each in report.json()["power"]] == ["undecided"] * 3
-    assert report.smallest() == ["pattern: no rate found reliably"]
+    assert report.smallest() == [
+        "pattern: undecided with 2 to 2 copies per rate (reliable needs at least 11, all found)"
+    ]
     assert "found in" in str(powers(report.outcomes)[0])
 
 
@@ -235,7 +237,8 @@ def test_suspects_of_an_alarm_are_not_used_and_its_class_gets_no_canary(store: S
     quotients = [each.canary.images / each.counted for each in found]
     number = report.findings[2].counted
     low, high = int(min(quotients) * number), min(160, int(np.ceil(max(quotients) * number)))
-    assert f"ALARM: {low} to {high} images, if they are like the canaries" in report.text()
+    like = f"if they are like the {len(found)} canaries that were found"
+    assert f"ALARM: {low} to {high} images, {like}" in report.text()
 
 
 def test_without_p_values_or_time_there_are_no_canaries_and_the_report_says_why(
@@ -281,3 +284,22 @@ def test_probes_are_not_part_of_the_training_set(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(copies, "statistics_of", lambda *_: None)
     copies._with_probes(planted.found, planted.probes, canary, OPTIONS, None, CPU)  # type: ignore[arg-type]
     assert seen == [(306, 306 + len(planted.probes))]
+
+
+def test_scans_of_the_same_images_with_another_draw_or_size_are_listed(store: Store) -> None:
+    given = found_of(*arrays(each=650))
+    first = run_scan(given, OPTIONS, store, CPU, [reference(2.0)])
+    second = run_scan(given, dataclasses.replace(OPTIONS, seed=1), store, CPU, [reference(2.0)])
+    assert not torch.equal(first.images.labeled.images, second.images.labeled.images)
+    assert [each.options for each in second.earlier] == ["seed=0"]
+    assert "2,500 of 3,250 images were examined" in second.text()
+
+
+def test_the_draw_from_large_classes_depends_on_the_content_of_the_set() -> None:
+    images, labels = arrays(each=650)
+    first = examined(found_of(images, labels), 0)
+    images[0, 0, 0, 0] += 1
+    second = examined(found_of(images, labels), 0)
+    assert len(first) == len(second) == 2500
+    assert not torch.equal(first, second)
+    assert torch.equal(first, examined(found_of(*arrays(each=650)), 0))

@@ -108,7 +108,8 @@ def test_a_row_says_whether_the_poisoned_class_was_named(
     assert rows["other alarms"].tolist() == [0] * 3
     assert rows["exit code"].tolist() == [3 * expected] * 3
     said = capsys.readouterr().out
-    assert f"{change}, rate 0.1: named in {3 * expected} of 3 sets" in said
+    assert f"{change}, rate 0.1: other alarms in 0 of 3 sets (0.0 to 70.8 %)" in said
+    assert (f"{change}, rate 0.1: named in 3 of 3 sets (29.2 to 100.0 %)" in said) == expected
     assert set(rows["machine"]) == {machine_of(TRAINER | {"threads": 1}).describe()}
     assert set(rows["rate"]) == {0.1}
     if change == "pattern":
@@ -160,3 +161,14 @@ def test_several_changes_give_one_row_per_change_and_set(
     assert rows["rate"].tolist() == [0.1] * 2 + [0.05] * 2 + [0.2] * 2
     assert rows["images"].tolist()[-2:] == [16, 16]
     assert len(capsys.readouterr().out.splitlines()) >= 6
+
+
+def test_sets_that_are_not_calibrated_are_counted_apart(
+    small: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--change", "two_classes", "--sets", "2", "--reference", str(small), "--threads", "1"]
+    words += ["--store", str(small.parent / "store"), "--out", str(small.parent / "t.csv")]
+    assert main(words) == 0
+    lines = [each for each in capsys.readouterr().out.splitlines() if each.startswith("two_cl")]
+    assert lines == ["two_classes, rate 0.05: not calibrated: 2 sets"]
+    assert pd.read_csv(small.parent / "t.csv")["exit code"].tolist() == [4, 4]

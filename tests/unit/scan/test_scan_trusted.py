@@ -112,6 +112,11 @@ def test_trusted_images_must_have_the_classes_and_the_shape_of_the_set() -> None
     images = np.zeros((4, 3, 8, 8), np.uint8)
     names = ["0", "1", "2", "3"]
     found = scan_images(images, np.array([0, 0, 1, 2]), ["a", "b", "c"], names, "set")
+    with pytest.raises(DataError, match="shares 4 images with the scanned set"):
+        same_classes(
+            scan_images(images, np.array([0, 0, 1, 1]), ["a", "b"], names, "trusted"), found
+        )
+    images = images + np.uint8(1)
     trusted = scan_images(images, np.array([0, 0, 1, 1]), ["c", "a"], names, "trusted")
     assert same_classes(trusted, found).labels.tolist() == [2, 2, 0, 0]
     other = scan_images(images, np.array([0, 0, 1, 1]), ["a", "z"], names, "trusted")
