@@ -89,7 +89,10 @@ def _run(asked: Namespace) -> int:
     rows = []
     for change, rate in changes:
         mine = range(first, number, step)
-        found = [trial(each, whole, change, rate, bins, store, machine) | made for each in mine]
+        found = []
+        for each in mine:
+            found.append(trial(each, whole, change, rate, bins, store, machine) | made)
+            log.info("%s, set %d: %d of %d done", change, each, len(found), len(mine))
         rows += found
         # Written after each change, so that an interrupted command leaves what is complete.
         frame = pd.DataFrame(rows, columns=list(COLUMNS))
