@@ -23,6 +23,7 @@ SUBJECTS = (
     "pairs",
     "paper",
     "questions",
+    "scan",
     "speed",
     "transfer",
 )
