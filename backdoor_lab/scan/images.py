@@ -143,5 +143,6 @@ def _tensor(values: NDArray[Any]) -> Tensor:
 
 
 def digested(images: Tensor, labels: Tensor, classes: tuple[str, ...]) -> LabeledImages:
+    """Returns the images (n, C, H, W) and labels (n,) with the digest of their content."""
     split = Split(images.numpy(), labels.numpy())
     return LabeledImages(images, labels, classes, content_digest(split, classes))

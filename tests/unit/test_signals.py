@@ -68,8 +68,12 @@ def test_a_command_that_is_stopped_while_it_starts_says_so_in_one_line(
 ) -> None:
     """The signal arrives while Hydra is imported."""
     (tmp_path / "hydra").mkdir()
+    # A process that a shell starts in the background ignores SIGINT, and so do its children.
     (tmp_path / "hydra/__init__.py").write_text(
-        f"import os, time\nos.kill(os.getpid(), {int(number)})\ntime.sleep(60)\n"
+        "import os, signal, time\n"
+        "if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:\n"
+        "    signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        f"os.kill(os.getpid(), {int(number)})\ntime.sleep(60)\n"
     )
     found = subprocess.run(
         [sys.executable, "-m", "backdoor_lab", "experiment=smoke"], cwd=tmp_path,
