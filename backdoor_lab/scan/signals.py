@@ -20,7 +20,7 @@ FEWEST = 8
 REPEATED = 4
 """A value that fewer images of a group have is not examined."""
 LARGEST = 300.0
-"""Larger strengths of repeated values cannot be told apart in double precision."""
+"""Upper bound of the strength of a repeated value: smaller probabilities underflow to 0."""
 TRIMMED = 0.125
 """The share of the images of a group with the smallest values, and of those with the largest, that
 its mean leaves out."""
