@@ -156,7 +156,7 @@ class ScanReport:
             return f"alarm at {self.alpha:g}: {', '.join(self.alarmed)}"
         known = sum(each.p is not None for each in self.findings)
         if self.exit_code == EXIT_NOT_CALIBRATED and known:
-            return f"no alarm in {known} of {len(self.findings)} classes; the others are not judged"
+            return f"no alarm in the classes that are judged ({known} of {len(self.findings)})"
         if self.exit_code == EXIT_NOT_CALIBRATED:
             return "not calibrated: whether a class is unusual cannot be said"
         return f"no alarm at {self.alpha:g}"
