@@ -7,7 +7,7 @@ class is named. Canaries are planted before images are resized.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from backdoor_lab import identity
-from backdoor_lab.attacks.base import Trigger
+from backdoor_lab.attacks.base import AttackContext, Trigger
 from backdoor_lab.attacks.plan import PoisonSpec
 from backdoor_lab.attacks.poison import no_change, poison
 from backdoor_lab.config_loader import conf_dir
@@ -37,6 +37,8 @@ RATES = (0.02, 0.05, 0.1)
 MOST_COPIES = 1000
 PROBES = 200
 """The most triggered images on which a canary's attack success rate is measured."""
+Attacker = Callable[[LabeledImages, PoisonSpec, int], AttackContext]
+"""Returns what an attack may use, given the images, the specification and the seed."""
 
 
 @dataclass(frozen=True)
@@ -90,11 +92,14 @@ def kinds_of(text: str) -> tuple[str, ...]:
     return kinds
 
 
-def trigger_of(kind: object) -> Trigger:
-    """Returns the trigger `kind` with its default options. Raises ConfigError if there is none."""
+def trigger_of(
+    kind: object, option: str = "scan.canaries", others: Sequence[str] = ("default", "none")
+) -> Trigger:
+    """Returns the trigger `kind` with its default options. Raises ConfigError if there is none;
+    `others` are the other values of the option."""
     known = sorted(path.stem for path in Path(conf_dir(), "trigger").glob("*.yaml"))
     if kind not in known:
-        raise unknown("`scan.canaries`: trigger", str(kind), ["default", "none", *known])
+        raise unknown(f"`{option}`: trigger", str(kind), [*others, *known])
     config = OmegaConf.to_container(OmegaConf.load(Path(conf_dir(), "trigger", f"{kind}.yaml")))
     assert isinstance(config, dict)
     return build("trigger", {str(key): value for key, value in config.items()}, Trigger)
@@ -114,10 +119,13 @@ def schedule(
     return planned
 
 
-def plant(found: ScanImages, canary: Canary, usable: Tensor, seed: int) -> Planted:
+def plant(
+    found: ScanImages, canary: Canary, usable: Tensor, seed: int, attacker: Attacker | None = None
+) -> Planted:
     """Returns a copy of `found` with a canary. Images to poison are drawn from those that are
     `usable`, bool (n,). With clean labels, they are changed in place; otherwise, triggered copies
-    are appended. Raises ConfigError if the trigger does not fit the images."""
+    are appended. Only triggers that must be trained need `attacker`. Raises ConfigError if the
+    trigger does not fit the images."""
     trigger = trigger_of(canary.kind)
     where = usable.nonzero().flatten()
     originals = found.labeled.images if found.originals is None else found.originals
@@ -126,7 +134,10 @@ def plant(found: ScanImages, canary: Canary, usable: Tensor, seed: int) -> Plant
     trigger.check_image_size(*base.shape)
     own = derive(seed, streams.SCAN_CANARY, canary.copy)
     plan = _plan(trigger, canary, found, own)
-    made = poison(base, trigger, plan, seed=own)
+    context = None if attacker is None else attacker(base, plan, own)
+    if trigger.needs_preparing and context is not None:
+        trigger.state = trigger.prepare(context)
+    made = poison(base, trigger, plan, seed=own, context=context)
     laid_over = made.training.index >= len(base)
     rows = made.training.rows[made.training.index[laid_over] - len(base)]
     if torch.equal(rows, base.images[torch.cat([made.source_index, made.cover_index])]):

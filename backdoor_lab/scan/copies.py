@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from backdoor_lab.core.errors import many
 from backdoor_lab.core.store import Store
 from backdoor_lab.core.terminal import duration
 from backdoor_lab.core.types import LabeledImages
+from backdoor_lab.scan.attacker import context_of
 from backdoor_lab.scan.calibration import studentized
 from backdoor_lab.scan.canaries import Canary, described, plant
 from backdoor_lab.scan.images import ScanImages, judged, together
@@ -71,7 +73,8 @@ def _scanned(
 ) -> dict[str, Any]:  # fmt: skip
     """Returns the p values of the judged classes of a copy, the counted images of the class of the
     canary, and its attack success rate."""
-    planted = plant(found, canary, usable, options.seed)
+    attacker = partial(context_of, options=options, machine=machine)
+    planted = plant(found, canary, usable, options.seed, attacker)
     statistics, asr = _with_probes(planted.found, planted.probes, canary, options, store, machine)
     against = studentized(statistics.statistics, FLOOR)
     p = p_values(planted.found, against)

@@ -31,7 +31,7 @@ from backdoor_lab.core.rng import derive, numpy_generator
 from backdoor_lab.core.store import Store
 from backdoor_lab.core.terminal import run_command
 from backdoor_lab.data.base import Source
-from backdoor_lab.scan.canaries import Canary, kinds_of
+from backdoor_lab.scan.canaries import Canary, trigger_of
 from backdoor_lab.scan.changes import CHANGES
 from backdoor_lab.scan.configuration import composed
 from backdoor_lab.scan.copies import scan_copies
@@ -124,7 +124,7 @@ def _changes(text: str) -> list[tuple[str, float]]:
         if not 0 < value <= 0.5:
             raise ConfigError(f"`--change {each}`: RATE must be a number, 0 < RATE <= 0.5")
         if name != "none" and name not in CHANGES:
-            kinds_of(name)
+            trigger_of(name, "--change", ["none", *CHANGES])
         found.append((name, value))
     return found
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from backdoor_lab.attacks.base import Trigger
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.store import Store
 from backdoor_lab.core.types import TrainingSet
-from backdoor_lab.scan import copies, run, statistics
+from backdoor_lab.scan import attacker, canaries, copies, run, statistics
 from backdoor_lab.scan.canaries import (
     RATES,
     Canary,
@@ -25,6 +28,7 @@ from backdoor_lab.scan.canaries import (
 )
 from backdoor_lab.scan.images import ScanImages, examined, scan_images
 from backdoor_lab.scan.networks import Layers
+from backdoor_lab.scan.options import ScanOptions
 from backdoor_lab.scan.power import (
     Outcome,
     counted,
@@ -33,6 +37,9 @@ from backdoor_lab.scan.power import (
     smallest_found,
 )
 from backdoor_lab.scan.run import run_scan
+from backdoor_lab.training.classifier import Classifier
+from backdoor_lab.training.device import ComputeDevice
+from backdoor_lab.training.train import TrainingJob, fit
 from tests.helpers.cells import CPU
 from tests.helpers.scanning import OPTIONS, arrays, found_of, pixels, reference
 
@@ -82,6 +89,42 @@ def test_canaries_with_clean_labels_change_usable_images_of_their_class_in_place
     assert int(differs.sum()) == 6
     assert bool((found.labeled.labels[differs] == 1).all())
     assert bool(usable[differs].all())
+
+
+TRAINED = ["label_consistent", "narcissus", "sleeper_agent", "steganographic"]
+
+
+@pytest.mark.parametrize("kind", TRAINED)
+def test_triggers_that_must_be_trained_are_planted_with_a_surrogate_of_the_same_images(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, usable = clean_set(32), torch.arange(300) >= 100
+    options = ScanOptions(canaries="none", width=1, epochs=1)
+    seen = []
+
+    def watched(job: TrainingJob, machine: ComputeDevice) -> Classifier:
+        seen.append(job.training)
+        return fit(job, machine)
+
+    def short(kind: str) -> Trigger:
+        made = trigger_of(kind)
+        monkeypatch.setattr(made, "steps", 60 if kind == "narcissus" else 3)
+        return made
+
+    monkeypatch.setattr(attacker, "fit", watched)
+    monkeypatch.setattr(canaries, "trigger_of", short)
+    context = partial(attacker.context_of, options=options, machine=CPU)
+    canary = Canary(0, kind, 0.1, 1, 6)
+    copy, again = (plant(found, canary, usable, 0, context).found for _ in range(2))
+    assert torch.equal(copy.labeled.images, again.labeled.images)
+    assert all(torch.equal(each.base, found.labeled.images[100:]) for each in seen)
+    assert all(len(each) == 200 for each in seen)
+    assert len(seen) == (0 if kind == "steganographic" else 2)
+    changed = (copy.labeled.images[:300] != found.labeled.images).flatten(1).any(dim=1)
+    assert int(changed.sum()) + len(copy) - 300 == 6
+    assert bool((copy.labeled.labels[:300][changed] == 1).all())
+    assert bool(usable[changed].all())
+    assert copy.labeled.labels[300:].tolist() == [1] * (len(copy) - 300)
 
 
 def test_canaries_are_planted_at_the_original_size_and_then_resized() -> None:
@@ -198,11 +241,11 @@ def test_a_scan_reports_its_power_and_resumes_after_each_copy(
     planted: list[int] = []
     original = copies.plant
 
-    def counting(given: ScanImages, canary: Canary, usable: torch.Tensor, seed: int) -> object:
+    def counting(given: ScanImages, canary: Canary, *others: Any) -> object:
         planted.append(canary.copy)
         if len(planted) == 4:
             raise KeyboardInterrupt
-        return original(given, canary, usable, seed)
+        return original(given, canary, *others)
 
     monkeypatch.setattr(copies, "plant", counting)
     with pytest.raises(KeyboardInterrupt):

@@ -133,7 +133,10 @@ def test_a_row_says_whether_the_poisoned_class_was_named(
         (["--change", "none,"], "trigger '' is not known"),
         (["--change", "pattern:0.9"], "0 < RATE <= 0.5"),
         (["--change", "pattern:x"], "`--change pattern:x`: RATE must be a number"),
-        (["--change", "narcissus"], "must be trained"),
+        (
+            ["--change", "longtail"],
+            "`--change`: trigger 'longtail' is not known. Did you mean 'long_tail'",
+        ),
         (["--sets", "0"], "`--sets` must satisfy"),
         (["--out", "missing/t.csv"], "existing folder"),
     ],
