@@ -63,10 +63,12 @@ def one_line(text: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Returns a number of seconds as text: `40 s`, `12 min`, `3.5 h`."""
+    """Returns a number of seconds as text: `40 s`, `12 min`, `3.5 h`, `2.5 days`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.1f} days"
 
 
 def size_words(number: int) -> str:

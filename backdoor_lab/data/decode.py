@@ -103,7 +103,7 @@ def decode_all(
                 work.refused |= broken
             batch.clear()  # Otherwise these files would be in memory with those of the next batch.
             if work.refused and not skip_broken:
-                raise BrokenImageError(work.refused[min(work.refused)])
+                raise BrokenImageError(work.refused[min(work.refused)] + work.others())
     if missing:
         raise DataError(
             f"{where}: {many(len(missing), 'image')} disappeared during reading; the first by name"
@@ -126,6 +126,11 @@ class _Work:
     first: str = ""
     images: NDArray[np.uint8] | None = None
     refused: dict[str, str] = field(default_factory=dict)
+
+    def others(self) -> str:
+        """Says how many further files were refused until now."""
+        further = len(self.refused) - 1
+        return f" ({many(further, 'more such file')} so far)" if further else ""
 
     def chunk(self, files: list[tuple[str, Content]]) -> dict[str, str]:
         """Decodes each file into its row of `images`. Returns the error message of each broken

@@ -142,8 +142,9 @@ def damaged(root: Path) -> Path:
 
 def test_a_damaged_image_is_refused_by_default(tmp_path: Path) -> None:
     for form in forms(damaged(tmp_path / "set")):
-        with pytest.raises(DataError, match=r"train/cat/cut\.png: not a valid image"):
+        with pytest.raises(DataError, match=r"train/cat/cut\.png: not a valid image") as error:
             ImageFolder(root=str(form)).read()
+        assert "(2 more such files so far); dataset.skip_broken=true" in str(error.value)
 
 
 def test_the_skip_broken_option_skips_damaged_images_and_lists_them(

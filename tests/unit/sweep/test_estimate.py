@@ -282,7 +282,9 @@ def test_the_estimate_lists_the_work_that_it_does_not_count(tmp_path: Path) -> N
 
 
 def test_durations_are_shown_in_seconds_minutes_or_hours() -> None:
-    assert [duration(s) for s in (0.4, 89, 600, 7200)] == ["0 s", "89 s", "10 min", "2.0 h"]
+    times = {0.4: "0 s", 89: "89 s", 600: "10 min", 7200: "2.0 h", 171_000: "47.5 h"}
+    assert {each: duration(each) for each in times} == times
+    assert duration(216_000) == "2.5 days"
 
 
 def test_oracle_controls_with_the_same_seed_share_a_clean_network(tmp_path: Path) -> None:
