@@ -180,8 +180,10 @@ class ScanReport:
         if found is None:
             return f"number of images unknown: fewer than {FEWEST} canaries were found"
         low, high = min(found[0], finding.images), min(found[1], finding.images)
+        # The probability that the quotient of one more canary is within the range of the others.
+        share = (self._found - 1) / (self._found + 1)
         like = f"if they are like the {self._found} canaries that were found"
-        return f"{low} to {high} images, {like}"
+        return f"{low} to {high} images (in {100 * share:.0f} % of cases), {like}"
 
     @property
     def _found(self) -> int:

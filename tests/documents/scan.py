@@ -1,14 +1,19 @@
-"""The table of the document on scans: how often clean sets raise an alarm."""
+"""The tables of the document on scans: how often poison is found, and false alarms."""
 
 from __future__ import annotations
 
 import pandas as pd
 
 from backdoor_lab.analysis.intervals import exact
+from backdoor_lab.scan.changes import CHANGES
 from tests.documents.cells import SWEEPS
 from tests.documents.markers import markdown, table
 
 FOLDER = SWEEPS / "scan"
+DEVELOPMENT = ("pixel", "pattern", "blended", "sinusoid", "adaptive_blend", "tact")
+"""The triggers on which the statistics were chosen."""
+LEARNED = 0.5
+"""The smallest attack success rate of a trigger that a network has learned."""
 
 
 def trials() -> pd.DataFrame:
@@ -27,6 +32,43 @@ def _clean() -> str:
     ]  # fmt: skip
     head = ["Sets", "Number", "With an alarm", "Largest value, median (range)", "Made"]
     return markdown(head, lines, right="lrrrl")
+
+
+@table("scan_triggers")
+def _triggers() -> str:
+    rows = trials()
+    planted = rows[~rows["change"].isin(["none", *CHANGES])]
+    keys = [~planted["change"].isin(DEVELOPMENT), "file", "rate", "change"]
+    groups = planted.groupby(keys, sort=True)
+    lines = [
+        [f"[{file}]({file}.csv)", f"`{change}`", "yes" if not fresh else "no", f"{100 * rate:g} %",
+         share(some["named"]), share(some["other alarms"]), _span(some["statistic"]),
+         f"{100 * some['asr'].mean():.0f} %", f"{int((some['asr'] >= LEARNED).sum())}",
+         ]
+        for (fresh, file, rate, change), some in groups
+    ]  # fmt: skip
+    head = ["Sets", "Trigger", "Used in development", "Share of the class", "Class named",
+            "Another class named", "Value of the class, median (range)", "Mean ASR",
+            "Learned"]  # fmt: skip
+    return markdown(head, lines, right="lllrrrrrr")
+
+
+@table("scan_changes")
+def _changes() -> str:
+    rows = trials()
+    lines = [
+        [f"`{change}`", len(some), _alarms(some, "named") if some["class"].any() else "–",
+         _alarms(some, "other alarms"), codes(some)]
+        for change, some in rows[rows["change"].isin(list(CHANGES))].groupby("change", sort=False)
+    ]  # fmt: skip
+    head = ["Change", "Sets", "Alarm in the changed class", "Alarm in another class", "Exit codes"]
+    return markdown(head, lines, right="lrrrl")
+
+
+def codes(some: pd.DataFrame) -> str:
+    """The exit codes of scans with their numbers, such as ``0 (4), 3 (1)``."""
+    counts = some["exit code"].value_counts().sort_index()
+    return ", ".join(f"{code} ({number})" for code, number in counts.items())
 
 
 def share(counts: pd.Series) -> str:
