@@ -38,31 +38,36 @@ def _clean() -> str:
 def _triggers() -> str:
     rows = trials()
     planted = rows[~rows["change"].isin(["none", *CHANGES])]
-    keys = [~planted["change"].isin(DEVELOPMENT), "file", "rate", "change"]
-    groups = planted.groupby(keys, sort=True)
+    developed = planted["change"].isin(DEVELOPMENT).rename("developed")
     lines = [
-        [f"[{file}]({file}.csv)", f"`{change}`", "yes" if not fresh else "no", f"{100 * rate:g} %",
-         share(some["named"]), share(some["other alarms"]), _span(some["statistic"]),
-         f"{100 * some['asr'].mean():.0f} %", f"{int((some['asr'] >= LEARNED).sum())}",
-         ]
-        for (fresh, file, rate, change), some in groups
+        [f"[{file}]({file}.csv)", f"`{change}`", "yes" if known else "no", f"{100 * rate:g} %",
+         _span(some["images"], "g"), share(some["named"]), share(some["other alarms"]),
+         _span(some["statistic"]), f"{100 * some['asr'].mean():.0f} %",
+         int((some["asr"] >= LEARNED).sum())]
+        for (file, known, change, rate), some in planted.groupby(["file", developed, "change",
+                                                                  "rate"])
     ]  # fmt: skip
-    head = ["Sets", "Trigger", "Used in development", "Share of the class", "Class named",
-            "Another class named", "Value of the class, median (range)", "Mean ASR",
-            "Learned"]  # fmt: skip
-    return markdown(head, lines, right="lllrrrrrr")
+    head = ["Sets", "Trigger", "Used in development", "Share of the class", "Images",
+            "Class named", "Another class named", "Value of the class, median (range)", "Mean ASR",
+            "Sets with ASR 50 % or more"]  # fmt: skip
+    return markdown(head, lines, right="lllrrrrrrr")
 
 
 @table("scan_changes")
 def _changes() -> str:
     rows = trials()
-    lines = [
-        [f"`{change}`", len(some), _alarms(some, "named") if some["class"].any() else "–",
-         _alarms(some, "other alarms"), codes(some)]
-        for change, some in rows[rows["change"].isin(list(CHANGES))].groupby("change", sort=False)
-    ]  # fmt: skip
-    head = ["Change", "Sets", "Alarm in the changed class", "Alarm in another class", "Exit codes"]
-    return markdown(head, lines, right="lrrrl")
+    lines = []
+    for change, some in rows[rows["change"].isin(list(CHANGES))].groupby("change", sort=False):
+        known, own = some[some["p"].notna()], some["class"].notna().any()
+        lines.append([
+            f"`{change}`", len(some), share(known["named"]) if len(known) and own else "–",
+            share(known["other alarms"]) if len(known) else "–",
+            _span(some["statistic"]) if own else "–", _span(some["other statistic"]), codes(some),
+        ])  # fmt: skip
+    head = ["Change", "Sets", "Changed class named", "Another class named",
+            "Value of the changed class, median (range)", "Largest value of the others",
+            "Exit codes"]  # fmt: skip
+    return markdown(head, lines, right="lrrrrrl")
 
 
 def codes(some: pd.DataFrame) -> str:
@@ -78,8 +83,11 @@ def share(counts: pd.Series) -> str:
     return f"{hits} of {number} ({low:.0f} to {high:.0f} %)"
 
 
-def _span(values: pd.Series) -> str:
-    return f"{values.median():.1f} ({values.min():.1f} to {values.max():.1f})"
+def _span(values: pd.Series, form: str = ".1f") -> str:
+    low, high = values.min(), values.max()
+    if low == high:
+        return f"{low:{form}}"
+    return f"{values.median():{form}} ({low:{form}} to {high:{form}})"
 
 
 def _made(some: pd.DataFrame) -> str:
