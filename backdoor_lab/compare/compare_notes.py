@@ -25,6 +25,7 @@ from backdoor_lab.tables.notes import (
     versions_shown,
     where,
 )
+from backdoor_lab.tables.poor import poor_networks
 from backdoor_lab.tables.worth import without_effect
 
 DIFFERENCE = (
@@ -78,8 +79,9 @@ def notes_of(
         report = [REPORT + seeds, comparison(ours, clean_images(cells)), CONVERGED]
     clean = CleanNetworks.among(facts.cells)
     effect = without_effect(cells, clean) if {"asr1", "asr2"} & set(values) else []
+    poor = poor_networks([c for c in cells if c.done], after=bool({"nat2", "asr2"} & set(values)))
     notes = [
-        DIFFERENCE, *report, *effect, *_tests(lines), *_without(lines, values), *meeting,
+        DIFFERENCE, *report, *poor, *effect, *_tests(lines), *_without(lines, values), *meeting,
         *_shared(facts, used, shown), *_differing(facts, pairs, shown), *_left(facts, sides),
         *protocols(facts, used, shown), *where(cells), reading(values),
     ]  # fmt: skip

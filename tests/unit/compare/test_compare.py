@@ -172,6 +172,21 @@ def test_a_note_says_that_asr2_means_nothing_where_there_is_no_attack(
     assert not any("ASR2 says nothing" in note for note in without.notes)
 
 
+@pytest.mark.parametrize(("values", "when"), [("nat2", ["before", "after"]), ("nat1", ["before"])])
+def test_a_note_names_the_compared_cells_whose_networks_are_too_poor_to_judge_by(
+    tmp_path: Path, values: str, when: list[str]
+) -> None:
+    made = [record(seed=seed, defense=name, nat1=0.12, nat2=0.11)
+            for seed in (0, 1) for name in ("spectral", "random")]  # fmt: skip
+    given = {"by": "defense", "base": "random", "values": values}
+    found = comparison_of([sweep(tmp_path / "s", made)], **given)
+    poor = [note for note in found.notes if note.startswith("The network")]
+    assert [note.split()[2] for note in poor] == when
+    good = [record(seed=seed, defense=name) for seed in (0, 1) for name in ("spectral", "random")]
+    without = comparison_of([sweep(tmp_path / "t", good)], **given)
+    assert not any(note.startswith("The network") for note in without.notes)
+
+
 def test_an_error_without_pairs_names_the_number_of_unfinished_cells(tmp_path: Path) -> None:
     """`random` is completed for another target only."""
     made = [record(), record(target="dog", defense="random"), failed(record(defense="random"))]
