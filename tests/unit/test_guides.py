@@ -123,7 +123,7 @@ def test_the_findings_in_readme_match_the_records() -> None:
     near, last = (
         f"{left['bird', layer]} and {left['horse', layer]}" for layer in ("layer4.0", "penultimate")
     )
-    assert f"{near} images left, not {last} (pattern; bird, horse)" in said
+    assert f"{near} images left instead of {last} (pattern; bird, horse)" in said
     mixed = {
         (recipe, trigger): sum(counts) / len(counts)
         for recipe in ("demo", "demo_mixup")
@@ -136,7 +136,7 @@ def test_the_findings_in_readme_match_the_records() -> None:
     }  # fmt: skip
     assert (
         f"{mixed['demo_mixup', 'pixel']:.0f} and {mixed['demo_mixup', 'pattern']:.0f} of 100 images"
-        f" left, not {mixed['demo', 'pixel']:.0f} and {mixed['demo', 'pattern']:.0f}"
+        f" left instead of {mixed['demo', 'pixel']:.0f} and {mixed['demo', 'pattern']:.0f}"
         " (pixel, pattern; synthetic images)" in said
     )
     assert "With a ResNet18 of width 16, at 10 %:" in said

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import errno
+import re
 import subprocess
 import sys
 from argparse import Namespace
@@ -16,7 +17,7 @@ from backdoor_lab.core.errors import ConfigError, DataError, LabError, StoppedEr
 from backdoor_lab.core.options import parser_of
 from backdoor_lab.core.terminal import print_error, run_command
 from tests.helpers.cells import environment
-from tests.helpers.project import PACKAGE, SOURCES, calls, name_of, tree
+from tests.helpers.project import PACKAGE, ROOT, SOURCES, calls, name_of, tree
 
 
 def main_of(path: Path) -> ast.FunctionDef | None:
@@ -35,6 +36,13 @@ def command_of(path: Path) -> str:
 
 def test_the_package_has_nineteen_commands_besides_the_main_program() -> None:
     assert len(mains()) == 19
+
+
+def test_the_help_of_the_main_program_lists_all_commands() -> None:
+    text = (ROOT / "conf" / "config.yaml").read_text()
+    listed = text.partition("Other commands")[2].partition("template:")[0]
+    names = {command_of(path) for path in mains()} - {"scan/reference", "scan/trials"}
+    assert names <= set(re.findall(r"\w+", listed))
 
 
 @pytest.mark.parametrize("path", mains(), ids=command_of)
