@@ -49,7 +49,7 @@ def _triggers() -> str:
     ]  # fmt: skip
     head = ["Sets", "Trigger", "Used in development", "Share of the class", "Images",
             "Class named", "Another class named", "Value of the class, median (range)", "Mean ASR",
-            "Sets with ASR 50 % or more"]  # fmt: skip
+            "Sets with a mean ASR of 50 % or more"]  # fmt: skip
     return markdown(head, lines, right="lllrrrrrrr")
 
 
@@ -65,7 +65,7 @@ def _changes() -> str:
             _span(some["statistic"]) if own else "–", _span(some["other statistic"]), codes(some),
         ])  # fmt: skip
     head = ["Change", "Sets", "Changed class named", "Another class named",
-            "Value of the changed class, median (range)", "Largest value of the others",
+            "Value of the changed class, median (range)", "Largest value of the other (or all) classes, median (range)",
             "Exit codes"]  # fmt: skip
     return markdown(head, lines, right="lrrrrrl")
 
