@@ -65,8 +65,8 @@ def _changes() -> str:
             _span(some["statistic"]) if own else "–", _span(some["other statistic"]), codes(some),
         ])  # fmt: skip
     head = ["Change", "Sets", "Changed class named", "Another class named",
-            "Value of the changed class, median (range)", "Largest value of the other (or all) classes, median (range)",
-            "Exit codes"]  # fmt: skip
+            "Value of the changed class, median (range)",
+            "Largest value of the other (or all) classes, median (range)", "Exit codes"]  # fmt: skip
     return markdown(head, lines, right="lrrrrrl")
 
 
