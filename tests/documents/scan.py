@@ -66,7 +66,8 @@ def _changes() -> str:
         ])  # fmt: skip
     head = ["Change", "Sets", "Changed class named", "Another class named",
             "Value of the changed class, median (range)",
-            "Largest value of the other (or all) classes, median (range)", "Exit codes"]  # fmt: skip
+            "Largest value of the other (or all) classes, median (range)",
+            "Exit codes"]  # fmt: skip
     return markdown(head, lines, right="lrrrrrl")
 
 
