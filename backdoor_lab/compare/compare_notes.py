@@ -79,7 +79,7 @@ def notes_of(
         report = [REPORT + seeds, comparison(ours, clean_images(cells)), CONVERGED]
     clean = CleanNetworks.among(facts.cells)
     effect = without_effect(cells, clean) if {"asr1", "asr2"} & set(values) else []
-    poor = poor_networks([c for c in cells if c.done], after=bool({"nat2", "asr2"} & set(values)))
+    poor = poor_networks(cells, after=bool({"nat2", "asr2"} & set(values)))
     notes = [
         DIFFERENCE, *report, *poor, *effect, *_tests(lines), *_without(lines, values), *meeting,
         *_shared(facts, used, shown), *_differing(facts, pairs, shown), *_left(facts, sides),

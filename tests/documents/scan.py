@@ -6,14 +6,13 @@ import pandas as pd
 
 from backdoor_lab.analysis.intervals import exact
 from backdoor_lab.scan.changes import CHANGES
+from backdoor_lab.scan.power import LEARNED
 from tests.documents.cells import SWEEPS
 from tests.documents.markers import markdown, table
 
 FOLDER = SWEEPS / "scan"
 DEVELOPMENT = ("pixel", "pattern", "blended", "sinusoid", "adaptive_blend", "tact")
 """The triggers on which the statistics were chosen."""
-LEARNED = 0.5
-"""The smallest attack success rate of a trigger that a network has learned."""
 
 
 def trials() -> pd.DataFrame:

@@ -281,7 +281,7 @@ def test_the_estimate_lists_the_work_that_it_does_not_count(tmp_path: Path) -> N
     )
 
 
-def test_durations_are_shown_in_seconds_minutes_or_hours() -> None:
+def test_durations_are_shown_in_seconds_minutes_hours_or_days() -> None:
     times = {0.4: "0 s", 89: "89 s", 600: "10 min", 7200: "2.0 h", 171_000: "47.5 h"}
     assert {each: duration(each) for each in times} == times
     assert duration(216_000) == "2.5 days"
